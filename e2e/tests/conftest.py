@@ -1,0 +1,62 @@
+"""Fixtures that every end-to-end test may use. Tests fail, never skip, if a part is missing."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rouse_e2e import paths  # noqa: E402
+from rouse_e2e.cluster import Cluster, interrupt_on_terminate  # noqa: E402
+from rouse_e2e.light import LightCluster  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    interrupt_on_terminate()
+
+
+@pytest.fixture(scope="session")
+def build_folder() -> Path:
+    """Where CMake put operator, agent and connector: $ROUSE_BUILD, else build/release."""
+    return Path(os.environ.get("ROUSE_BUILD", paths.REPOSITORY / "build" / "release"))
+
+
+@pytest.fixture(scope="module")
+def light_cluster():
+    """API server, etcd, controller-manager, scheduler and kwok; one for all tests of a file."""
+    with LightCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def fresh_light_cluster():
+    """A light cluster of this test alone, for tests that break it."""
+    with LightCluster() as cluster:
+        yield cluster
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    report = yield
+    if report.when == "call" and report.failed:
+        folder = failure_folder(item)
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, Cluster):
+                try:
+                    value.collect(folder)
+                except Exception as error:  # the report must still come
+                    (folder / "collect-error.txt").write_text(repr(error))
+        report.sections.append(("collected logs", str(folder)))
+    return report
+
+
+def failure_folder(item: pytest.Item) -> Path:
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", item.name)[:100]
+    folder = paths.REPOSITORY / "build" / "e2e-failures" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
