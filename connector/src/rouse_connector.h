@@ -1,0 +1,103 @@
+// librouse_connector: the engine's side of the engine socket and of the weight arenas, as a C ABI.
+//
+// The library carries bytes, descriptors and mappings and knows nothing of what they mean: the
+// conversation itself (docs/protocols.md, section 3) is spoken by its caller.
+//
+// Errors: a function that can fail returns a negative errno value and leaves a text that says what
+// failed and what to do in rouse_last_error(). No exception crosses this interface.
+// Threads: every function may be called from any thread; one socket or one arena must not be used
+// by two threads at once.
+// Ownership: a descriptor that a function returns belongs to the caller; a descriptor that the
+// caller passes in stays the caller's (the kernel keeps what a mapping or a message needs).
+// Sizes and offsets are bytes, times are milliseconds; a negative timeout means "no limit".
+
+#ifndef ROUSE_CONNECTOR_H_
+#define ROUSE_CONNECTOR_H_
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ROUSE_EXPORT __attribute__((visibility("default")))
+
+/// Raised with every incompatible change of this header; compare it with rouse_abi_version().
+#define ROUSE_ABI_VERSION 1
+
+/// Limits of one message, in bytes and in descriptors beside it. Both sides refuse more.
+#define ROUSE_MAX_MESSAGE_BYTES (128 * 1024)
+#define ROUSE_MAX_MESSAGE_FDS 64
+
+/// The ROUSE_ABI_VERSION that the library was built with.
+ROUSE_EXPORT int rouse_abi_version(void);
+
+/// Why the last function that failed in this thread failed. Never null; valid until the next call
+/// of this library in the same thread.
+ROUSE_EXPORT const char* rouse_last_error(void);
+
+// ---- Socket ------------------------------------------------------------------------------------
+
+/// Connects to the SOCK_SEQPACKET socket at `path`, trying again until somebody listens there or
+/// the time is up. Returns the socket; close it with close().
+/// -ETIMEDOUT: nobody listened in time. -ENAMETOOLONG: the path cannot be a socket's.
+ROUSE_EXPORT int rouse_connect(const char* path, int timeout_ms);
+
+/// Sends one message with `fd_count` descriptors beside it. All or nothing.
+/// -EMSGSIZE: more than the limits above. -EPIPE, -ECONNRESET: the peer is gone.
+ROUSE_EXPORT int rouse_send(int socket, const void* message, size_t bytes, const int* fds,
+                            size_t fd_count, int timeout_ms);
+
+/// Receives one message of at most `capacity` bytes and `fd_capacity` descriptors. On success
+/// `*bytes` and `*fd_count` say what came and the descriptors (close-on-exec) are the caller's; on
+/// failure every descriptor that came is closed already, `*bytes` and `*fd_count` are 0.
+/// -EMSGSIZE: the message or its descriptors did not fit and are lost. -ECONNRESET: the peer closed
+/// the connection. -ETIMEDOUT. -EINTR: a signal came first; nothing is lost, call again.
+ROUSE_EXPORT int rouse_receive(int socket, void* message, size_t capacity, size_t* bytes, int* fds,
+                               size_t fd_capacity, size_t* fd_count, int timeout_ms);
+
+// ---- Documents that are larger than a message ---------------------------------------------------
+
+/// A memfd that holds a copy of the document and is sealed against every change. Close it with
+/// close().
+ROUSE_EXPORT int rouse_document_create(const void* document, size_t bytes);
+
+/// Copies the whole content of `fd`, which must be exactly `bytes` long (-EINVAL otherwise).
+ROUSE_EXPORT int rouse_document_read(int fd, void* document, size_t bytes);
+
+// ---- Arenas --------------------------------------------------------------------------------------
+
+/// One contiguous range of addresses that slabs are mapped into.
+typedef struct rouse_arena rouse_arena;
+
+/// How a slab is mapped.
+enum rouse_mapping {
+  ROUSE_MAP_SHARED = 1,   ///< Writes reach the slab. For filling it, before it is published.
+  ROUSE_MAP_PRIVATE = 2,  ///< Writes stay in this process (copy-on-write).
+};
+
+/// Reserves a range of `bytes`, at the page-aligned address `at` or, with null, anywhere at a 2 MiB
+/// boundary. Nothing is mapped: touching the range is a fault. Free it with rouse_arena_free().
+/// -EEXIST: something is mapped at `at` already.
+ROUSE_EXPORT int rouse_arena_reserve(size_t bytes, void* at, rouse_arena** arena);
+
+/// The first address of the range.
+ROUSE_EXPORT void* rouse_arena_address(const rouse_arena* arena);
+
+/// Maps the first `bytes` of the slab `fd` at `offset` in the range, in place of what is there.
+/// -EINVAL: `offset` is not a multiple of the page size, the slab does not fit into the range, or
+/// the file is shorter than `bytes` (touching the rest would kill the process).
+ROUSE_EXPORT int rouse_arena_map(rouse_arena* arena, size_t offset, size_t bytes, int fd,
+                                 enum rouse_mapping mapping);
+
+/// Unmaps all slabs and keeps the range reserved, so that they may come back at the same addresses.
+ROUSE_EXPORT int rouse_arena_unmap(rouse_arena* arena);
+
+/// Unmaps everything and gives the range back; null is ignored. Nothing may use the range any more.
+ROUSE_EXPORT void rouse_arena_free(rouse_arena* arena);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // ROUSE_CONNECTOR_H_
