@@ -1,4 +1,4 @@
-"""One API server for everything that is only accepted or refused; no pod ever runs on it."""
+"""One control plane for everything that is only accepted or refused; no pod ever runs on it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MODELSERVICES = "/apis/rouse.dev/v1alpha1/namespaces/default/modelservices"
 
 @pytest.fixture(scope="session")
 def api_server():
-    """etcd and kube-apiserver alone, without our CRD."""
-    with LightCluster(options=Options(controller_manager=False, scheduler=False, kwok=False)) as up:
+    """etcd, kube-apiserver and kube-controller-manager, without our CRD."""
+    with LightCluster(options=Options(scheduler=False, kwok=False)) as up:
         yield up
 
 

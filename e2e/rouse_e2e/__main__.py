@@ -1,0 +1,59 @@
+"""python -m rouse_e2e up [NAME] | down [NAME] | exec NAME COMMAND ... | kubeconfig [NAME] | list | sweep
+
+up          bring up a real one-node cluster that outlives this command (default name: demo)
+down        take it down; nothing of it is left
+exec        run a command on the node, in its namespaces (kubectl, ctr, curl to a pod, ...)
+kubeconfig  print the path of the kubeconfig that reaches it from the machine
+list        print the clusters there are
+sweep       remove what killed runs have left
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from . import images
+from .cluster import interrupt_on_terminate
+from .real import RealCluster, nodes_folder, sweep, tear_down
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    action = arguments[0] if arguments else "help"
+    name = arguments[1] if len(arguments) > 1 else "demo"
+    if "/" in name or name.startswith((".", "-")):
+        raise SystemExit(f"{name!r} is no name of a cluster\n{__doc__}")
+    interrupt_on_terminate()
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True)
+
+    if action == "up":
+        cluster = RealCluster(name, keep=True, say=say)
+        for tar in images.rouse_tars(say).values():
+            cluster.import_image(tar)
+        say(f"up; export KUBECONFIG={cluster.kubeconfig}")
+    elif action == "down":
+        if not (nodes_folder() / name).exists():
+            raise SystemExit(f"no cluster {name} in {nodes_folder()}")
+        tear_down(nodes_folder() / name)
+        say("down")
+    elif action == "exec" and len(arguments) > 2:
+        command = RealCluster.existing(name).inside(*arguments[2:])
+        os.execvp(command[0], command)
+    elif action == "kubeconfig":
+        print(RealCluster.existing(name).kubeconfig)
+    elif action == "list":
+        for state in sorted(nodes_folder().glob("*")):
+            print(state.name, "ready" if (state / "ready").exists() else "not ready")
+    elif action == "sweep":
+        sweep()
+    else:
+        raise SystemExit(__doc__)
+
+
+if __name__ == "__main__":
+    main()

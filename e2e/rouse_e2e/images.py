@@ -1,0 +1,222 @@
+"""Images without a registry, each made once per content and kept in the cache folder.
+
+- pause: a few lines of C;
+- the engine: e2e/engine, kept not as a tar but as the folder of a containerd that has imported
+  it, because importing takes a minute. A node gets a copy made of hard links (the runtime never
+  changes a blob or a read-only layer in place) and real copies of its small databases;
+- Rouse's own: the repository's Dockerfile, by buildah.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from . import paths
+
+sys.path.insert(0, str(paths.E2E / "engine"))
+import build as engine  # noqa: E402
+import pack  # noqa: E402
+
+PAUSE = "localhost/pause:1"
+ENGINE = engine.REFERENCE
+BASE = "docker.io/library/debian:12-slim"
+
+
+@contextlib.contextmanager
+def locked(name: str):
+    folder = paths.cache("locks")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / name, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def pause_tar() -> Path:
+    source = paths.E2E / "rouse_e2e" / "pause.c"
+    key = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    target = paths.cache("images", f"pause-{key}.tar")
+    with locked("pause"):
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory() as work:
+                subprocess.run(
+                    ["gcc", "-Os", "-static", "-s", "-o", f"{work}/pause", str(source)], check=True
+                )
+                config = pack.Config(entrypoint=["/pause"])
+                pack.pack(target, PAUSE, [pack.Layer(Path(work))], config)
+    return target
+
+
+# ---- the engine, in a containerd's folder
+
+
+def containerd_template(say=lambda text: None) -> Path:
+    target = paths.cache("containerd", engine.key())
+    with locked("engine"):
+        if not (target / "done").exists():
+            work = paths.cache("engine", "work")
+            tar = paths.cache("engine", f"{engine.key()}.tar")
+            if not tar.exists():
+                say("building the engine image (vLLM on CPU, once; about two minutes)")
+                engine.build(tar, work)
+            say("importing the engine image into a containerd of its own (once)")
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(parents=True)
+            _import_into(target, tar)
+            (target / "done").touch()
+            tar.unlink()
+            shutil.rmtree(work, ignore_errors=True)
+    return target / "root"
+
+
+def _import_into(target: Path, tar: Path) -> None:
+    config = target / "config.toml"
+    config.write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
+    socket = target / "state" / "containerd.sock"
+    with open(target / "containerd.log", "w") as log:
+        # A mount namespace of its own: unpacking mounts every layer for a moment.
+        daemon = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", "--"]
+            + ["unshare", "--mount", "--propagation", "private", "--"]
+            + ["containerd", "--config", str(config), "--root", str(target / "root")]
+            + ["--state", str(target / "state"), "--address", str(socket)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 30
+        while not socket.exists():
+            if daemon.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"containerd did not start: {target}/containerd.log")
+            time.sleep(0.1)
+        subprocess.run(
+            ["ctr", "--address", str(socket), "-n", "k8s.io", "images", "import", str(tar)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+    finally:
+        daemon.terminate()
+        daemon.wait(30)
+        shutil.rmtree(target / "state", ignore_errors=True)
+
+
+def clone_containerd(template: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cp", "-al", str(template), str(target)], check=True)
+    for database in target.rglob("*.db"):
+        if database.name in ("meta.db", "metadata.db"):
+            copy = database.with_suffix(".copy")
+            shutil.copy2(database, copy)
+            copy.rename(database)
+
+
+# ---- Rouse's own
+
+# What the Dockerfile may copy; everything else can change without a new image.
+CONTEXT = (
+    "Dockerfile CMakeLists.txt CMakePresets.json common operator agent connector crds".split()
+)
+
+
+def context_key() -> str:
+    digest = hashlib.sha256()
+    for name in CONTEXT:
+        top = paths.REPOSITORY / name
+        files = sorted(top.rglob("*")) if top.is_dir() else [top]
+        for file in files:
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(str(file.relative_to(paths.REPOSITORY)).encode() + b"\0")
+                digest.update(file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def rouse_reference(target: str) -> str:
+    return f"localhost/rouse-{target}:e2e"
+
+
+def rouse_tars(say=lambda text: None) -> dict[str, Path]:
+    """{"operator": tar, "agent": tar}, built from the Dockerfile if anything has changed."""
+    key = context_key()
+    tars = {x: paths.cache("images", f"rouse-{x}-{key}.tar") for x in ("operator", "agent")}
+    with locked("buildah"):
+        missing = {name: tar for name, tar in tars.items() if not tar.exists()}
+        if missing:
+            buildah = Buildah()
+            buildah.ensure_base(say)
+            for name, tar in missing.items():
+                say(f"building image {rouse_reference(name)} from the Dockerfile")
+                buildah.build(name, tar)
+            for old in paths.cache("images").glob("rouse-*.tar"):
+                if old not in tars.values():
+                    old.unlink()
+    return tars
+
+
+class Buildah:
+    """buildah with storage of its own in the cache folder, and chroot isolation."""
+
+    def __init__(self) -> None:
+        self.root = paths.cache("buildah")
+        for name in ("root", "run", "tmp"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+        paths.cache("ccache-image").mkdir(parents=True, exist_ok=True)
+
+    def run(self, *arguments: str, capture: bool = False) -> str:
+        result = subprocess.run(
+            # Its storage driver leaves a mount behind; a namespace of its own takes it along.
+            ["unshare", "--mount", "--propagation", "private", "--", "buildah"]
+            + ["--root", str(self.root / "root"), "--runroot", str(self.root / "run")]
+            + [*arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if capture else sys.stderr,
+            text=True,
+            env=dict(os.environ, BUILDAH_ISOLATION="chroot", TMPDIR=str(self.root / "tmp")),
+        )
+        if result.returncode:
+            raise RuntimeError(f"buildah {' '.join(arguments)}: exit status {result.returncode}")
+        return result.stdout or ""
+
+    def ensure_base(self, say) -> None:
+        """The image that `FROM debian:12-slim` names, made of Debian's own packages."""
+        listed = self.run("images", "--format", "{{.Name}}:{{.Tag}}", capture=True)
+        if BASE in listed.split():
+            return
+        say(f"making {BASE} from Debian's packages (once)")
+        with tempfile.TemporaryDirectory(dir=self.root / "tmp") as work:
+            tar = Path(work, "base.tar")
+            subprocess.run(
+                ["mmdebstrap", "--quiet", "--variant=minbase", "--include=ca-certificates"]
+                + ["bookworm", str(tar)],
+                check=True,
+            )
+            container = self.run("from", "scratch", capture=True).strip()
+            try:
+                self.run("add", "--quiet", container, str(tar), "/", capture=True)
+                self.run("config", "--cmd", "bash", container)
+                self.run("commit", "--quiet", container, BASE, capture=True)
+            finally:
+                self.run("rm", container, capture=True)
+
+    def build(self, target: str, tar: Path) -> None:
+        reference = rouse_reference(target)
+        self.run(
+            *("bud", "--pull=never", "--layers", "--network=host", "--target", target),
+            *("--volume", f"{paths.cache('ccache-image')}:/ccache", "-t", reference),
+            str(paths.REPOSITORY),
+        )
+        tar.parent.mkdir(parents=True, exist_ok=True)
+        partial = tar.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        self.run("push", "--quiet", reference, f"docker-archive:{partial}:{reference}")
+        partial.rename(tar)
