@@ -1,0 +1,132 @@
+// HTTP as both programs use it: a blocking client and a small server, over cpprestsdk.
+//
+// cpprestsdk stays behind this header: its types appear nowhere else, its exceptions become Status.
+// It is in maintenance mode and its headers cost tens of seconds a file; this is the one seam.
+
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "common/result.h"
+
+namespace rouse::http {
+
+/// Compares header names without regard to case.
+struct HeaderLess {
+  bool operator()(const std::string& a, const std::string& b) const;
+};
+using Headers = std::map<std::string, std::string, HeaderLess>;
+
+struct Request {
+  std::string method = "GET";
+  /// Path and query as they go on the wire, already encoded: "/api/v1/pods?limit=500".
+  std::string target = "/";
+  Headers headers;
+  std::string body;
+  /// Longest silence while waiting for headers or the next part of the body. Must be positive.
+  std::chrono::milliseconds timeout{30'000};
+};
+
+struct Response {
+  int status = 200;
+  Headers headers;
+  std::string body;
+};
+
+/// How to speak TLS to a server; all files are PEM and are read anew for each connection, so
+/// rotated files are picked up.
+struct TlsOptions {
+  std::string ca_file;           ///< CA bundle to trust; empty: the system's.
+  std::string certificate_file;  ///< Client certificate chain; empty: none.
+  std::string key_file;          ///< Its key.
+};
+
+/// Stops a Client::Stream from another thread. Copies share one state. Thread-safe.
+class CancelSource {
+ public:
+  CancelSource();
+  void Cancel();
+  bool cancelled() const;
+
+  struct State;
+  const std::shared_ptr<State>& state() const { return state_; }
+
+ private:
+  std::shared_ptr<State> state_;
+};
+
+/// Keeps connections to one server alive and sends requests over them. Thread-safe; every method
+/// blocks. A failed or timed-out exchange is Unavailable or DeadlineExceeded; an HTTP error status
+/// is a Response like any other.
+class Client {
+ public:
+  /// `base` is "http://host:port" or "https://host:port", with an optional path prefix.
+  static Result<std::unique_ptr<Client>> Create(const std::string& base,
+                                                const TlsOptions& tls = {});
+  ~Client();
+
+  /// Sends one request. When the connection breaks before any answer, as it does when the server
+  /// had dropped it while idle, the request is sent once more over a new one: every request must be
+  /// safe to repeat (ours are: deterministic names, preconditions, level-triggered reports). Bodies
+  /// over `max_body_bytes` are ResourceExhausted.
+  Result<Response> Send(const Request& request, std::size_t max_body_bytes = 256u << 20);
+
+  /// Receives a response line by line as it arrives, with back-pressure: `on_line` is called on a
+  /// library thread, one call at a time, and no more is read until it returns. Returns when the
+  /// stream ends (ok), on_line returns an error (that error), it is cancelled (Cancelled), nothing
+  /// arrives for request.timeout (DeadlineExceeded) or the connection breaks (Unavailable). A
+  /// status other than 200 fills `error_response` and is FailedPrecondition. A line over
+  /// `max_line_bytes` is ResourceExhausted.
+  Status Stream(const Request& request, const CancelSource& cancel,
+                const std::function<Status(std::string_view line)>& on_line,
+                Response* error_response, std::size_t max_line_bytes = 16u << 20);
+
+ private:
+  struct Impl;
+  explicit Client(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Answers requests. Called on library threads, several at once; may block for a short time.
+using Handler = std::function<Response(const Request&)>;
+
+/// Listens on one address until destroyed.
+class Server {
+ public:
+  /// `host` "0.0.0.0" and port 0 (any) are allowed. Bodies over `max_body_bytes` are answered with
+  /// 413 without being read whole. An exception out of the handler is answered with 500 and logged.
+  static Result<std::unique_ptr<Server>> Listen(const std::string& host, std::uint16_t port,
+                                                Handler handler,
+                                                std::size_t max_body_bytes = 4u << 20);
+  ~Server();
+
+  std::uint16_t port() const;
+
+ private:
+  struct Impl;
+  explicit Server(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Sets the number of cpprestsdk's threads, which all clients and servers share. Call first in
+/// main.
+void SetThreads(int count);
+
+/// The error body of docs/protocols.md for `status`, with the HTTP status that goes with its code.
+Response ErrorResponse(const Status& status);
+/// The Status that an error body carries; a body of another form becomes a Status with its text.
+Status ToStatus(const Response& response, std::string_view what);
+/// 200 with a JSON body.
+Response JsonResponse(std::string body);
+
+/// Percent-encodes everything but unreserved characters.
+std::string UrlEncode(std::string_view text);
+
+}  // namespace rouse::http

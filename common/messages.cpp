@@ -1,0 +1,341 @@
+#include "common/messages.h"
+
+#include <charconv>
+#include <set>
+
+#include "common/base64.h"
+
+namespace rouse {
+namespace {
+
+constexpr std::size_t kMaxPeers = 1024;
+constexpr std::size_t kMaxRanks = 1024;
+constexpr std::size_t kMaxSlabs = 65536;
+constexpr std::size_t kMaxKeyBytes = 64 << 10;
+constexpr std::size_t kMaxMessage = 4096;
+
+json::Json Envelope(std::string_view protocol, int version) {
+  return {{"protocol", protocol}, {"version", version}};
+}
+
+std::string Index(const json::Reader& in, std::string_view key, std::size_t i) {
+  return in.Path(key) + "[" + std::to_string(i) + "]";
+}
+
+std::string ReadBase64(json::Reader& in, std::string_view key, std::size_t max_bytes) {
+  auto bytes = Base64Decode(in.String(key), in.Path(key));
+  in.Take(bytes.status());
+  if (!bytes.ok()) return {};
+  if (bytes->empty() || bytes->size() > max_bytes) {
+    in.Fail(key, "has " + std::to_string(bytes->size()) + " bytes, expected 1 to " +
+                     std::to_string(max_bytes));
+  }
+  return *std::move(bytes);
+}
+
+std::string HexAddress(std::uint64_t address) {
+  char buffer[17] = {};
+  const auto end = std::to_chars(buffer, buffer + 16, address, 16).ptr;
+  return "0x" + std::string(buffer, end);
+}
+
+std::uint64_t ReadAddress(json::Reader& in, std::string_view key) {
+  const std::string text = in.String(key);
+  std::uint64_t address = 0;
+  const char* const end = text.data() + text.size();
+  if (text.size() < 3 || !text.starts_with("0x") ||
+      std::from_chars(text.data() + 2, end, address, 16).ptr != end || address == 0) {
+    in.Fail(key, "expected a hexadecimal address such as \"0x7f0000000000\"");
+  }
+  return address;
+}
+
+RemoteRank ReadRank(json::Reader& in, const json::Json& item, std::size_t index) {
+  RemoteRank rank;
+  json::Reader entry(item, Index(in, "ranks", index));
+  auto manifest = ManifestFromJson(entry.Object("manifest"), entry.Path("manifest"));
+  entry.Take(manifest.status());
+  if (!entry.status().ok()) {
+    in.Take(entry.status());
+    return rank;
+  }
+  rank.manifest = *std::move(manifest);
+  if (rank.manifest.chunk_digests.empty()) entry.Fail("manifest", "carries no digests");
+  const json::Json& slabs = entry.Array("slabs");
+  if (slabs.size() > kMaxSlabs) entry.Fail("slabs", "has more than 65536 entries");
+  std::uint64_t total = 0;
+  for (const json::Json& item_slab : slabs) {
+    if (!entry.status().ok()) break;
+    json::Reader slab(item_slab, Index(entry, "slabs", rank.slabs.size()));
+    RemoteSlab read{.address = ReadAddress(slab, "address"),
+                    .bytes = static_cast<std::uint64_t>(slab.Int("bytes", 1)),
+                    .rkey = ReadBase64(slab, "rkey", kMaxKeyBytes)};
+    if (read.address + read.bytes < read.address) slab.Fail("bytes", "wraps around");
+    if (__builtin_add_overflow(total, read.bytes, &total)) slab.Fail("bytes", "adds up too far");
+    entry.Take(slab.status());
+    rank.slabs.push_back(std::move(read));
+  }
+  if (entry.status().ok() && total != rank.manifest.arena_bytes) {
+    entry.Fail("slabs", "add up to " + std::to_string(total) + " bytes, the arena has " +
+                            std::to_string(rank.manifest.arena_bytes));
+  }
+  in.Take(entry.status());
+  return rank;
+}
+
+bool IsPlainRelativePath(const std::string& path) {
+  if (path.empty() || path.size() > 1024 || path.front() == '/' || path.back() == '/') return false;
+  std::size_t start = 0;
+  while (start <= path.size()) {
+    const std::size_t end = std::min(path.find('/', start), path.size());
+    const std::string_view part = std::string_view(path).substr(start, end - start);
+    if (part.empty() || part == "." || part == ".." || part.size() > 255) return false;
+    for (const char c : part) {
+      if (static_cast<unsigned char>(c) < 0x20 || c == '\\' || c == 0x7f) return false;
+    }
+    start = end + 1;
+  }
+  return true;
+}
+
+}  // namespace
+
+Status CheckProtocol(json::Reader& in, std::string_view protocol, int version) {
+  const std::string theirs = in.String("protocol");
+  const std::int64_t their_version = in.Int("version");
+  ROUSE_RETURN_IF_ERROR(in.status());
+  if (theirs == protocol && their_version == version) return Status();
+  return FailedPrecondition("the other side speaks " + theirs.substr(0, 64) + " " +
+                            std::to_string(their_version) + ", this side " + std::string(protocol) +
+                            " " + std::to_string(version) + ": run the same release on both sides");
+}
+
+std::string_view ToString(AgentState state) {
+  return json::NameOf<AgentState>(state, kAgentStates);
+}
+
+json::Json ToJson(const WeightsReport& weights) {
+  return {{"form", ToString(weights.form)},
+          {"identity", weights.identity},
+          {"bytes", weights.bytes},
+          {"ranks", weights.ranks},
+          {"servable", weights.servable}};
+}
+
+json::Json ToJson(const BytesBySource& bytes) {
+  return {{"peer", bytes.peer}, {"storage", bytes.storage}};
+}
+
+json::Json ToJson(const AgentReport& report) {
+  json::Json out = Envelope(kAgentProtocol, kAgentVersion);
+  out["namespace"] = report.pod_namespace;
+  out["pod"] = report.pod;
+  out["podUid"] = report.pod_uid;
+  out["node"] = report.node;
+  out["address"] = report.address;
+  out["state"] = ToString(report.state);
+  out["message"] = report.message;
+  out["weights"] = report.weights ? ToJson(*report.weights) : json::Json();
+  out["bytesBySource"] = ToJson(report.bytes_by_source);
+  out["transport"] = report.transport;
+  out["timeline"] = report.timeline ? ToJson(*report.timeline) : json::Json();
+  return out;
+}
+
+json::Json ToJson(const Assignment& assignment) {
+  json::Json out = Envelope(kAgentProtocol, kAgentVersion);
+  out["path"] = ToString(assignment.path);
+  out["peers"] = json::Json::array();
+  for (const Peer& peer : assignment.peers) {
+    out["peers"].push_back({{"pod", peer.pod}, {"node", peer.node}, {"address", peer.address}});
+  }
+  out["reportAfterMs"] = assignment.report_after_ms;
+  return out;
+}
+
+json::Json ToJson(const OpenRequest& request) {
+  json::Json out = Envelope(kWeightsProtocol, kWeightsVersion);
+  out["launchIdentity"] = request.launch_identity;
+  out["requester"] = request.requester;
+  return out;
+}
+
+json::Json ToJson(const OpenResponse& response) {
+  json::Json out = Envelope(kWeightsProtocol, kWeightsVersion);
+  out["lease"] = response.lease;
+  out["leaseMs"] = response.lease_ms;
+  out["workerAddress"] = Base64Encode(response.worker_address);
+  out["ranks"] = json::Json::array();
+  for (const RemoteRank& rank : response.ranks) {
+    json::Json slabs = json::Json::array();
+    for (const RemoteSlab& slab : rank.slabs) {
+      slabs.push_back({{"address", HexAddress(slab.address)},
+                       {"bytes", slab.bytes},
+                       {"rkey", Base64Encode(slab.rkey)}});
+    }
+    out["ranks"].push_back(
+        {{"rank", rank.manifest.rank}, {"manifest", ToJson(rank.manifest)}, {"slabs", slabs}});
+  }
+  return out;
+}
+
+json::Json ToJson(const LeaseRequest& request) {
+  json::Json out = Envelope(kWeightsProtocol, kWeightsVersion);
+  out["lease"] = request.lease;
+  return out;
+}
+
+json::Json ToJson(const ModelFiles& files) {
+  json::Json out = Envelope(kFilesProtocol, kFilesVersion);
+  out["files"] = json::Json::array();
+  for (const ModelFile& file : files.files) {
+    out["files"].push_back(
+        {{"path", file.path}, {"bytes", file.bytes}, {"mode", file.mode}, {"sha256", file.sha256}});
+  }
+  return out;
+}
+
+Result<WeightsReport> WeightsReportFromJson(const json::Json& value, const std::string& path) {
+  json::Reader in(value, path);
+  WeightsReport weights{.form = in.Enum<WeightForm>("form", kWeightForms),
+                        .identity = in.String("identity"),
+                        .bytes = static_cast<std::uint64_t>(in.Int("bytes")),
+                        .ranks = static_cast<std::uint32_t>(in.Int("ranks", 0, kMaxRanks)),
+                        .servable = in.Bool("servable")};
+  ROUSE_RETURN_IF_ERROR(in.status());
+  return weights;
+}
+
+Result<BytesBySource> BytesBySourceFromJson(const json::Json& value, const std::string& path) {
+  json::Reader in(value, path);
+  BytesBySource bytes{.peer = static_cast<std::uint64_t>(in.Int("peer")),
+                      .storage = static_cast<std::uint64_t>(in.Int("storage"))};
+  ROUSE_RETURN_IF_ERROR(in.status());
+  return bytes;
+}
+
+Result<AgentReport> AgentReportFromJson(const json::Json& value) {
+  json::Reader in(value, "");
+  ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kAgentProtocol, kAgentVersion));
+  AgentReport report{.pod_namespace = in.String("namespace"),
+                     .pod = in.String("pod"),
+                     .pod_uid = in.String("podUid"),
+                     .node = in.String("node"),
+                     .address = in.String("address"),
+                     .state = in.Enum<AgentState>("state", kAgentStates),
+                     .message = in.StringOr("message", ""),
+                     .weights = std::nullopt,
+                     .bytes_by_source = {},
+                     .transport = in.StringOr("transport", ""),
+                     .timeline = std::nullopt};
+  for (const char* key : {"message", "address", "node", "transport"}) {
+    if (in.StringOr(key, "").size() > kMaxMessage) in.Fail(key, "is over 4096 bytes");
+  }
+  auto bytes = BytesBySourceFromJson(in.Object("bytesBySource"), in.Path("bytesBySource"));
+  in.Take(bytes.status());
+  ROUSE_RETURN_IF_ERROR(in.status());
+  report.bytes_by_source = *bytes;
+  if (in.Has("weights")) {
+    ROUSE_ASSIGN_OR_RETURN(report.weights, WeightsReportFromJson(in.Object("weights"), "weights"));
+  }
+  if (in.Has("timeline")) {
+    ROUSE_ASSIGN_OR_RETURN(report.timeline, TimelineFromJson(in.Object("timeline"), "timeline"));
+  }
+  return report;
+}
+
+Result<Assignment> AssignmentFromJson(const json::Json& value) {
+  json::Reader in(value, "");
+  ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kAgentProtocol, kAgentVersion));
+  Assignment assignment;
+  assignment.path = in.Enum<StartPath>("path", kStartPaths);
+  assignment.report_after_ms = in.Int("reportAfterMs", 10, 3'600'000);
+  const json::Json& peers = in.Array("peers");
+  if (peers.size() > kMaxPeers) in.Fail("peers", "has more than 1024 entries");
+  for (const json::Json& item : peers) {
+    if (!in.status().ok()) break;
+    json::Reader peer(item, Index(in, "peers", assignment.peers.size()));
+    assignment.peers.push_back({.pod = peer.String("pod"),
+                                .node = peer.String("node"),
+                                .address = peer.String("address")});
+    in.Take(peer.status());
+  }
+  ROUSE_RETURN_IF_ERROR(in.status());
+  return assignment;
+}
+
+Result<OpenRequest> OpenRequestFromJson(const json::Json& value) {
+  json::Reader in(value, "");
+  ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kWeightsProtocol, kWeightsVersion));
+  OpenRequest request{.launch_identity = in.String("launchIdentity"),
+                      .requester = in.String("requester")};
+  if (request.requester.size() > kMaxMessage) in.Fail("requester", "is over 4096 bytes");
+  ROUSE_RETURN_IF_ERROR(in.status());
+  return request;
+}
+
+Result<OpenResponse> OpenResponseFromJson(const json::Json& value) {
+  json::Reader in(value, "");
+  ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kWeightsProtocol, kWeightsVersion));
+  OpenResponse response;
+  response.lease = in.String("lease");
+  response.lease_ms = in.Int("leaseMs", 1, 3'600'000);
+  response.worker_address = ReadBase64(in, "workerAddress", kMaxKeyBytes);
+  const json::Json& ranks = in.Array("ranks");
+  if (ranks.empty() || ranks.size() > kMaxRanks) in.Fail("ranks", "expected 1 to 1024 entries");
+  std::set<std::uint32_t> seen;
+  for (const json::Json& item : ranks) {
+    if (!in.status().ok()) break;
+    response.ranks.push_back(ReadRank(in, item, response.ranks.size()));
+    if (in.status().ok() && !seen.insert(response.ranks.back().manifest.rank).second) {
+      in.Fail("ranks",
+              "rank " + std::to_string(response.ranks.back().manifest.rank) + " is there twice");
+    }
+  }
+  ROUSE_RETURN_IF_ERROR(in.status());
+  return response;
+}
+
+Result<LeaseRequest> LeaseRequestFromJson(const json::Json& value) {
+  json::Reader in(value, "");
+  ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kWeightsProtocol, kWeightsVersion));
+  LeaseRequest request{.lease = in.String("lease")};
+  ROUSE_RETURN_IF_ERROR(in.status());
+  return request;
+}
+
+Result<ModelFiles> ModelFilesFromJson(const json::Json& value) {
+  json::Reader in(value, "");
+  ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kFilesProtocol, kFilesVersion));
+  ModelFiles files;
+  const json::Json& list = in.Array("files");
+  if (list.size() > kMaxModelFiles) in.Fail("files", "has more than 1024 entries");
+  std::set<std::string> seen;
+  std::uint64_t total = 0;
+  for (const json::Json& item : list) {
+    if (!in.status().ok()) break;
+    json::Reader entry(item, Index(in, "files", files.files.size()));
+    ModelFile file{.path = entry.String("path"),
+                   .bytes = static_cast<std::uint64_t>(
+                       entry.Int("bytes", 0, static_cast<std::int64_t>(kMaxModelFileBytes))),
+                   .mode = static_cast<std::uint32_t>(entry.Int("mode", 0, 0777)),
+                   .sha256 = entry.String("sha256")};
+    total += file.bytes;
+    if (!IsPlainRelativePath(file.path)) {
+      entry.Fail("path", "\"" + file.path + "\" is not a plain relative path");
+    } else if (!seen.insert(file.path).second) {
+      entry.Fail("path", "\"" + file.path + "\" is there twice");
+    } else if (file.sha256.size() != 64 ||
+               file.sha256.find_first_not_of("0123456789abcdef") != std::string::npos) {
+      entry.Fail("sha256", "expected 64 lower-case hex digits");
+    } else if (total > kMaxModelFilesBytes) {
+      entry.Fail("bytes", "the files add up to more than 512 MiB");
+    }
+    in.Take(entry.status());
+    files.files.push_back(std::move(file));
+  }
+  ROUSE_RETURN_IF_ERROR(in.status());
+  return files;
+}
+
+}  // namespace rouse

@@ -1,0 +1,181 @@
+// What operator and agents say to each other over HTTP (docs/protocols.md §1, §2).
+//
+// Each message has ToJson and a strict ...FromJson. Protocol and version are checked first, so that
+// two programs that do not fit refuse each other with both versions in the message.
+
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/json.h"
+#include "common/manifest.h"
+#include "common/timeline.h"
+
+namespace rouse {
+
+inline constexpr std::string_view kAgentProtocol = "rouse-agent";
+inline constexpr int kAgentVersion = 1;
+inline constexpr std::string_view kWeightsProtocol = "rouse-weights";
+inline constexpr int kWeightsVersion = 1;
+inline constexpr std::string_view kFilesProtocol = "rouse-files";
+inline constexpr int kFilesVersion = 1;
+
+inline constexpr std::uint16_t kOperatorPort = 7480;
+inline constexpr std::uint16_t kAgentPort = 7410;
+
+/// FailedPrecondition, naming both sides' versions, unless the document speaks protocol/version.
+Status CheckProtocol(json::Reader& in, std::string_view protocol, int version);
+
+enum class AgentState {
+  kStarting,   ///< The process runs.
+  kHydrating,  ///< Files the engine needs before it starts are being put in place.
+  kPulling,    ///< Weights are on their way, the engine may not start yet.
+  kReady,      ///< The engine may start; weights may still be on their way.
+  kLoading,    ///< The engine takes its weights.
+  kWarming,    ///< The engine has its weights and is not healthy yet.
+  kServing,    ///< The engine has given its first token.
+  kFailed,     ///< This instance cannot come up; the message says why.
+};
+inline constexpr json::EnumName<AgentState> kAgentStates[] = {
+    {AgentState::kStarting, "Starting"}, {AgentState::kHydrating, "Hydrating"},
+    {AgentState::kPulling, "Pulling"},   {AgentState::kReady, "Ready"},
+    {AgentState::kLoading, "Loading"},   {AgentState::kWarming, "Warming"},
+    {AgentState::kServing, "Serving"},   {AgentState::kFailed, "Failed"}};
+std::string_view ToString(AgentState state);
+
+/// The weights an agent holds.
+struct WeightsReport {
+  WeightForm form = WeightForm::kLoaded;
+  std::string identity;     ///< IdentityDigest of rank 0.
+  std::uint64_t bytes = 0;  ///< Over all ranks.
+  std::uint32_t ranks = 0;
+  bool servable = false;  ///< Every rank is published and digested: peers may pull.
+
+  bool operator==(const WeightsReport&) const = default;
+};
+
+/// Weight bytes by where they came from.
+struct BytesBySource {
+  std::uint64_t peer = 0;
+  std::uint64_t storage = 0;
+
+  bool operator==(const BytesBySource&) const = default;
+};
+
+struct AgentReport {
+  std::string pod_namespace;
+  std::string pod;
+  std::string pod_uid;
+  std::string node;
+  std::string address;  ///< "http://10.244.0.7:7410"
+  AgentState state = AgentState::kStarting;
+  std::string message;
+  std::optional<WeightsReport> weights;
+  BytesBySource bytes_by_source;
+  std::string transport;
+  std::optional<Timeline> timeline;
+
+  bool operator==(const AgentReport&) const = default;
+};
+
+struct Peer {
+  std::string pod;
+  std::string node;
+  std::string address;
+
+  bool operator==(const Peer&) const = default;
+};
+
+/// The operator's answer to a report.
+struct Assignment {
+  StartPath path = StartPath::kStorage;
+  std::vector<Peer> peers;  ///< Best first.
+  std::int64_t report_after_ms = 2000;
+
+  bool operator==(const Assignment&) const = default;
+};
+
+struct OpenRequest {
+  std::string launch_identity;
+  std::string requester;  ///< "namespace/pod", for the source's log.
+
+  bool operator==(const OpenRequest&) const = default;
+};
+
+/// One registered slab of a peer.
+struct RemoteSlab {
+  std::uint64_t address = 0;  ///< In the peer's address space.
+  std::uint64_t bytes = 0;
+  std::string rkey;  ///< Packed remote key, raw bytes (base64 on the wire).
+
+  bool operator==(const RemoteSlab&) const = default;
+};
+
+struct RemoteRank {
+  WeightManifest manifest;  ///< With digests; manifest.rank is the rank.
+  std::vector<RemoteSlab> slabs;
+
+  bool operator==(const RemoteRank&) const = default;
+};
+
+/// A source's answer to OpenRequest: all that is needed to read its arenas one-sidedly.
+struct OpenResponse {
+  std::string lease;
+  std::int64_t lease_ms = 0;
+  std::string worker_address;  ///< UCX worker address, raw bytes (base64 on the wire).
+  std::vector<RemoteRank> ranks;
+
+  bool operator==(const OpenResponse&) const = default;
+};
+
+/// Body of /v1/weights/renew and /v1/weights/close.
+struct LeaseRequest {
+  std::string lease;
+
+  bool operator==(const LeaseRequest&) const = default;
+};
+
+/// One of a model's small files.
+struct ModelFile {
+  std::string path;  ///< Relative to the model folder.
+  std::uint64_t bytes = 0;
+  std::uint32_t mode = 0644;
+  std::string sha256;
+
+  bool operator==(const ModelFile&) const = default;
+};
+
+inline constexpr std::uint64_t kMaxModelFileBytes = 64u << 20;
+inline constexpr std::uint64_t kMaxModelFilesBytes = 512u << 20;
+inline constexpr std::size_t kMaxModelFiles = 1024;
+
+struct ModelFiles {
+  std::vector<ModelFile> files;
+
+  bool operator==(const ModelFiles&) const = default;
+};
+
+json::Json ToJson(const WeightsReport& weights);
+json::Json ToJson(const BytesBySource& bytes);
+json::Json ToJson(const AgentReport& report);
+json::Json ToJson(const Assignment& assignment);
+json::Json ToJson(const OpenRequest& request);
+json::Json ToJson(const OpenResponse& response);
+json::Json ToJson(const LeaseRequest& request);
+json::Json ToJson(const ModelFiles& files);
+
+Result<WeightsReport> WeightsReportFromJson(const json::Json& value, const std::string& path);
+Result<BytesBySource> BytesBySourceFromJson(const json::Json& value, const std::string& path);
+Result<AgentReport> AgentReportFromJson(const json::Json& value);
+Result<Assignment> AssignmentFromJson(const json::Json& value);
+Result<OpenRequest> OpenRequestFromJson(const json::Json& value);
+/// Also checks that each rank's slabs add up to its arena.
+Result<OpenResponse> OpenResponseFromJson(const json::Json& value);
+Result<LeaseRequest> LeaseRequestFromJson(const json::Json& value);
+/// Also refuses paths that could leave the model folder, duplicates, and sizes over the bounds.
+Result<ModelFiles> ModelFilesFromJson(const json::Json& value);
+
+}  // namespace rouse

@@ -1,0 +1,212 @@
+#include "common/http.h"
+
+#include <arpa/inet.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace rouse::http {
+namespace {
+
+// A server that sends fixed bytes to each connection and closes it: what a real server cannot be
+// made to do on demand.
+class FakeRawServer {
+ public:
+  explicit FakeRawServer(std::vector<std::string> answers) {
+    fd_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t length = sizeof(address);
+    REQUIRE(::bind(fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
+    REQUIRE(::listen(fd_, 8) == 0);
+    ::getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &length);
+    port_ = ntohs(address.sin_port);
+    thread_ = std::thread([this, answers = std::move(answers)] {
+      for (const std::string& answer : answers) {
+        const int peer = ::accept(fd_, nullptr, nullptr);
+        if (peer < 0) return;
+        char buffer[4096];
+        if (::recv(peer, buffer, sizeof(buffer), 0) < 0) return;
+        if (::send(peer, answer.data(), answer.size(), MSG_NOSIGNAL) < 0) return;
+        if (answer.ends_with("<hold>")) ::sleep(2);
+        ::close(peer);
+      }
+    });
+  }
+  ~FakeRawServer() {
+    ::shutdown(fd_, SHUT_RDWR);
+    ::close(fd_);
+    thread_.join();
+  }
+  std::string url() const { return "http://127.0.0.1:" + std::to_string(port_); }
+
+ private:
+  int fd_ = -1;
+  std::uint16_t port_ = 0;
+  std::thread thread_;
+};
+
+constexpr const char* kChunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+std::unique_ptr<Client> ClientFor(const std::string& url) {
+  auto client = Client::Create(url);
+  REQUIRE(client.ok());
+  return *std::move(client);
+}
+
+TEST_CASE("a request reaches the handler whole and the answer comes back whole") {
+  auto server = Server::Listen("127.0.0.1", 0, [](const Request& in) {
+    return Response{.status = 201,
+                    .headers = {{"X-Seen", in.headers.at("x-mine")}},
+                    .body = in.method + " " + in.target + " " + in.body};
+  });
+  REQUIRE(server.ok());
+  auto client = ClientFor("http://127.0.0.1:" + std::to_string((*server)->port()));
+  const auto answer = client->Send({.method = "PATCH",
+                                    .target = "/a%20b?c=%2Fd",
+                                    .headers = {{"X-Mine", "7"}},
+                                    .body = "hello"});
+  REQUIRE(answer.ok());
+  CHECK(answer->status == 201);
+  CHECK(answer->headers.at("x-seen") == "7");
+  CHECK(answer->body == "PATCH /a%20b?c=%2Fd hello");
+}
+
+TEST_CASE("bodies over the bound are refused on both sides") {
+  auto server = Server::Listen(
+      "127.0.0.1", 0, [](const Request&) { return Response{.body = std::string(5000, 'x')}; },
+      1000);
+  REQUIRE(server.ok());
+  auto client = ClientFor("http://127.0.0.1:" + std::to_string((*server)->port()));
+  const auto refused =
+      client->Send({.method = "POST", .target = "/", .body = std::string(2000, 'y')});
+  REQUIRE(refused.ok());
+  CHECK(refused->status == 413);
+  CHECK(client->Send({.target = "/"}, 4000).status().code() == StatusCode::kResourceExhausted);
+  CHECK(client->Send({.target = "/"}, 6000)->body.size() == 5000);
+}
+
+TEST_CASE("a handler that throws costs only its own request") {
+  auto server = Server::Listen("127.0.0.1", 0, [](const Request& in) -> Response {
+    if (in.target == "/bad") throw std::runtime_error("boom");
+    return {};
+  });
+  REQUIRE(server.ok());
+  auto client = ClientFor("http://127.0.0.1:" + std::to_string((*server)->port()));
+  CHECK(client->Send({.target = "/bad"})->status == 500);
+  CHECK(client->Send({.target = "/good"})->status == 200);
+}
+
+TEST_CASE("nobody listening is Unavailable, nobody answering is DeadlineExceeded") {
+  CHECK(ClientFor("http://127.0.0.1:1")->Send({}).status().code() == StatusCode::kUnavailable);
+  FakeRawServer silent({"<hold>"});
+  const auto status = ClientFor(silent.url())->Send({.timeout = std::chrono::milliseconds(1000)});
+  CHECK_FALSE(status.ok());
+}
+
+TEST_CASE("a request whose connection was dropped before the answer is sent once more") {
+  FakeRawServer server({"", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"});
+  const auto answer = ClientFor(server.url())->Send({.method = "POST", .body = "{}"});
+  REQUIRE(answer.ok());
+  CHECK(answer->body == "ok");
+}
+
+TEST_CASE("a stream is delivered line by line across chunk borders") {
+  FakeRawServer server(
+      {std::string(kChunked) + "3\r\none\r\n5\r\n\ntwo\n\r\n6\r\nthree\n\r\n0\r\n\r\n"});
+  std::vector<std::string> lines;
+  const Status status = ClientFor(server.url())
+                            ->Stream(
+                                {}, CancelSource(),
+                                [&](std::string_view line) {
+                                  lines.emplace_back(line);
+                                  return Status();
+                                },
+                                nullptr);
+  CHECK(status.ToString() == "Ok");
+  CHECK(lines == std::vector<std::string>{"one", "two", "three"});
+}
+
+TEST_CASE("a stream that breaks, also in the middle of a line, is Unavailable after what arrived") {
+  for (const char* tail : {"4\r\none\n\r\n", "6\r\none\ntw\r\n0\r\n\r\n"}) {
+    FakeRawServer server({std::string(kChunked) + tail});
+    std::vector<std::string> lines;
+    const Status status = ClientFor(server.url())
+                              ->Stream(
+                                  {}, CancelSource(),
+                                  [&](std::string_view line) {
+                                    lines.emplace_back(line);
+                                    return Status();
+                                  },
+                                  nullptr);
+    CHECK(status.code() == StatusCode::kUnavailable);
+    CHECK(lines == std::vector<std::string>{"one"});
+  }
+}
+
+TEST_CASE("an error status of a stream comes as a response, not as lines") {
+  FakeRawServer server({"HTTP/1.1 410 Gone\r\nContent-Length: 9\r\n\r\n{\"a\": 1}\n"});
+  Response error;
+  int lines = 0;
+  const Status status = ClientFor(server.url())
+                            ->Stream(
+                                {}, CancelSource(),
+                                [&](std::string_view) {
+                                  ++lines;
+                                  return Status();
+                                },
+                                &error);
+  CHECK(status.code() == StatusCode::kFailedPrecondition);
+  CHECK(error.status == 410);
+  CHECK(error.body == "{\"a\": 1}\n");
+  CHECK(lines == 0);
+}
+
+TEST_CASE("the consumer's own error ends the stream and comes back") {
+  FakeRawServer server({std::string(kChunked) + "4\r\none\n\r\n4\r\ntwo\n\r\n0\r\n\r\n"});
+  const Status status =
+      ClientFor(server.url())
+          ->Stream(
+              {}, CancelSource(), [](std::string_view) { return DataLoss("nonsense"); }, nullptr);
+  CHECK(status.code() == StatusCode::kDataLoss);
+}
+
+TEST_CASE("a line over the bound ends the stream") {
+  FakeRawServer server({std::string(kChunked) + "8\r\naaaaaaaa\r\n0\r\n\r\n"});
+  const Status status =
+      ClientFor(server.url())
+          ->Stream(
+              {}, CancelSource(), [](std::string_view) { return Status(); }, nullptr, 4);
+  CHECK(status.code() == StatusCode::kResourceExhausted);
+}
+
+TEST_CASE("a silent stream can be cancelled from another thread") {
+  FakeRawServer server({std::string(kChunked) + "<hold>"});
+  CancelSource cancel;
+  std::thread canceller([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    cancel.Cancel();
+  });
+  const Status status = ClientFor(server.url())
+                            ->Stream(
+                                {}, cancel, [](std::string_view) { return Status(); }, nullptr);
+  CHECK_FALSE(status.ok());
+  canceller.join();
+}
+
+TEST_CASE("an error answer reads back as the status it was made from") {
+  const Status status = FailedPrecondition("dtype differs");
+  const Status back = ToStatus(ErrorResponse(status), "open");
+  CHECK(back == FailedPrecondition("open: HTTP 412: dtype differs"));
+  CHECK(ToStatus(Response{.status = 503, .body = "<html>"}, "x").code() ==
+        StatusCode::kUnavailable);
+  CHECK(UrlEncode("a/b c=é") == "a%2Fb%20c%3D%C3%A9");
+}
+
+}  // namespace
+}  // namespace rouse::http

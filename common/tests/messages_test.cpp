@@ -1,0 +1,228 @@
+#include "common/messages.h"
+
+#include <catch2/catch.hpp>
+#include <random>
+
+namespace rouse {
+namespace {
+
+WeightManifest SomeManifest() {
+  return {.form = WeightForm::kLoaded,
+          .identity = {{"model", "demo"}, {"dtype", "bfloat16"}},
+          .rank = 0,
+          .arena_bytes = 5u << 20,
+          .chunk_bytes = kChunkBytes,
+          .allocations = {{0, 4096}, {4096, 1024}},
+          .tensors = {{.name = "w",
+                       .kind = TensorKind::kParameter,
+                       .allocation = 0,
+                       .offset = 0,
+                       .shape = {32, 64},
+                       .stride = {64, 1},
+                       .dtype = "bfloat16"},
+                      {.name = "b",
+                       .kind = TensorKind::kBuffer,
+                       .allocation = 1,
+                       .offset = 24,
+                       .shape = {},
+                       .stride = {},
+                       .dtype = "float32"}},
+          .scalars = {{"scale", 0.5}},
+          .chunk_digests = {std::string(32, 'a'), std::string(32, 'b')}};
+}
+
+Timeline SomeTimeline() {
+  return {.path = StartPath::kPeer,
+          .decided_at_us = 1'700'000'000'000'000,
+          .phases = {{"Schedule", 0, 10}, {"Weights", 10, 30}},
+          .lanes = {{"Pull", 5, 25}},
+          .total_us = 30};
+}
+
+AgentReport SomeReport() {
+  return {.pod_namespace = "default",
+          .pod = "demo-1",
+          .pod_uid = "u",
+          .node = "n",
+          .address = "http://10.0.0.1:7410",
+          .state = AgentState::kServing,
+          .message = "",
+          .weights = WeightsReport{.form = WeightForm::kProcessed,
+                                   .identity = std::string(64, '0'),
+                                   .bytes = 7,
+                                   .ranks = 1,
+                                   .servable = true},
+          .bytes_by_source = {.peer = 7, .storage = 0},
+          .transport = "tcp",
+          .timeline = SomeTimeline()};
+}
+
+OpenResponse SomeOpenResponse() {
+  return {.lease = "l",
+          .lease_ms = 1000,
+          .worker_address = std::string("\0\1\2", 3),
+          .ranks = {{.manifest = SomeManifest(),
+                     .slabs = {{.address = 0xffff800000000000, .bytes = 4u << 20, .rkey = "k"},
+                               {.address = 0x1000, .bytes = 1u << 20, .rkey = "q"}}}}};
+}
+
+ModelFiles SomeFiles() {
+  return {
+      .files = {{.path = "config.json", .bytes = 3, .mode = 0644, .sha256 = std::string(64, 'a')},
+                {.path = "sub/t.json", .bytes = 0, .mode = 0600, .sha256 = std::string(64, 'b')}}};
+}
+
+TEST_CASE("every message reads back as it was written") {
+  CHECK(*AgentReportFromJson(ToJson(SomeReport())) == SomeReport());
+  AgentReport bare = SomeReport();
+  bare.weights.reset();
+  bare.timeline.reset();
+  CHECK(*AgentReportFromJson(ToJson(bare)) == bare);
+  const Assignment assignment{
+      .path = StartPath::kPeer, .peers = {{"a", "b", "c"}}, .report_after_ms = 9999};
+  CHECK(*AssignmentFromJson(ToJson(assignment)) == assignment);
+  CHECK(*OpenRequestFromJson(ToJson(OpenRequest{"x", "ns/p"})) == OpenRequest{"x", "ns/p"});
+  CHECK(*OpenResponseFromJson(ToJson(SomeOpenResponse())) == SomeOpenResponse());
+  CHECK(*LeaseRequestFromJson(ToJson(LeaseRequest{"l"})) == LeaseRequest{"l"});
+  CHECK(*ModelFilesFromJson(ToJson(SomeFiles())) == SomeFiles());
+  CHECK(*ManifestFromJson(ToJson(SomeManifest()), "m") == SomeManifest());
+  CHECK(*TimelineFromJson(ToJson(SomeTimeline()), "t") == SomeTimeline());
+}
+
+TEST_CASE("leaving out any field of a report is an error that names it, unless it is optional") {
+  const json::Json whole = ToJson(SomeReport());
+  for (const auto& [key, unused] : whole.items()) {
+    json::Json cut = whole;
+    cut.erase(key);
+    const auto report = AgentReportFromJson(cut);
+    if (key == "message" || key == "transport" || key == "weights" || key == "timeline") {
+      CHECK(report.ok());
+    } else {
+      INFO(key);
+      REQUIRE_FALSE(report.ok());
+      CHECK(report.status().message().find(key) != std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("another version is refused politely, with both versions in the message") {
+  json::Json report = ToJson(SomeReport());
+  report["version"] = 2;
+  const auto read = AgentReportFromJson(report);
+  CHECK(read.status().code() == StatusCode::kFailedPrecondition);
+  CHECK(read.status().message().find("rouse-agent 2") != std::string::npos);
+  CHECK(read.status().message().find("rouse-agent 1") != std::string::npos);
+}
+
+TEST_CASE("phases that leave a gap, overlap, or miss the total are refused") {
+  for (const auto& [index, start, end] :
+       std::vector<std::tuple<int, int, int>>{{1, 11, 30}, {1, 9, 30}, {1, 10, 31}, {0, 1, 10}}) {
+    Timeline timeline = SomeTimeline();
+    timeline.phases[static_cast<std::size_t>(index)].start_us = start;
+    timeline.phases[static_cast<std::size_t>(index)].end_us = end;
+    CHECK_FALSE(TimelineFromJson(ToJson(timeline), "t").ok());
+  }
+}
+
+TEST_CASE("a manifest with a tensor or allocation out of bounds is refused by name") {
+  const auto refused = [](const WeightManifest& manifest, std::string_view field) {
+    const auto read = ManifestFromJson(ToJson(manifest), "m");
+    REQUIRE_FALSE(read.ok());
+    INFO(read.status().message());
+    CHECK(read.status().message().find(field) != std::string::npos);
+  };
+  WeightManifest m = SomeManifest();
+  SECTION("allocation past the arena") {
+    m.allocations[1].bytes = 6u << 20;
+    refused(m, "m.allocations[1].bytes");
+  }
+  SECTION("allocations overlap") {
+    m.allocations[1].offset = 512;
+    refused(m, "m.allocations[1].offset");
+  }
+  SECTION("allocation not aligned") {
+    m.allocations[1].offset = 4097;
+    refused(m, "m.allocations[1].offset");
+  }
+  SECTION("tensor past its allocation") {
+    m.tensors[0].shape[0] = 33;
+    refused(m, "m.tensors[0].shape");
+  }
+  SECTION("shape times stride overflows") {
+    m.tensors[0].shape = {std::int64_t{1} << 40, 2};
+    m.tensors[0].stride = {std::int64_t{1} << 40, 1};
+    refused(m, "m.tensors[0].shape");
+  }
+  SECTION("unknown dtype") {
+    m.tensors[0].dtype = "float7";
+    refused(m, "m.tensors[0].dtype");
+  }
+  SECTION("a digest too few") {
+    m.chunk_digests.pop_back();
+    refused(m, "m.digest.chunks");
+  }
+  SECTION("negative stride") {
+    m.tensors[0].stride[0] = -64;
+    refused(m, "m.tensors[0].stride");
+  }
+}
+
+TEST_CASE("an identity that differs in one field names that field") {
+  const Identity here = {{"model", "demo"}, {"dtype", "bfloat16"}};
+  Identity there = here;
+  CHECK(IdentityDifferences(here, there).empty());
+  there["dtype"] = "float16";
+  CHECK(IdentityDifferences(here, there) ==
+        std::vector<std::string>{"dtype: \"bfloat16\" here, \"float16\" there"});
+  there.erase("dtype");
+  CHECK(IdentityDifferences(here, there) ==
+        std::vector<std::string>{"dtype: \"bfloat16\" here, missing there"});
+  CHECK(IdentityDigest(here) != IdentityDigest(there));
+}
+
+TEST_CASE("slabs that do not add up to the arena are refused") {
+  OpenResponse response = SomeOpenResponse();
+  response.ranks[0].slabs[0].bytes -= 1;
+  CHECK(OpenResponseFromJson(ToJson(response)).status().message().find("ranks[0].slabs") == 0);
+}
+
+TEST_CASE("file paths that could leave the model folder are refused") {
+  for (const char* path :
+       {"", "/etc/passwd", "../x", "a/../../x", "a//b", "./a", "a/", "a\\b", "a\nb"}) {
+    ModelFiles files = SomeFiles();
+    files.files[0].path = path;
+    INFO(path);
+    CHECK_FALSE(ModelFilesFromJson(ToJson(files)).ok());
+  }
+  ModelFiles twice = SomeFiles();
+  twice.files[1].path = twice.files[0].path;
+  CHECK_FALSE(ModelFilesFromJson(ToJson(twice)).ok());
+}
+
+// Mutates valid documents at random; decoding must answer, never throw or crash.
+TEST_CASE("no mutation of a document gets past decoding with an exception") {
+  std::mt19937 random(7);
+  const std::vector<json::Json> documents = {ToJson(SomeReport()), ToJson(SomeOpenResponse()),
+                                             ToJson(SomeFiles()), ToJson(SomeManifest())};
+  const std::vector<json::Json> values = {
+      nullptr,   -1, 1e300, UINT64_MAX, "", "x", true, json::Json::array(), json::Json::object(),
+      {{"a", 1}}};
+  for (int round = 0; round < 4000; ++round) {
+    json::Json document = documents[random() % documents.size()];
+    const json::Json flat = document.flatten();
+    auto it = flat.begin();
+    std::advance(it, static_cast<std::ptrdiff_t>(random() % flat.size()));
+    json::Json::json_pointer pointer(it.key());
+    for (auto up = random() % 3; up > 0 && !pointer.empty(); --up)
+      pointer = pointer.parent_pointer();
+    document[pointer] = values[random() % values.size()];
+    CHECK_NOTHROW((void)AgentReportFromJson(document).ok());
+    CHECK_NOTHROW((void)OpenResponseFromJson(document).ok());
+    CHECK_NOTHROW((void)ModelFilesFromJson(document).ok());
+    CHECK_NOTHROW((void)ManifestFromJson(document, "m").ok());
+    CHECK_NOTHROW((void)AssignmentFromJson(document).ok());
+  }
+}
+
+}  // namespace
+}  // namespace rouse
