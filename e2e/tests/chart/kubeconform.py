@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rouse_e2e import paths
-from rouse_e2e.cluster import Cluster
+from rouse_e2e.cluster import Cluster, Object
 
 LOOSE = {  # what a Go type's own unmarshaller takes, which OpenAPI v2 cannot say
     "io.k8s.apimachinery.pkg.util.intstr.IntOrString": {"type": ["string", "integer"]},
@@ -17,38 +17,56 @@ LOOSE = {  # what a Go type's own unmarshaller takes, which OpenAPI v2 cannot sa
 }
 
 
-def strict(schema: Any) -> Any:
-    """Refuses properties that are not declared, as a typo would be."""
-    if isinstance(schema, list):
-        return [strict(x) for x in schema]
-    if not isinstance(schema, dict):
-        return schema
-    result = {key: strict(value) for key, value in schema.items()}
-    if "properties" in result and not result.get("x-kubernetes-preserve-unknown-fields"):
-        result.setdefault("additionalProperties", False)
-    if result.get("x-kubernetes-int-or-string"):
-        result["type"] = ["string", "integer"]
-    return result
-
-
-def write_schemas(cluster: Cluster, folder: Path) -> None:
-    document = cluster.request("GET", "/openapi/v2").json()
-    definitions = {**strict(document["definitions"]), **LOOSE}
-    for name, schema in document["definitions"].items():
-        for kind in schema.get("x-kubernetes-group-version-kind", []):
-            group = kind["group"].split(".")[0]
-            file = "-".join(x for x in (kind["kind"], group, kind["version"]) if x).lower()
-            text = json.dumps({"$ref": f"#/definitions/{name}", "definitions": definitions})
-            if kind["kind"] in WANTED:
-                (folder / f"{file}.json").write_text(text)
-
-
-# Each file holds all definitions, so only what a chart may render is written.
+# The kinds that a chart or a sample of ours may hold.
 WANTED = {
     *("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ServiceAccount"),
     *("Deployment", "Service", "ModelService", "PersistentVolume", "PersistentVolumeClaim"),
     *("ConfigMap", "Pod", "Namespace"),
 }
+
+
+def strict(schema: Object) -> Object:
+    """Refuses properties that are not declared, as a typo would be."""
+    result = dict(schema)
+    if "properties" in result:
+        result["properties"] = {key: strict(x) for key, x in result["properties"].items()}
+        if not result.get("x-kubernetes-preserve-unknown-fields"):
+            result.setdefault("additionalProperties", False)
+    for key in ("items", "additionalProperties"):
+        if isinstance(result.get(key), dict):
+            result[key] = strict(result[key])
+    if result.get("x-kubernetes-int-or-string"):
+        result["type"] = ["string", "integer"]
+    return result
+
+
+def references(schema: Any) -> set[str]:
+    if isinstance(schema, list):
+        return set().union(*map(references, schema))
+    if not isinstance(schema, dict):
+        return set()
+    found = set().union(*map(references, schema.values()))
+    if isinstance(schema.get("$ref"), str):
+        found.add(schema["$ref"].removeprefix("#/definitions/"))
+    return found
+
+
+def write_schemas(cluster: Cluster, folder: Path) -> None:
+    """One file a kind, each with all the definitions that it refers to."""
+    definitions = cluster.request("GET", "/openapi/v2").json()["definitions"]
+    for name, schema in definitions.items():
+        for kind in schema.get("x-kubernetes-group-version-kind", []):
+            if kind["kind"] not in WANTED:
+                continue
+            needed, todo = {}, {name}
+            while todo:
+                each = todo.pop()
+                needed[each] = LOOSE.get(each) or strict(definitions[each])
+                todo |= references(needed[each]) - needed.keys()
+            group = kind["group"].split(".")[0]
+            file = "-".join(x for x in (kind["kind"], group, kind["version"]) if x).lower()
+            document = {"$ref": f"#/definitions/{name}", "definitions": needed}
+            (folder / f"{file}.json").write_text(json.dumps(document))
 
 
 def check(folder: Path, manifests: str) -> str:
