@@ -64,12 +64,13 @@ def key() -> str:
     return digest(*(file.read_text() for file in files))
 
 
-def compile_modules(root: Path, folder: Path) -> None:
+def compile_modules(folder: Path, stripped: Path, prefix: str) -> None:
     # Times in the image are zero, which makes ordinary .pyc files stale: every process would
     # compile every module again. Unchecked-hash files are taken as they are.
     subprocess.run(
         [PYTHON, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
-        + ["-s", str(root), "-p", "/", str(folder)],
+        # Tracebacks shall show the image's paths.
+        + ["-s", str(stripped), "-p", prefix, str(folder)],
         stdout=subprocess.DEVNULL,  # some packages ship files for other Pythons
         stderr=subprocess.DEVNULL,
     )
@@ -98,7 +99,7 @@ def build_base(folder: Path) -> None:
     launcher = folder / "usr/local/bin/vllm"
     launcher.write_text(LAUNCHER)
     launcher.chmod(0o755)
-    compile_modules(folder, folder / "usr/lib/python3.11")
+    compile_modules(folder / "usr/lib/python3.11", folder, "/")
 
 
 def build_packages(folder: Path) -> None:
@@ -116,13 +117,7 @@ def build_packages(folder: Path) -> None:
     info = folder / "vllm-0.26.0+cpu.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.26.0+cpu\n")
-    # `-s` strips the build folder, `-p` puts the image's path in its place in tracebacks.
-    subprocess.run(
-        [PYTHON, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
-        + ["-s", str(folder), "-p", f"/{SITE_PACKAGES}", str(folder)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    compile_modules(folder, folder, f"/{SITE_PACKAGES}")
 
 
 def step(what: str, folder: Path, build) -> None:

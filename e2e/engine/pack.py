@@ -7,7 +7,6 @@ tar. Owners are root, times are zero and the order is fixed, so equal folders gi
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import tarfile
@@ -87,7 +86,9 @@ def pack(target: Path, reference: str, layers: list[Layer], config: Config) -> N
         def small(name: str, data: bytes) -> None:
             out.write(_header(name, len(data)) + data + b"\0" * (-len(data) % 512))
 
-        digests = [_write_layer(out, name, layer) for name, layer in zip(names, layers)]
+        digests = [
+            _write_layer(out, name, layer) for name, layer in zip(names, layers, strict=True)
+        ]
         document = json.dumps(
             {
                 "architecture": "amd64",
@@ -100,7 +101,9 @@ def pack(target: Path, reference: str, layers: list[Layer], config: Config) -> N
                     "WorkingDir": config.workdir,
                 },
                 "rootfs": {"type": "layers", "diff_ids": digests},
-                "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "pack"}] * len(digests),
+                "history": [
+                    {"created": "1970-01-01T00:00:00Z", "created_by": "pack"} for _ in names
+                ],
             }
         ).encode()
         document_name = hashlib.sha256(document).hexdigest() + ".json"

@@ -1,4 +1,4 @@
-"""python -m rouse_e2e up [NAME] | down [NAME] | exec NAME COMMAND ... | kubeconfig [NAME] | list | sweep
+"""python -m rouse_e2e ACTION [NAME] ...
 
 up          bring up a real one-node cluster that outlives this command (default name: demo)
 down        take it down; nothing of it is left
@@ -6,6 +6,7 @@ exec        run a command on the node, in its namespaces (kubectl, ctr, curl to 
 kubeconfig  print the path of the kubeconfig that reaches it from the machine
 list        print the clusters there are
 sweep       remove what killed runs have left
+images      build all container images into the cache folder
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ def main() -> None:
     elif action == "list":
         for state in sorted(nodes_folder().glob("*")):
             print(state.name, "ready" if (state / "ready").exists() else "not ready")
+    elif action == "images":
+        images.pause_tar()
+        images.containerd_template(say)
+        for name, tar in images.rouse_tars(say).items():
+            say(f"{name}: {tar}")
     elif action == "sweep":
         sweep()
     else:

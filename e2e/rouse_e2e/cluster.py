@@ -96,9 +96,7 @@ class Cluster:
 
     def get(self, kind: str, name: str, namespace: str = "default") -> Object | None:
         """None if there is no such object."""
-        text = self.kubectl(
-            "get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found"
-        )
+        text = self.kubectl("get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found")
         return json.loads(text) if text.strip() else None
 
     def list(self, kind: str, namespace: str = "default", selector: str = "") -> list[Object]:

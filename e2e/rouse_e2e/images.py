@@ -124,9 +124,7 @@ def clone_containerd(template: Path, target: Path) -> None:
 # ---- Rouse's own
 
 # What the Dockerfile may copy; everything else can change without a new image.
-CONTEXT = (
-    "Dockerfile CMakeLists.txt CMakePresets.json common operator agent connector crds".split()
-)
+CONTEXT = "Dockerfile CMakeLists.txt CMakePresets.json common operator agent connector crds".split()
 
 
 def context_key() -> str:

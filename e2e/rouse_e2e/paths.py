@@ -48,7 +48,7 @@ def tool(name: str) -> str:
 def go() -> str:
     """A Go toolchain new enough for go.mod: the one on PATH, else the one install.sh fetched."""
     needed = (1, 26)
-    for candidate in (shutil.which("go"), str(cache("go", "bin", "go"))):
+    for candidate in (shutil.which("go"), str(cache("go", "go", "bin", "go"))):
         if not candidate or not Path(candidate).exists():
             continue
         answer = subprocess.run(

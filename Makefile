@@ -1,0 +1,73 @@
+# Rouse. `make demo` shows it, `make test` tests it; both install what they need (Debian 12, root).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+MAKEFLAGS += --no-builtin-rules
+
+CACHE := $(or $(ROUSE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rouse)
+JOBS ?= $(shell nproc)
+KEEP ?=
+# Arguments for pytest, for example: make e2e ARGS='-k story -x'
+ARGS ?=
+
+# The compiler cache lies beside the others. Paths in it are relative to the tree, so that the image
+# build, which sees the tree elsewhere, shares it.
+export CCACHE_DIR ?= $(CACHE)/ccache
+export CCACHE_BASEDIR := $(CURDIR)
+export CCACHE_NOHASHDIR := 1
+export CCACHE_MAXSIZE ?= 3G
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help all build deps test demo bench e2e lint format clean images \
+  test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+all: build
+
+deps: ## Install what building and testing need (does nothing when all is there)
+	@e2e/install.sh > /dev/null
+
+build: build-release ## Build operator, agent and connector into build/release
+
+build-release build-debug build-asan build-tsan: build-%: deps
+	@cmake --preset $* -DROUSE_COMMIT=$$(git rev-parse --short HEAD 2> /dev/null || echo unknown) --log-level=WARNING
+	@cmake --build --preset $* -j $(JOBS)
+
+test-release: ## Unit tests of the release build
+test-debug: ## Unit tests of a debug build
+test-asan: ## Unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
+test-tsan: ## Unit tests under ThreadSanitizer
+test-release test-debug test-asan test-tsan: test-%: build-%
+	@ctest --preset $* -j $(JOBS) --no-tests=error
+
+e2e: build-release ## End-to-end tests (ARGS='-k story' chooses)
+	@python=$$(e2e/install.sh) && cd e2e && "$$python" -m pytest $(ARGS)
+
+test: ## All tests: unit (release, asan, tsan), then end to end on real clusters
+	@$(MAKE) --no-print-directory test-release
+	@$(MAKE) --no-print-directory test-asan
+	@$(MAKE) --no-print-directory test-tsan
+	@$(MAKE) --no-print-directory e2e
+
+demo: build-release ## Show the main job on a real cluster (KEEP=1 leaves the cluster up)
+	@python=$$(e2e/install.sh) && "$$python" e2e/demo.py $(if $(filter-out 0,$(KEEP)),--keep)
+
+images: deps ## Build the container images into the cache folder
+	@python=$$(e2e/install.sh) && cd e2e && "$$python" -m rouse_e2e images
+
+bench: deps ## Run the benchmarks; figures go to docs/benchmarks
+	@python=$$(e2e/install.sh) && PYTHON="$$python" bench/run.sh
+
+lint: deps ## Check the format of C++ and Python
+	@git ls-files '*.cpp' '*.h' '*.c' | xargs -r clang-format --dry-run -Werror
+	@python=$$(e2e/install.sh) && "$$python" -m ruff check e2e connector && "$$python" -m ruff format --check e2e
+
+format: deps ## Format C++ and Python
+	@git ls-files '*.cpp' '*.h' '*.c' | xargs -r clang-format -i
+	@python=$$(e2e/install.sh) && "$$python" -m ruff format e2e
+
+clean: ## Remove build/ (caches stay; they are in ~/.cache/rouse)
+	@rm -rf build
