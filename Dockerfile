@@ -1,0 +1,60 @@
+# Rouse's two images:
+#
+#   docker build --target operator -t rouse-operator:0.1.0 .
+#   docker build --target agent    -t rouse-agent:0.1.0 .
+#
+# A compiler cache mounted at /ccache makes a second build short; nothing depends on it.
+
+FROM debian:12-slim AS build
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends \
+      ccache cmake g++ ninja-build pkg-config \
+      libcli11-dev libcpprest-dev libspdlog-dev libssl-dev libucx-dev libxxhash-dev libyaml-cpp-dev \
+      nlohmann-json3-dev prometheus-cpp-dev \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY CMakeLists.txt ./
+COPY common common
+COPY operator operator
+COPY agent agent
+COPY connector connector
+ARG ROUSE_COMMIT=unknown
+ARG JOBS=2
+RUN export CCACHE_DIR=/ccache CCACHE_BASEDIR=/src \
+ && cmake -S . -B /build -G Ninja -DCMAKE_BUILD_TYPE=Release -DROUSE_BUILD_TESTS=OFF \
+      -DROUSE_COMMIT="$ROUSE_COMMIT" -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
+ && cmake --build /build --parallel "$JOBS" --target rouse-operator rouse-agent rouse_connector \
+ && cmake --install /build --prefix /out --component operator --strip \
+ && cmake --install /build --prefix /out --component agent --strip \
+ && cmake --install /build --prefix /out --component plugin --strip
+
+# What both programs need at run time.
+FROM debian:12-slim AS runtime
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends \
+      ca-certificates libcpprest2.10 libfmt9 libprometheus-cpp-core1.0 libspdlog1.10 libssl3 \
+ && rm -rf /var/lib/apt/lists/* \
+ && groupadd --gid 2000 rouse \
+ && useradd --uid 2000 --gid 2000 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin rouse
+
+FROM runtime AS operator
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends libyaml-cpp0.7 \
+ && rm -rf /var/lib/apt/lists/*
+COPY --from=build /out/bin/rouse-operator /usr/bin/rouse-operator
+# A library that is missing shows here, not in the cluster.
+RUN rouse-operator --version
+USER 2000:2000
+EXPOSE 7480
+ENTRYPOINT ["/usr/bin/rouse-operator"]
+
+FROM runtime AS agent
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends libucx0 libxxhash0 \
+ && rm -rf /var/lib/apt/lists/*
+COPY --from=build /out/share/rouse/plugin /usr/share/rouse/plugin
+COPY --from=build /out/bin/rouse-agent /usr/bin/rouse-agent
+RUN rouse-agent --version
+USER 2000:2000
+EXPOSE 7410
+ENTRYPOINT ["/usr/bin/rouse-agent"]

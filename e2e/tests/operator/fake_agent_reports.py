@@ -1,0 +1,132 @@
+"""What the agents of a light cluster would report, where no kubelet starts any.
+
+For every pod that kwok has made Running, one report is sent to the operator: that its engine
+serves and, unless told otherwise, that its weights can be pulled. What the operator answers is kept.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from typing import Any
+
+from rouse_e2e.cluster import Cluster, Object
+
+IDENTITY = "9f" * 32
+GIB = 1 << 30
+
+
+def report(pod: Object, state: str = "Serving", **changes: Any) -> Object:
+    """A whole report (docs/protocols.md §1) for `pod` as the API server has it."""
+    meta = pod["metadata"]
+    annotations = meta.get("annotations", {})
+    path = annotations.get("rouse.dev/path", "Storage")
+    serving = state == "Serving"
+    peer = path == "Peer"
+    result = {
+        "protocol": "rouse-agent",
+        "version": 1,
+        "namespace": meta["namespace"],
+        "pod": meta["name"],
+        "podUid": meta["uid"],
+        "node": pod["spec"].get("nodeName", ""),
+        "address": f"http://{pod['status'].get('podIP', '10.244.0.1')}:7410",
+        "state": state,
+        "message": "",
+        "weights": {"form": "Loaded", "identity": IDENTITY, "bytes": GIB, "ranks": 1, "servable": True}
+        if serving
+        else None,
+        "bytesBySource": {"peer": GIB if peer and serving else 0, "storage": 0 if peer else GIB},
+        "transport": "tcp" if peer else "",
+        "timeline": timeline(path, int(annotations.get("rouse.dev/decided-at-us", "0")))
+        if serving
+        else None,
+    }
+    return {**result, **changes}
+
+
+def timeline(path: str, decided_at_us: int) -> Object:
+    seconds = {"Schedule": 1, "Hydrate": 0.5, "EngineStart": 6, "EngineInit": 8, "Weights": 0.25}
+    seconds |= {"Warmup": 3, "FirstToken": 0.125}
+    phases, at = [], 0
+    for name, length in seconds.items():
+        end = at + int(length * 1_000_000)
+        phases.append({"name": name, "startUs": at, "endUs": end})
+        at = end
+    lanes = [{"name": "Pull", "startUs": 1_000_000, "endUs": 1_400_000}] if path == "Peer" else []
+    result = {"path": path, "decidedAtUs": decided_at_us, "phases": phases, "lanes": lanes}
+    return {**result, "totalUs": at}
+
+
+def send(port: int, body: Any, timeout: float = 5) -> tuple[int, Any]:
+    """Status and answer; OSError if there is none. A string is sent as it is."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        text = body if isinstance(body, str) else json.dumps(body)
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/v1/agents/report", text.encode(), headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        try:
+            return answer.status, json.loads(content)
+        except ValueError:
+            return answer.status, content.decode(errors="replace")
+    except http.client.HTTPException as error:
+        raise OSError(str(error)) from error
+    finally:
+        connection.close()
+
+
+class FakeAgents:
+    """Reports for all pods of a namespace until closed; to whichever operator `port` names."""
+
+    def __init__(self, cluster: Cluster, namespace: str, port: int, every: float = 0.2) -> None:
+        self.cluster, self.namespace, self.port, self.every = cluster, namespace, port, every
+        self.answers: dict[str, Object] = {}  # by pod, the last
+        self.states: dict[str, Object] = {}  # by pod, what to say instead: arguments of report()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(10)
+
+    def __enter__(self) -> FakeAgents:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        path = f"/api/v1/namespaces/{self.namespace}/pods"
+        while not self._stop.wait(self.every):
+            try:
+                pods = self.cluster.request("GET", path, timeout=5).json().get("items", [])
+            except (OSError, ValueError):
+                continue
+            for pod in pods:
+                if pod["status"].get("phase") != "Running":
+                    continue
+                if "deletionTimestamp" in pod["metadata"]:
+                    continue
+                name = pod["metadata"]["name"]
+                try:
+                    status, answer = send(self.port, report(pod, **self.states.get(name, {})))
+                except OSError:
+                    break  # no operator now
+                if status == 200:
+                    self.answers[name] = answer
+
+
+def wait_for_port(port: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            send(port, {}, 1)
+            return True
+        except OSError:
+            time.sleep(0.05)
+    return False
