@@ -123,17 +123,24 @@ def clone_containerd(template: Path, target: Path) -> None:
 
 # ---- Rouse's own
 
-# What the Dockerfile may copy; everything else can change without a new image.
-CONTEXT = "Dockerfile CMakeLists.txt CMakePresets.json common operator agent connector crds".split()
+# What the Dockerfile copies; everything else can change without a new image.
+CONTEXT = (
+    "Dockerfile",
+    ".dockerignore",
+    "CMakeLists.txt",
+    "common",
+    "operator",
+    "agent",
+    "connector",
+)
 
 
 def context_key() -> str:
     digest = hashlib.sha256()
     for name in CONTEXT:
         top = paths.REPOSITORY / name
-        files = sorted(top.rglob("*")) if top.is_dir() else [top]
-        for file in files:
-            if file.is_file() and "__pycache__" not in file.parts:
+        for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if file.is_file() and not {"__pycache__", "tests"} & set(file.parts):
                 digest.update(str(file.relative_to(paths.REPOSITORY)).encode() + b"\0")
                 digest.update(file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
@@ -168,7 +175,7 @@ class Buildah:
         self.root = paths.cache("buildah")
         for name in ("root", "run", "tmp"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
-        paths.cache("ccache-image").mkdir(parents=True, exist_ok=True)
+        paths.cache("ccache").mkdir(parents=True, exist_ok=True)
 
     def run(self, *arguments: str, capture: bool = False) -> str:
         result = subprocess.run(
@@ -210,7 +217,13 @@ class Buildah:
         reference = rouse_reference(target)
         self.run(
             *("bud", "--pull=never", "--layers", "--network=host", "--target", target),
-            *("--volume", f"{paths.cache('ccache-image')}:/ccache", "-t", reference),
+            *(
+                "--volume",
+                f"{paths.cache('ccache')}:/ccache",
+                "--build-arg",
+                f"JOBS={os.cpu_count()}",
+            ),
+            *("--tag", reference),
             str(paths.REPOSITORY),
         )
         tar.parent.mkdir(parents=True, exist_ok=True)

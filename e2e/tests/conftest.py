@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rouse_e2e import paths  # noqa: E402
 from rouse_e2e.cluster import Cluster, interrupt_on_terminate  # noqa: E402
 from rouse_e2e.light import LightCluster  # noqa: E402
+from rouse_e2e.real import RealCluster  # noqa: E402
+from rouse_e2e.story import Story  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,6 +49,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     if report.when == "call" and report.failed:
         folder = failure_folder(item)
         for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, Story):
+                value = value.cluster
             if isinstance(value, Cluster):
                 try:
                     value.collect(folder)
@@ -60,3 +65,25 @@ def failure_folder(item: pytest.Item) -> Path:
     folder = paths.REPOSITORY / "build" / "e2e-failures" / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_cluster():
+    """One node with a real kubelet and containerd, for all tests that need engines."""
+    with RealCluster(say=progress) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def installed_story(real_cluster: RealCluster):
+    """Rouse installed on the real cluster, the checkpoint provided, nothing applied yet."""
+    story = Story(real_cluster, progress)
+    story.import_images()
+    story.install()
+    story.provide_checkpoint()
+    return story
+
+
+def progress(text: str) -> None:
+    """Goes to the captured output, which pytest shows for a test that fails."""
+    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)

@@ -1,0 +1,33 @@
+"""Runs on the node: names what instances have left there; prints nothing when all is gone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PROGRAMS = ("vllm", "VLLM::", "rouse-agent")
+
+
+def main() -> None:
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            files = [os.readlink(file) for file in (process / "fd").iterdir()]
+        except OSError:
+            continue  # it has ended
+        if any(name in command.split(" ")[0] or f"/{name} " in command for name in PROGRAMS):
+            print(f"process {process.name}: {command[:120]}")
+        for file in files:
+            if file.startswith(("/memfd:rouse", "/dev/shm/")):
+                print(f"process {process.name} ({command[:60]}) holds {file}")
+    for file in Path("/dev/shm").iterdir():
+        print(f"shared memory {file}")
+    mounts = Path("/proc/mounts").read_text()
+    for volume in Path("/var/lib/kubelet/pods").glob("*/volumes/*/*"):
+        if volume.name in ("model", "run", "plugin", "shm"):
+            state = "mounted" if str(volume) in mounts else "a folder"
+            print(f"volume {volume} ({state})")
+
+
+if __name__ == "__main__":
+    main()

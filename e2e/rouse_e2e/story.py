@@ -1,0 +1,312 @@
+"""The main job, step by step, on any cluster; `make demo` shows it and the tests assert on it.
+
+A ModelService starts from storage, is scaled out, and its second instance takes everything from
+the first. Each step says what it does and how far it is, and raises with a clear text if it fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from . import images, paths
+from .cluster import Cluster, Object, wait_until
+from .real import RealCluster
+
+sys.path.insert(0, str(paths.E2E))
+import make_checkpoint  # noqa: E402
+
+SYSTEM = "rouse-system"
+RELEASE = "rouse"
+PROMPT = "Rouse wakes large models"
+TOKENS = 24
+AGENT_PORT = 7410
+OPERATOR_PORT = 7480
+START_SECONDS = 300
+
+
+@dataclass
+class Instance:
+    """What is known of one pod that serves."""
+
+    pod: Object
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.pod["metadata"]["name"]
+
+    def annotation(self, name: str) -> str:
+        return self.pod["metadata"].get("annotations", {}).get(f"rouse.dev/{name}", "")
+
+    @property
+    def path(self) -> str:
+        return self.annotation("path")
+
+    @property
+    def timeline(self) -> Object:
+        return json.loads(self.annotation("timeline") or "null")
+
+    @property
+    def bytes_by_source(self) -> dict[str, int]:
+        return json.loads(self.annotation("bytes-by-source") or "{}")
+
+    def seconds(self, phase: str) -> float:
+        return sum(
+            (x["endUs"] - x["startUs"]) / 1e6 for x in self.timeline["phases"] if x["name"] == phase
+        )
+
+
+class Story:
+    def __init__(
+        self,
+        cluster: Cluster,
+        say: Callable[[str], None],
+        namespace: str = "default",
+        edit: Callable[[Object], None] = lambda service: None,
+    ) -> None:
+        """`edit` may change the sample's ModelService before it is applied."""
+        self.cluster, self.say, self.namespace = cluster, say, namespace
+        self.service = self._sample()
+        edit(self.service)
+        self.name: str = self.service["metadata"]["name"]
+        self.port: int = self.service["spec"]["engine"].get("port", 8000)
+
+    # ---- what is given
+
+    @staticmethod
+    def _sample() -> Object:
+        for file in sorted((paths.REPOSITORY / "config" / "samples").glob("*.yaml")):
+            for document in yaml.safe_load_all(file.read_text()):
+                if document and document.get("kind") == "ModelService":
+                    if document["metadata"]["name"] == "demo":
+                        return document
+        raise RuntimeError("config/samples has no ModelService named demo")
+
+    def import_images(self) -> None:
+        """On our own node; elsewhere the images come from where $ROUSE_*_IMAGE says."""
+        if isinstance(self.cluster, RealCluster):
+            for name, tar in images.rouse_tars(self.say).items():
+                started = time.monotonic()
+                self.cluster.import_image(tar)
+                seconds = time.monotonic() - started
+                self.say(f"imported {images.rouse_reference(name)} ({seconds:.1f} s)")
+
+    def install(self, *more: str) -> None:
+        """As a user would: helm install, with the images' names as values."""
+        values = []
+        for part in ("operator", "agent"):
+            reference = os.environ.get(f"ROUSE_{part.upper()}_IMAGE", images.rouse_reference(part))
+            repository, _, tag = reference.rpartition(":")
+            values += ["--set", f"{part}.image.repository={repository}"]
+            values += ["--set", f"{part}.image.tag={tag}"]
+        self.say(f"helm install {RELEASE} charts/rouse --namespace {SYSTEM}")
+        self.cluster.helm(
+            *("install", RELEASE, str(paths.REPOSITORY / "charts" / "rouse")),
+            *("--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "120s"),
+            *(*values, *more),
+        )
+
+    def uninstall(self) -> None:
+        self.cluster.helm("uninstall", RELEASE, "--namespace", SYSTEM, "--wait")
+
+    def provide_checkpoint(self) -> Path | None:
+        """A volume claim with the checkpoint, under the name that the sample expects."""
+        if not isinstance(self.cluster, RealCluster):
+            return None  # the user's cluster has the claim already
+        folder = make_checkpoint.cached()
+        claim = self.service["spec"]["model"]["storage"]["persistentVolumeClaim"]
+        inside = claim.get("path", "").strip("/")
+        root = paths.cache("models", f"volume-{folder.name}-{inside.replace('/', '-') or 'root'}")
+        target = root / inside if inside else root
+        if not target.exists():  # the claim's path below the volume's root
+            target.mkdir(parents=True)
+            for file in folder.iterdir():
+                os.link(file, target / file.name)
+        size, access = {"storage": "1Gi"}, ["ReadOnlyMany"]
+        volume = f"{self.namespace}-{claim['claimName']}"
+        self.cluster.apply(
+            [
+                {
+                    "apiVersion": "v1",
+                    "kind": "PersistentVolume",
+                    "metadata": {"name": volume},
+                    "spec": {
+                        "capacity": size,
+                        "accessModes": access,
+                        "storageClassName": "",
+                        "hostPath": {"path": str(root), "type": "Directory"},
+                        "claimRef": {"namespace": self.namespace, "name": claim["claimName"]},
+                    },
+                },
+                {
+                    "apiVersion": "v1",
+                    "kind": "PersistentVolumeClaim",
+                    "metadata": {"name": claim["claimName"], "namespace": self.namespace},
+                    "spec": {
+                        "accessModes": access,
+                        "storageClassName": "",
+                        "volumeName": volume,
+                        "resources": {"requests": size},
+                    },
+                },
+            ]
+        )
+        megabytes = make_checkpoint.weight_bytes() / 1e6
+        self.say(f"checkpoint: Qwen3-MoE, random weights, {megabytes:.0f} MB, in {folder}")
+        return folder
+
+    # ---- the ModelService
+
+    def apply(self) -> None:
+        self.say(f"kubectl apply: ModelService {self.name}")
+        self.cluster.apply(self.service, namespace=self.namespace)
+
+    def scale(self, replicas: int) -> None:
+        self.say(f"kubectl scale modelservice/{self.name} --replicas={replicas}")
+        self.cluster.kubectl(
+            *("scale", f"modelservice/{self.name}", f"--replicas={replicas}"),
+            *("-n", self.namespace),
+        )
+
+    def pods(self) -> list[Object]:
+        selector = f"rouse.dev/modelservice={self.name}"
+        pods = self.cluster.list("pods", self.namespace, selector)
+        return sorted(pods, key=lambda pod: pod["metadata"]["name"])
+
+    def serving(self) -> list[Instance]:
+        """The instances that say that they serve, have told their timeline, and are Ready."""
+        found = []
+        for pod in self.pods():
+            conditions = {x["type"]: x["status"] for x in pod["status"].get("conditions", [])}
+            instance = Instance(pod)
+            if (
+                instance.annotation("agent-state") == "Serving"
+                and instance.annotation("timeline")
+                and conditions.get("Ready") == "True"
+                and "deletionTimestamp" not in pod["metadata"]
+            ):
+                found.append(instance)
+        return found
+
+    def await_serving(self, count: int, seconds: float = START_SECONDS) -> list[Instance]:
+        """Waits for exactly `count` pods that all serve; shows every change of state."""
+        shown: dict[str, str] = {}
+        restarts_allowed = 3
+
+        def look() -> list[Instance] | None:
+            pods = self.pods()
+            for pod in pods:
+                self._show(pod, shown)
+                for status in pod["status"].get("containerStatuses", []):
+                    if status["restartCount"] > restarts_allowed:
+                        raise RuntimeError(f"{pod['metadata']['name']}: {status['name']} restarts")
+            instances = self.serving()
+            return instances if len(instances) == len(pods) == count else None
+
+        found = wait_until(f"{count} instances of {self.name} to serve", seconds, look, 0.5)
+        for instance in found:
+            self.say(f"{instance.name} serves (path {instance.path})")
+        return found
+
+    def _show(self, pod: Object, shown: dict[str, str]) -> None:
+        instance = Instance(pod)
+        text = instance.annotation("agent-state") or pod["status"].get("phase", "")
+        if "deletionTimestamp" in pod["metadata"]:
+            text = "Terminating"
+        message = instance.annotation("agent-message")
+        if message:
+            text += f" ({message})"
+        uid = pod["metadata"]["uid"]
+        if shown.get(uid) != text:
+            shown[uid] = text
+            self.say(f"  {instance.name}: {text}")
+
+    def ask(self, instance: Instance, prompt: str = PROMPT) -> list[int]:
+        """The token ids of a greedy answer by vLLM's own OpenAI API."""
+        answer = self.cluster.pod_request(
+            instance.name,
+            self.port,
+            "/v1/completions",
+            "POST",
+            {
+                "model": self.service["spec"]["model"]["name"],
+                "prompt": prompt,
+                "max_tokens": TOKENS,
+                "temperature": 0,
+                "return_token_ids": True,
+            },
+            self.namespace,
+        )
+        if answer.status != 200:
+            raise RuntimeError(f"{instance.name}: HTTP {answer.status}: {answer.text[:500]}")
+        instance.tokens = answer.json()["choices"][0]["token_ids"]
+        return instance.tokens
+
+    def delete(self) -> None:
+        self.say(f"kubectl delete modelservice/{self.name}")
+        self.cluster.kubectl(
+            *("delete", "modelservice", self.name, "-n", self.namespace, "--timeout=60s")
+        )
+        wait_until(f"the pods of {self.name} to be gone", 90, lambda: not self.pods(), 0.5)
+
+    def left_behind(self) -> list[str]:
+        """Whatever of our instances still exists; empty is what it should be."""
+        left = [f"pod {pod['metadata']['name']}" for pod in self.pods()]
+        if not isinstance(self.cluster, RealCluster):
+            return left
+        script = Path(__file__).with_name("leftovers.py")
+        left += self.cluster.execute(sys.executable, str(script)).splitlines()
+        return left
+
+    # ---- telling
+
+    def table(self, instances: list[Instance]) -> str:
+        """The timelines side by side, then the bytes by source."""
+        lines = [f"{'':14}" + "".join(f"{x.name + ' (' + x.path + ')':>22}" for x in instances)]
+        names = [x["name"] for x in instances[0].timeline["phases"]]
+        for name in names:
+            cells = "".join(f"{x.seconds(name):>20.2f} s" for x in instances)
+            lines.append(f"{name:14}{cells}")
+        totals = "".join(f"{x.timeline['totalUs'] / 1e6:>20.2f} s" for x in instances)
+        lines.append(f"{'total':14}{totals}")
+        lanes = sorted({lane["name"] for x in instances for lane in x.timeline.get("lanes", [])})
+        for name in lanes:
+            cells = ""
+            for x in instances:
+                spans = [y for y in x.timeline.get("lanes", []) if y["name"] == name]
+                taken = sum(y["endUs"] - y["startUs"] for y in spans) / 1e6
+                cells += f"{taken:>20.2f} s" if spans else f"{'-':>22}"
+            lines.append(f"{'| ' + name:14}{cells}   (beside the phases)")
+        for source in ("storage", "peer"):
+            cells = "".join(
+                f"{x.bytes_by_source.get(source, 0) / 1e6:>19.1f} MB" for x in instances
+            )
+            lines.append(f"{'from ' + source:14}{cells}")
+        transports = "".join(f"{x.annotation('transport') or '-':>22}" for x in instances)
+        lines.append(f"{'transport':14}{transports}")
+        return "\n".join(lines)
+
+    def explain(self) -> str:
+        """The log lines that matter after a failure."""
+        parts = []
+        for pod in self.pods():
+            name = pod["metadata"]["name"]
+            for container in ("agent", "engine"):
+                text = self.cluster.logs(name, container, self.namespace, 25)
+                parts.append(f"---- {name}, {container}\n{text}")
+            notes = pod["metadata"].get("annotations", {})
+            parts.append(f"---- {name}, annotations\n{json.dumps(notes, indent=1)}")
+        for pod in self.cluster.list("pods", SYSTEM):
+            name = pod["metadata"]["name"]
+            text = self.cluster.logs(name, "operator", SYSTEM, 40)
+            parts.append(f"---- {name}, operator\n{text}")
+        parts.append(f"---- events\n{self.cluster.events(lines=30)}")
+        return "\n".join(parts)

@@ -1,0 +1,61 @@
+"""The cluster of the tests itself: it must not leave anything on the machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rouse_e2e import paths
+from rouse_e2e.cluster import wait_until
+from rouse_e2e.real import nodes_folder, sweep
+
+OWNER = """
+import sys, time
+from rouse_e2e.real import RealCluster
+RealCluster(sys.argv[1])
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+def traces(name: str) -> list[str]:
+    """Everything on the machine that belongs to cluster `name`."""
+    found = [str(x) for x in Path("/sys/fs/cgroup").glob(f"**/rouse-{name}")]
+    found += [str(x) for x in nodes_folder().glob(name)]
+    found += [x for x in Path("/proc/mounts").read_text().splitlines() if f"/{name}/" in x]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"/nodes/{name}".encode() in (process / "cmdline").read_bytes():
+                found.append(f"process {process.name}")
+        except OSError:
+            pass
+    return found
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "SIGINT"])
+def test_a_cluster_whose_program_is_ended_leaves_nothing(number: signal.Signals):
+    name = f"test-{os.getpid()}-{number.name.lower()}"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, name],
+        cwd=paths.E2E,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert owner.stdout and owner.stdout.readline() == "up\n"
+    assert traces(name)
+    owner.send_signal(number)
+    owner.wait(60)
+    processes = [x for x in traces(name) if x.startswith("process")]
+    wait_until(
+        f"{processes} to end",
+        20,
+        lambda: not [x for x in traces(name) if x.startswith("process")],
+    )
+    sweep()
+    assert traces(name) == []
