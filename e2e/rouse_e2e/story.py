@@ -74,21 +74,27 @@ class Story:
     ) -> None:
         """`edit` may change the sample's ModelService before it is applied."""
         self.cluster, self.say, self.namespace = cluster, say, namespace
-        self.service = self._sample()
+        self.samples = self._samples()
+        self.service = self._sample("ModelService")
         edit(self.service)
+        for sample in self.samples:
+            if sample["kind"] != "PersistentVolume":
+                sample["metadata"]["namespace"] = namespace
         self.name: str = self.service["metadata"]["name"]
         self.port: int = self.service["spec"]["engine"].get("port", 8000)
 
     # ---- what is given
 
     @staticmethod
-    def _sample() -> Object:
-        for file in sorted((paths.REPOSITORY / "config" / "samples").glob("*.yaml")):
-            for document in yaml.safe_load_all(file.read_text()):
-                if document and document.get("kind") == "ModelService":
-                    if document["metadata"]["name"] == "demo":
-                        return document
-        raise RuntimeError("config/samples has no ModelService named demo")
+    def _samples() -> list[Object]:
+        files = sorted((paths.REPOSITORY / "config" / "samples").glob("*.yaml"))
+        return [x for file in files for x in yaml.safe_load_all(file.read_text()) if x]
+
+    def _sample(self, kind: str) -> Object:
+        found = [x for x in self.samples if x["kind"] == kind]
+        if len(found) != 1:
+            raise RuntimeError(f"config/samples has {len(found)} objects of kind {kind}, not one")
+        return found[0]
 
     def import_images(self) -> None:
         """On our own node; elsewhere the images come from where $ROUSE_*_IMAGE says."""
@@ -117,57 +123,24 @@ class Story:
     def uninstall(self) -> None:
         self.cluster.helm("uninstall", RELEASE, "--namespace", SYSTEM, "--wait")
 
-    def provide_checkpoint(self) -> Path | None:
-        """A volume claim with the checkpoint, under the name that the sample expects."""
+    def provide_checkpoint(self) -> None:
+        """Puts the checkpoint where the samples' volume is: in a folder of the node."""
         if not isinstance(self.cluster, RealCluster):
-            return None  # the user's cluster has the claim already
+            return  # a user's cluster has it there already
         folder = make_checkpoint.cached()
+        volume = self._sample("PersistentVolume")["spec"]["hostPath"]["path"]
         claim = self.service["spec"]["model"]["storage"]["persistentVolumeClaim"]
-        inside = claim.get("path", "").strip("/")
-        root = paths.cache("models", f"volume-{folder.name}-{inside.replace('/', '-') or 'root'}")
-        target = root / inside if inside else root
-        if not target.exists():  # the claim's path below the volume's root
-            target.mkdir(parents=True)
-            for file in folder.iterdir():
-                os.link(file, target / file.name)
-        size, access = {"storage": "1Gi"}, ["ReadOnlyMany"]
-        volume = f"{self.namespace}-{claim['claimName']}"
-        self.cluster.apply(
-            [
-                {
-                    "apiVersion": "v1",
-                    "kind": "PersistentVolume",
-                    "metadata": {"name": volume},
-                    "spec": {
-                        "capacity": size,
-                        "accessModes": access,
-                        "storageClassName": "",
-                        "hostPath": {"path": str(root), "type": "Directory"},
-                        "claimRef": {"namespace": self.namespace, "name": claim["claimName"]},
-                    },
-                },
-                {
-                    "apiVersion": "v1",
-                    "kind": "PersistentVolumeClaim",
-                    "metadata": {"name": claim["claimName"], "namespace": self.namespace},
-                    "spec": {
-                        "accessModes": access,
-                        "storageClassName": "",
-                        "volumeName": volume,
-                        "resources": {"requests": size},
-                    },
-                },
-            ]
-        )
+        target = f"{volume}/{claim.get('path', '')}"
+        self.cluster.execute("mkdir", "-p", target)
+        self.cluster.execute("mount", "--bind", str(folder), target)
         megabytes = make_checkpoint.weight_bytes() / 1e6
-        self.say(f"checkpoint: Qwen3-MoE, random weights, {megabytes:.0f} MB, in {folder}")
-        return folder
+        self.say(f"checkpoint: Qwen3-MoE, random weights, {megabytes:.0f} MB, on the node")
 
     # ---- the ModelService
 
     def apply(self) -> None:
-        self.say(f"kubectl apply: ModelService {self.name}")
-        self.cluster.apply(self.service, namespace=self.namespace)
+        self.say("kubectl apply -f config/samples/")
+        self.cluster.apply(self.samples)
 
     def scale(self, replicas: int) -> None:
         self.say(f"kubectl scale modelservice/{self.name} --replicas={replicas}")

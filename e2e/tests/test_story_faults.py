@@ -1,0 +1,143 @@
+"""Faults in the middle of the story, on a real cluster: each ends in the right state."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rouse_e2e import paths
+from rouse_e2e.cluster import wait_until
+from rouse_e2e.story import SYSTEM, Instance, Story
+
+pytestmark = pytest.mark.timeout(900)
+
+# 324 MB take about 25 s at this rate: long enough to hit the middle of a pull.
+SLOW = "100mbit"
+RECOVERY_SECONDS = 400
+
+
+def on_node(story: Story, *arguments: str) -> None:
+    script = paths.E2E / "rouse_e2e" / "on_node.py"
+    story.cluster.execute(sys.executable, str(script), *arguments)
+
+
+def kill_operator(story: Story) -> None:
+    def kill() -> bool:
+        pod = story.cluster.list("pods", SYSTEM)[0]["metadata"]["name"]
+        try:
+            on_node(story, "kill", pod, "rouse-operator")
+        except RuntimeError:  # not running: the kubelet waits before it starts it again
+            return False
+        return True
+
+    wait_until("an operator to kill", 120, kill, 0.2)
+
+
+def pod_named(story: Story, name: str) -> dict | None:
+    return next((x for x in story.pods() if x["metadata"]["name"] == name), None)
+
+
+@pytest.fixture(scope="module")
+def first(installed_story: Story):
+    """One instance that serves."""
+    installed_story.apply()
+    instance = installed_story.await_serving(1)[0]
+    installed_story.ask(instance)
+    yield instance
+    installed_story.delete()
+
+
+@pytest.fixture
+def story(installed_story: Story, first: Instance):
+    """One instance before and after each test; the pods of the test are gone."""
+    yield installed_story
+    installed_story.scale(1)
+    installed_story.await_serving(1, RECOVERY_SECONDS)
+
+
+def check_two(story: Story, first: Instance) -> list[Instance]:
+    instances = story.await_serving(2, RECOVERY_SECONDS)
+    assert len({x.name for x in instances}) == 2
+    for instance in instances:
+        assert story.ask(instance) == first.tokens, instance.name
+    return instances
+
+
+def test_a_pod_deleted_by_hand_is_replaced_by_way_of_the_peer(story: Story, first: Instance):
+    story.scale(2)
+    second = check_two(story, first)[1]
+    story.say(f"kubectl delete pod {second.name}")
+    story.cluster.kubectl("delete", "pod", second.name, "-n", story.namespace, "--wait=false")
+    wait_until(
+        "the deleted pod to be gone",
+        60,
+        lambda: second.pod["metadata"]["uid"] not in {x["metadata"]["uid"] for x in story.pods()},
+    )
+    replacement = next(x for x in check_two(story, first) if x.name != first.name)
+    assert replacement.pod["metadata"]["uid"] != second.pod["metadata"]["uid"]
+    assert replacement.path == "Peer"
+
+
+def scaled(story: Story) -> bool:
+    return True
+
+
+def pod_exists(story: Story) -> bool:
+    return len(story.pods()) == 2
+
+
+def engine_loads(story: Story) -> bool:
+    states = [Instance(x).annotation("agent-state") for x in story.pods()]
+    return len(states) == 2 and states[1] in ("Loading", "Warming")
+
+
+@pytest.mark.parametrize(
+    "moment", [scaled, pod_exists, engine_loads], ids=lambda function: function.__name__
+)
+def test_a_scale_out_survives_the_operators_sigkill(
+    story: Story, first: Instance, moment: Callable[[Story], bool]
+):
+    story.scale(2)
+    wait_until(f"the moment: {moment.__name__}", 120, lambda: moment(story), 0.05)
+    story.say("SIGKILL to the operator")
+    kill_operator(story)
+    instances = check_two(story, first)
+    uids = {x.name: x.pod["metadata"]["uid"] for x in instances}
+    assert uids[first.name] == first.pod["metadata"]["uid"], "the first instance was disturbed"
+    assert next(x for x in instances if x.name != first.name).path == "Peer"
+
+
+@pytest.mark.parametrize("end", ["target", "source"])
+def test_an_agent_killed_in_mid_pull_does_no_lasting_harm(story: Story, first: Instance, end: str):
+    source = story.serving()[0]
+    address = source.pod["status"]["podIP"]
+    on_node(story, "slow", address, SLOW)
+    try:
+        story.scale(2)
+
+        def pulling() -> str | None:
+            for pod in story.pods():
+                instance = Instance(pod)
+                if instance.name != source.name and instance.annotation("agent-state") == "Pulling":
+                    return instance.name
+            return None
+
+        target = wait_until("the second agent to pull", 120, pulling, 0.1)
+        victim = target if end == "target" else source.name
+        story.say(f"SIGKILL to the agent of {victim}")
+        on_node(story, "kill", victim, "rouse-agent")
+    finally:
+        if pod_named(story, source.name):
+            on_node(story, "fast", address)
+    instances = check_two(story, first)
+    if end == "target":
+        names = {x.name: x.pod["metadata"]["uid"] for x in instances}
+        assert names[source.name] == source.pod["metadata"]["uid"], "the source was disturbed"
+
+
+def test_the_node_scripts_find_what_they_look_for(tmp_path: Path, story: Story):
+    with pytest.raises(RuntimeError, match="no process rouse-agent in pod nobody"):
+        on_node(story, "kill", "nobody", "rouse-agent")
