@@ -22,12 +22,16 @@ namespace {
 // Huge pages can only be used where file offset and address agree modulo their size.
 constexpr size_t kAlignment = size_t{2} << 20;
 
-size_t PageBytes() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
+size_t PageBytes() {
+  return static_cast<size_t>(sysconf(_SC_PAGESIZE));
+}
 
 // Bounded so that rounding up cannot overflow.
 constexpr size_t kMaxArenaBytes = size_t{1} << 46;
 
-size_t RoundUp(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
+size_t RoundUp(size_t value, size_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
 
 /// Reserves `bytes` at a multiple of kAlignment: takes more and gives the ends back.
 void* ReserveAligned(size_t bytes) {
@@ -35,7 +39,8 @@ void* ReserveAligned(size_t bytes) {
   void* raw = mmap(nullptr, taken, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (raw == MAP_FAILED) return raw;
   char* begin = static_cast<char*>(raw);
-  size_t head = RoundUp(reinterpret_cast<uintptr_t>(begin), kAlignment) - reinterpret_cast<uintptr_t>(begin);
+  size_t head =
+      RoundUp(reinterpret_cast<uintptr_t>(begin), kAlignment) - reinterpret_cast<uintptr_t>(begin);
   if (head > 0) munmap(begin, head);
   if (size_t tail = taken - head - bytes; tail > 0) munmap(begin + head + bytes, tail);
   return begin + head;
@@ -58,11 +63,13 @@ int rouse_arena_reserve(size_t bytes, void* at, rouse_arena** arena) {
     return Fail(EINVAL, "the address %p is not at a page boundary", at);
   }
   size_t rounded = RoundUp(bytes, PageBytes());
-  void* address = at == nullptr
-                      ? rouse::connector::ReserveAligned(rounded)
-                      : mmap(at, rounded, PROT_NONE,
-                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
-  if (address == MAP_FAILED) return Fail(errno, "cannot reserve %zu bytes of addresses at %p", rounded, at);
+  void* address =
+      at == nullptr
+          ? rouse::connector::ReserveAligned(rounded)
+          : mmap(at, rounded, PROT_NONE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+  if (address == MAP_FAILED)
+    return Fail(errno, "cannot reserve %zu bytes of addresses at %p", rounded, at);
   if (at != nullptr && address != at) {  // A kernel that does not know MAP_FIXED_NOREPLACE.
     munmap(address, rounded);
     return Fail(EEXIST, "cannot reserve %zu bytes of addresses at %p", rounded, at);
@@ -75,24 +82,30 @@ int rouse_arena_reserve(size_t bytes, void* at, rouse_arena** arena) {
   return 0;
 }
 
-void* rouse_arena_address(const rouse_arena* arena) { return arena->address; }
+void* rouse_arena_address(const rouse_arena* arena) {
+  return arena->address;
+}
 
-int rouse_arena_map(rouse_arena* arena, size_t offset, size_t bytes, int fd, enum rouse_mapping mapping) {
+int rouse_arena_map(rouse_arena* arena, size_t offset, size_t bytes, int fd,
+                    enum rouse_mapping mapping) {
   if (mapping != ROUSE_MAP_SHARED && mapping != ROUSE_MAP_PRIVATE) {
     return Fail(EINVAL, "unknown kind of mapping %d", static_cast<int>(mapping));
   }
-  if (bytes == 0 || offset % PageBytes() != 0 || offset > arena->bytes || bytes > arena->bytes - offset) {
-    return Fail(EINVAL, "a slab of %zu bytes cannot be mapped at offset %zu of an arena of %zu bytes", bytes,
-                offset, arena->bytes);
+  if (bytes == 0 || offset % PageBytes() != 0 || offset > arena->bytes ||
+      bytes > arena->bytes - offset) {
+    return Fail(EINVAL,
+                "a slab of %zu bytes cannot be mapped at offset %zu of an arena of %zu bytes",
+                bytes, offset, arena->bytes);
   }
-  struct stat info{};
+  struct stat info {};
   if (fstat(fd, &info) < 0) return Fail(errno, "cannot look at the slab in descriptor %d", fd);
   if (!S_ISREG(info.st_mode) || static_cast<size_t>(info.st_size) < bytes) {
     return Fail(EINVAL, "the slab in descriptor %d has %lld bytes, %zu were announced", fd,
                 static_cast<long long>(info.st_size), bytes);
   }
   int flags = mapping == ROUSE_MAP_SHARED ? MAP_SHARED : MAP_PRIVATE | MAP_NORESERVE;
-  void* mapped = mmap(arena->address + offset, bytes, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0);
+  void* mapped =
+      mmap(arena->address + offset, bytes, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0);
   if (mapped == MAP_FAILED) {
     return Fail(errno, "cannot map a slab of %zu bytes at offset %zu of the arena", bytes, offset);
   }

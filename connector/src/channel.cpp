@@ -107,7 +107,8 @@ int rouse_connect(const char* path, int timeout_ms) {
   size_t length = path == nullptr ? 0 : std::strlen(path);
   if (length == 0) return Fail(EINVAL, "the path of the engine socket is empty");
   if (length >= sizeof(address.sun_path)) {
-    return Fail(ENAMETOOLONG, "the path of the engine socket is %zu bytes long, at most %zu fit: %.100s...",
+    return Fail(ENAMETOOLONG,
+                "the path of the engine socket is %zu bytes long, at most %zu fit: %.100s...",
                 length, sizeof(address.sun_path) - 1, path);
   }
   std::memcpy(address.sun_path, path, length + 1);
@@ -128,12 +129,13 @@ int rouse_connect(const char* path, int timeout_ms) {
     if (!may_pass) return Fail(error, "cannot connect to the engine socket %s", path);
     if (deadline.RemainingMs() == 0) {
       char reason[128];
-      return Fail(ETIMEDOUT, "no agent took a connection at the engine socket %s within %d ms (%s)", path,
-                  timeout_ms, strerror_r(error, reason, sizeof(reason)));
+      return Fail(ETIMEDOUT, "no agent took a connection at the engine socket %s within %d ms (%s)",
+                  path, timeout_ms, strerror_r(error, reason, sizeof(reason)));
     }
     int pause = deadline.RemainingMs();
-    poll(nullptr, 0, pause < 0 ? rouse::connector::kConnectRetryMs
-                               : std::min(pause, rouse::connector::kConnectRetryMs));
+    poll(nullptr, 0,
+         pause < 0 ? rouse::connector::kConnectRetryMs
+                   : std::min(pause, rouse::connector::kConnectRetryMs));
   }
 }
 
@@ -141,8 +143,9 @@ int rouse_send(int socket, const void* message, size_t bytes, const int* fds, si
                int timeout_ms) {
   if (bytes == 0 || message == nullptr) return Fail(EINVAL, "an empty message cannot be sent");
   if (bytes > ROUSE_MAX_MESSAGE_BYTES || fd_count > kMaxFds) {
-    return Fail(EMSGSIZE, "a message of %zu bytes and %zu descriptors exceeds the limits of %d and %d",
-                bytes, fd_count, ROUSE_MAX_MESSAGE_BYTES, ROUSE_MAX_MESSAGE_FDS);
+    return Fail(EMSGSIZE,
+                "a message of %zu bytes and %zu descriptors exceeds the limits of %d and %d", bytes,
+                fd_count, ROUSE_MAX_MESSAGE_BYTES, ROUSE_MAX_MESSAGE_FDS);
   }
   iovec part{const_cast<void*>(message), bytes};
   msghdr header{};
@@ -192,7 +195,8 @@ int rouse_receive(int socket, void* message, size_t capacity, size_t* bytes, int
     if (received < 0) {
       if (errno == EAGAIN || errno == EINTR) {
         int waited = Wait(socket, POLLIN, deadline);
-        if (waited < 0) return Fail(-waited, "no answer came from the agent within %d ms", timeout_ms);
+        if (waited < 0)
+          return Fail(-waited, "no answer came from the agent within %d ms", timeout_ms);
         continue;
       }
       return Fail(errno, "cannot receive from the agent");
@@ -200,7 +204,8 @@ int rouse_receive(int socket, void* message, size_t capacity, size_t* bytes, int
     ReceivedFds arrived;
     arrived.CollectFrom(&header);
     if (header.msg_flags & MSG_TRUNC) {
-      return Fail(EMSGSIZE, "the agent's message is longer than the %zu bytes there is room for", capacity);
+      return Fail(EMSGSIZE, "the agent's message is longer than the %zu bytes there is room for",
+                  capacity);
     }
     if ((header.msg_flags & MSG_CTRUNC) || arrived.count() > fd_capacity) {
       return Fail(EMSGSIZE, "the agent's message brings more than %zu descriptors",

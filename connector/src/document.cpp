@@ -38,7 +38,7 @@ int rouse_document_create(const void* document, size_t bytes) {
 }
 
 int rouse_document_read(int fd, void* document, size_t bytes) {
-  struct stat info{};
+  struct stat info {};
   if (fstat(fd, &info) < 0) return Fail(errno, "cannot look at the document in descriptor %d", fd);
   if (static_cast<size_t>(info.st_size) != bytes) {
     return Fail(EINVAL, "the document has %lld bytes, %zu were announced",

@@ -30,6 +30,10 @@ int Fail(int error, const char* format, ...) {
 
 }  // namespace rouse::connector
 
-int rouse_abi_version(void) { return ROUSE_ABI_VERSION; }
+int rouse_abi_version(void) {
+  return ROUSE_ABI_VERSION;
+}
 
-const char* rouse_last_error(void) { return rouse::connector::last_error; }
+const char* rouse_last_error(void) {
+  return rouse::connector::last_error;
+}

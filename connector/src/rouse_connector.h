@@ -65,7 +65,8 @@ ROUSE_EXPORT int rouse_document_create(const void* document, size_t bytes);
 /// Copies the whole content of `fd`, which must be exactly `bytes` long (-EINVAL otherwise).
 ROUSE_EXPORT int rouse_document_read(int fd, void* document, size_t bytes);
 
-// ---- Arenas --------------------------------------------------------------------------------------
+// ---- Arenas
+// --------------------------------------------------------------------------------------
 
 /// One contiguous range of addresses that slabs are mapped into.
 typedef struct rouse_arena rouse_arena;

@@ -25,7 +25,9 @@ Arena Reserve(size_t bytes, void* at = nullptr) {
   return Arena(arena);
 }
 
-char* Address(const Arena& arena) { return static_cast<char*>(rouse_arena_address(arena.get())); }
+char* Address(const Arena& arena) {
+  return static_cast<char*>(rouse_arena_address(arena.get()));
+}
 
 /// Whether the kernel would let somebody else have this page (nothing is mapped there).
 bool IsFree(void* address) {
@@ -49,7 +51,8 @@ TEST_CASE("Slabs form one contiguous range, and shared writes reach them", "[con
   CHECK(ByteAt(second.get(), 0) == 'w');
 }
 
-TEST_CASE("Writes to a private mapping stay away from the slab, and its content is seen", "[connector]") {
+TEST_CASE("Writes to a private mapping stay away from the slab, and its content is seen",
+          "[connector]") {
   Fd slab(MakeSlab(kSlab, 'p'));
   Arena arena = Reserve(kSlab);
   REQUIRE(rouse_arena_map(arena.get(), 0, kSlab, slab.get(), ROUSE_MAP_PRIVATE) == 0);
@@ -69,7 +72,8 @@ TEST_CASE("A sealed slab can be mapped privately and no longer shared", "[connec
   CHECK(ByteAt(slab.get(), 0) == 'p');
 }
 
-TEST_CASE("What was written shared is there when the range is mapped privately again", "[connector]") {
+TEST_CASE("What was written shared is there when the range is mapped privately again",
+          "[connector]") {
   Fd slab(MakeSlab(kSlab));
   Arena arena = Reserve(kSlab);
   char* address = Address(arena);
@@ -91,7 +95,8 @@ TEST_CASE("A mapping outlives the descriptor", "[connector]") {
   CHECK(Address(arena)[100] == 'd');
 }
 
-TEST_CASE("A range can be reserved at an address of choice, and freed ranges are given back", "[connector]") {
+TEST_CASE("A range can be reserved at an address of choice, and freed ranges are given back",
+          "[connector]") {
   Arena probe = Reserve(kSlab);
   void* address = rouse_arena_address(probe.get());
   rouse_arena* taken = nullptr;
@@ -119,10 +124,12 @@ TEST_CASE("Nothing is mapped outside of the range or off a page boundary", "[con
   Fd slab(MakeSlab(4 * kSlab));
   CHECK(rouse_arena_map(arena.get(), 0, 3 * kSlab, slab.get(), ROUSE_MAP_PRIVATE) == -EINVAL);
   CHECK(rouse_arena_map(arena.get(), kSlab, 2 * kSlab, slab.get(), ROUSE_MAP_PRIVATE) == -EINVAL);
-  CHECK(rouse_arena_map(arena.get(), SIZE_MAX - 4095, kSlab, slab.get(), ROUSE_MAP_PRIVATE) == -EINVAL);
+  CHECK(rouse_arena_map(arena.get(), SIZE_MAX - 4095, kSlab, slab.get(), ROUSE_MAP_PRIVATE) ==
+        -EINVAL);
   CHECK(rouse_arena_map(arena.get(), 100, kSlab, slab.get(), ROUSE_MAP_PRIVATE) == -EINVAL);
   CHECK(rouse_arena_map(arena.get(), 0, 0, slab.get(), ROUSE_MAP_PRIVATE) == -EINVAL);
-  CHECK(rouse_arena_map(arena.get(), 0, kSlab, slab.get(), static_cast<rouse_mapping>(3)) == -EINVAL);
+  CHECK(rouse_arena_map(arena.get(), 0, kSlab, slab.get(), static_cast<rouse_mapping>(3)) ==
+        -EINVAL);
 }
 
 TEST_CASE("Arenas of impossible sizes are refused", "[connector]") {

@@ -40,7 +40,8 @@ class SocketPath {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     std::strncpy(address.sun_path, path_.c_str(), sizeof(address.sun_path) - 1);
-    if (bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 || listen(fd, 4) != 0) {
+    if (bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 ||
+        listen(fd, 4) != 0) {
       close(fd);
       return -1;
     }
@@ -65,8 +66,8 @@ Received Receive(int socket, size_t capacity = ROUSE_MAX_MESSAGE_BYTES,
   size_t bytes = 99;
   size_t fd_count = 99;
   Received received;
-  received.result =
-      rouse_receive(socket, buffer.data(), capacity, &bytes, fds.data(), fd_capacity, &fd_count, timeout_ms);
+  received.result = rouse_receive(socket, buffer.data(), capacity, &bytes, fds.data(), fd_capacity,
+                                  &fd_count, timeout_ms);
   REQUIRE(bytes <= capacity);
   REQUIRE(fd_count <= fd_capacity);
   received.bytes = buffer.substr(0, bytes);
@@ -93,13 +94,15 @@ TEST_CASE("Bytes and descriptors arrive at the other end as they were sent", "[c
   }
 }
 
-TEST_CASE("A message and a set of descriptors of the largest size pass, one more is refused", "[connector]") {
+TEST_CASE("A message and a set of descriptors of the largest size pass, one more is refused",
+          "[connector]") {
   NoDescriptorLeak no_leak;
   Pair pair;
   Fd slab(MakeSlab(1));
   std::string largest(ROUSE_MAX_MESSAGE_BYTES, 'x');
   std::vector<int> fds(ROUSE_MAX_MESSAGE_FDS, slab.get());
-  REQUIRE(rouse_send(pair.ours(), largest.data(), largest.size(), fds.data(), fds.size(), 1000) == 0);
+  REQUIRE(rouse_send(pair.ours(), largest.data(), largest.size(), fds.data(), fds.size(), 1000) ==
+          0);
   Received received = Receive(pair.theirs());
   REQUIRE(received.result == 0);
   CHECK(received.bytes == largest);
@@ -113,7 +116,8 @@ TEST_CASE("A message and a set of descriptors of the largest size pass, one more
   CHECK_THAT(rouse_last_error(), Contains("65 descriptors"));
 }
 
-TEST_CASE("A message that does not fit is an error and closes the descriptors it brought", "[connector]") {
+TEST_CASE("A message that does not fit is an error and closes the descriptors it brought",
+          "[connector]") {
   NoDescriptorLeak no_leak;
   Pair pair;
   Fd slab(MakeSlab(1));
@@ -140,7 +144,8 @@ TEST_CASE("More descriptors than asked for are an error and none stays open", "[
   CHECK_THAT(rouse_last_error(), Contains("descriptors"));
 }
 
-TEST_CASE("An empty message is taken as the end of the connection and loses no descriptor", "[connector]") {
+TEST_CASE("An empty message is taken as the end of the connection and loses no descriptor",
+          "[connector]") {
   NoDescriptorLeak no_leak;
   Pair pair;
   Fd slab(MakeSlab(1));
@@ -171,8 +176,8 @@ TEST_CASE("Sending to a peer that never reads ends at the deadline", "[connector
 
 TEST_CASE("A signal interrupts waiting for an answer and loses nothing", "[connector]") {
   Pair pair;
-  struct sigaction action{};
-  struct sigaction before{};
+  struct sigaction action {};
+  struct sigaction before {};
   action.sa_handler = [](int) {};
   REQUIRE(sigaction(SIGUSR1, &action, &before) == 0);
   std::atomic<int> result = 1;

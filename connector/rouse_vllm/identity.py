@@ -1,0 +1,95 @@
+"""The weight identity: everything that makes two ranks' bytes interchangeable.
+
+Every field can be computed by an engine that has no weight file, because a target has none: the
+checkpoint takes part through the small files that describe it, which travel between agents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rouse_vllm import manifest as manifests
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+
+#: Fields of a Hugging Face configuration that say where it came from, and nothing of the weights.
+_PROVENANCE = ("_name_or_path", "transformers_version")
+
+
+def canonical(value: Any) -> bytes:
+    """Canonical JSON: keys sorted, no white space, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def config_digest(config: dict[str, Any]) -> str:
+    """The digest of a Hugging Face configuration, wherever it was read from."""
+    return digest(canonical({k: v for k, v in config.items() if k not in _PROVENANCE}))
+
+
+def checkpoint_digest(folder: str) -> str:
+    """The digest of the checkpoint's index (which tensor is in which file); empty without one."""
+    indexes = sorted(Path(folder).glob("*.index.json")) if Path(folder).is_dir() else []
+    if not indexes:
+        return ""
+    return digest(canonical([[path.name, digest(path.read_bytes())] for path in indexes]))
+
+
+def device_name(device_type: str) -> str:
+    """The kind of processor, as far as it decides over the bytes: "cuda sm_90", "cpu x86_64"."""
+    if device_type == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        return f"cuda sm_{major}{minor}"
+    return f"{device_type} {platform.machine()}"
+
+
+def build(
+    vllm_config: VllmConfig, model_config: ModelConfig, form: str, engine_version: str
+) -> dict[str, str]:
+    """The identity of the weights that this rank holds in this form."""
+    parallel = vllm_config.parallel_config
+    config = json.loads(model_config.hf_config.to_json_string(use_diff=False))
+    identity = {
+        "model": ",".join(config.get("architectures") or [str(config.get("model_type"))]),
+        "config": config_digest(config),
+        "revision": model_config.revision or "",
+        "checkpoint": checkpoint_digest(model_config.model),
+        "dtype": str(model_config.dtype).removeprefix("torch."),
+        "quantization": str(model_config.quantization or ""),
+        "kvCacheDtype": str(vllm_config.cache_config.cache_dtype),
+        "maxModelLen": str(model_config.max_model_len),
+        "tensorParallel": str(parallel.tensor_parallel_size),
+        "pipelineParallel": str(parallel.pipeline_parallel_size),
+        "expertParallel": str(bool(parallel.enable_expert_parallel)).lower(),
+        "dataParallel": str(parallel.data_parallel_size),
+        "rank": str(parallel.rank),
+        "engine": "vllm",
+        "engineVersion": engine_version,
+        "torchVersion": torch.__version__,
+        "device": device_name(vllm_config.device_config.device_type),
+        "form": form,
+    }
+    if form == manifests.PROCESSED:
+        identity["kernels"] = _kernel_digest(vllm_config)
+    return identity
+
+
+def _kernel_digest(vllm_config: VllmConfig) -> str:
+    """What chooses kernels, and with them the layout that post-processing gives to weights.
+
+    vLLM's own two keys of everything that its compiled code depends on: a superset of it.
+    """
+    from vllm.envs import compile_factors
+
+    factors = {name: str(value) for name, value in compile_factors().items()}
+    return digest(canonical([vllm_config.compute_hash(), factors]))

@@ -1,0 +1,196 @@
+"""librouse_connector (src/rouse_connector.h), with Python's errors and ownership."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+import time
+from pathlib import Path
+
+from rouse_vllm.errors import AgentUnreachable, ProtocolError, RouseError
+from rouse_vllm.version import LIBRARY_ABI_VERSION
+
+MAX_MESSAGE_BYTES = 128 * 1024
+MAX_MESSAGE_FDS = 64
+
+MAP_SHARED = 1
+MAP_PRIVATE = 2
+
+_c_size = ctypes.c_size_t
+_c_pointer = ctypes.c_void_p
+
+_PROTOTYPES = {
+    "rouse_abi_version": (ctypes.c_int, []),
+    "rouse_last_error": (ctypes.c_char_p, []),
+    "rouse_connect": (ctypes.c_int, [ctypes.c_char_p, ctypes.c_int]),
+    "rouse_send": (
+        ctypes.c_int,
+        [ctypes.c_int, ctypes.c_char_p, _c_size, ctypes.POINTER(ctypes.c_int), _c_size, ctypes.c_int],
+    ),
+    "rouse_receive": (
+        ctypes.c_int,
+        [
+            ctypes.c_int,
+            _c_pointer,
+            _c_size,
+            ctypes.POINTER(_c_size),
+            ctypes.POINTER(ctypes.c_int),
+            _c_size,
+            ctypes.POINTER(_c_size),
+            ctypes.c_int,
+        ],
+    ),
+    "rouse_document_create": (ctypes.c_int, [ctypes.c_char_p, _c_size]),
+    "rouse_document_read": (ctypes.c_int, [ctypes.c_int, _c_pointer, _c_size]),
+    "rouse_arena_reserve": (ctypes.c_int, [_c_size, _c_pointer, ctypes.POINTER(_c_pointer)]),
+    "rouse_arena_address": (_c_pointer, [_c_pointer]),
+    "rouse_arena_map": (ctypes.c_int, [_c_pointer, _c_size, _c_size, ctypes.c_int, ctypes.c_int]),
+    "rouse_arena_unmap": (ctypes.c_int, [_c_pointer]),
+    "rouse_arena_free": (None, [_c_pointer]),
+}
+
+_library: ctypes.CDLL | None = None
+
+
+def _default_path() -> Path:
+    """The library lies beside the package, in the plugin folder."""
+    return Path(__file__).resolve().parent.parent / "librouse_connector.so"
+
+
+def load() -> ctypes.CDLL:
+    """The library, loaded at the first call. RouseError when it is missing or of another ABI."""
+    global _library
+    if _library is not None:
+        return _library
+    path = _default_path()
+    try:
+        library = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _PROTOTYPES.items():
+            function = getattr(library, name)
+            function.restype = result
+            function.argtypes = arguments
+    except (OSError, AttributeError) as error:
+        raise RouseError(
+            f"the connector library {path} cannot be loaded ({error}); the plugin folder is "
+            "incomplete: copy it again from the agent's image"
+        ) from error
+    version = library.rouse_abi_version()
+    if version != LIBRARY_ABI_VERSION:
+        raise RouseError(
+            f"the connector library {path} has ABI version {version}, the plugin needs "
+            f"{LIBRARY_ABI_VERSION}; copy both from the same agent image"
+        )
+    _library = library
+    return library
+
+
+def _message(library: ctypes.CDLL) -> str:
+    return library.rouse_last_error().decode("utf-8", "replace")
+
+
+def connect(path: str, timeout_s: float) -> int:
+    """Connects to the engine socket; returns a descriptor that the caller closes."""
+    library = load()
+    fd = library.rouse_connect(os.fsencode(path), int(timeout_s * 1000))
+    if fd < 0:
+        raise AgentUnreachable(_message(library))
+    return fd
+
+
+def send(socket: int, message: bytes, fds: list[int], timeout_s: float) -> None:
+    """Sends one message. The descriptors stay the caller's."""
+    library = load()
+    array = (ctypes.c_int * len(fds))(*fds)
+    result = library.rouse_send(socket, message, len(message), array, len(fds), int(timeout_s * 1000))
+    if result == -errno.EMSGSIZE:
+        raise ProtocolError(_message(library))
+    if result < 0:
+        raise AgentUnreachable(_message(library))
+
+
+def receive(socket: int, timeout_s: float) -> tuple[bytes, list[int]]:
+    """Receives one message and the descriptors beside it, which the caller closes."""
+    library = load()
+    buffer = ctypes.create_string_buffer(MAX_MESSAGE_BYTES)
+    fds = (ctypes.c_int * MAX_MESSAGE_FDS)()
+    size, count = _c_size(), _c_size()
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left_ms = max(0, int((deadline - time.monotonic()) * 1000))
+        result = library.rouse_receive(
+            socket,
+            buffer,
+            len(buffer),
+            ctypes.byref(size),
+            fds,
+            len(fds),
+            ctypes.byref(count),
+            left_ms,
+        )
+        # After EINTR Python runs its signal handlers, which may raise; else we wait on.
+        if result != -errno.EINTR:
+            break
+    if result == -errno.EMSGSIZE:
+        raise ProtocolError(_message(library))
+    if result < 0:
+        raise AgentUnreachable(_message(library))
+    return buffer.raw[: size.value], list(fds[: count.value])
+
+
+def document_create(document: bytes) -> int:
+    """A sealed memfd with this content; the caller closes it."""
+    library = load()
+    fd = library.rouse_document_create(document, len(document))
+    if fd < 0:
+        raise RouseError(_message(library))
+    return fd
+
+
+def document_read(fd: int, size: int) -> bytes:
+    """The whole content of the descriptor, which must be `size` bytes."""
+    library = load()
+    buffer = ctypes.create_string_buffer(max(size, 1))
+    if library.rouse_document_read(fd, buffer, size) < 0:
+        raise ProtocolError(_message(library))
+    return buffer.raw[:size]
+
+
+class Arena:
+    """One contiguous range of addresses with slabs mapped into it.
+
+    The range lives as long as this object or any buffer() of it: unmapping under a live tensor
+    would kill the process, so nobody unmaps by hand what tensors use.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._library = load()
+        self._handle = _c_pointer()
+        self.size = size
+        if self._library.rouse_arena_reserve(size, None, ctypes.byref(self._handle)) < 0:
+            raise RouseError(_message(self._library))
+        self.address: int = self._library.rouse_arena_address(self._handle)
+
+    def map(self, offset: int, size: int, fd: int, mapping: int) -> None:
+        """Maps a slab at `offset`; the descriptor stays the caller's."""
+        if self._library.rouse_arena_map(self._handle, offset, size, fd, mapping) < 0:
+            raise ProtocolError(_message(self._library))
+
+    def unmap(self) -> None:
+        """Unmaps all slabs; what still points into the range must not be touched any more."""
+        if self._library.rouse_arena_unmap(self._handle) < 0:
+            raise RouseError(_message(self._library))
+
+    def buffer(self) -> ctypes.Array[ctypes.c_ubyte]:
+        """The whole range as one writable buffer, which keeps the range alive."""
+        buffer = (ctypes.c_ubyte * self.size).from_address(self.address)
+        buffer.arena = self  # ctypes' own objects take attributes
+        return buffer
+
+    def __del__(self) -> None:
+        handle = getattr(self, "_handle", None)
+        # While the interpreter ends, other threads may still compute with the tensors.
+        if handle and not sys.is_finalizing():
+            self._library.rouse_arena_free(handle)
+            self._handle = None

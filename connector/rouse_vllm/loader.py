@@ -1,0 +1,216 @@
+"""Load format "rouse": weights from the agent when it has them, else from storage and to the agent.
+
+Loading never depends on the agent where there are weight files: whatever goes wrong between engine
+and agent is logged, and the weights are loaded as vLLM would load them.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+import vllm
+from torch import nn
+from vllm.config import ModelConfig, VllmConfig
+from vllm.config.load import LoadConfig
+from vllm.logger import init_logger
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
+
+from rouse_vllm import IMPORTED_AT_VARIABLE, identity, manifest, tensors
+from rouse_vllm.errors import AgentRefused, RouseError
+from rouse_vllm.link import Link, Rank, Settings, now_us
+from rouse_vllm.session import PEER, STORAGE
+from rouse_vllm.version import TESTED_VLLM, is_tested_vllm
+
+# Below "vllm", whose logging is the one that vLLM sets up.
+logger = init_logger("vllm.rouse")
+
+#: How often weights are asked of peers before storage is taken instead.
+_MAX_PEER_ATTEMPTS = 3
+
+_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+
+#: Links live as long as the process: the agent takes the end of a connection for the engine's end.
+_open_links: list[Link] = []
+
+
+class RouseModelLoader(DefaultModelLoader):
+    """Takes the weights of the served model from the agent, or publishes them to it."""
+
+    def __init__(self, load_config: LoadConfig) -> None:
+        extra = dict(load_config.model_loader_extra_config or {})
+        self._settings = Settings.take(extra)
+        # A copy: the engine's own configuration stays as the user wrote it, and a reload finds us.
+        storage_config = copy.copy(load_config)
+        storage_config.load_format = self._settings.storage_format
+        storage_config.model_loader_extra_config = extra
+        super().__init__(storage_config)
+        self._link: Link | None = None
+        self._source = STORAGE
+        self._reason = ""
+        self._peer_attempts = 0
+        self._scalars_before: dict[str, manifest.Scalar] = {}
+
+    def load_model(
+        self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
+    ) -> nn.Module:
+        if model_config is not vllm_config.model_config:
+            logger.info("Rouse: the draft model %s is loaded from storage", model_config.model)
+            return super().load_model(vllm_config, model_config, prefix)
+        started_us = now_us()
+        self._open(vllm_config, model_config, started_us)
+        while True:
+            model = super().load_model(vllm_config, model_config, prefix)
+            if self._finish(model):
+                break
+            del model  # Before the next one takes its memory.
+        self._phase("ModelReady")
+        if self._link is not None:
+            _open_links.append(self._link)
+        return model
+
+    def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
+        """Called by vLLM between building the model and post-processing its weights."""
+        while self._link is not None and self._source == PEER:
+            if self._link.rank.form == manifest.PROCESSED:
+                # Their values do not matter: the tensors that post-processing makes of them are
+                # overwritten when the model is finished.
+                DummyModelLoader(LoadConfig(load_format="dummy")).load_weights(model, model_config)
+                return
+            if self._take(model):
+                return
+        self._load_from_storage(model, model_config)
+        if self._link is None:
+            return
+        if self._link.rank.form == manifest.LOADED:
+            self._give(model, {})
+        else:
+            self._scalars_before = tensors.scalars(model)
+
+    def _finish(self, model: nn.Module) -> bool:
+        """Exchanges processed weights, now that post-processing is over. False: load again."""
+        if self._link is None or self._link.rank.form == manifest.LOADED:
+            return True
+        if self._source == PEER:
+            return self._take(model)
+        derived = {
+            name: value
+            for name, value in tensors.scalars(model).items()
+            if self._scalars_before.get(name) != value
+        }
+        self._give(model, derived)
+        return True
+
+    def _open(self, vllm_config: VllmConfig, model_config: ModelConfig, started_us: int) -> None:
+        version = vllm.__version__
+        if not is_tested_vllm(version):
+            logger.warning(
+                "Rouse: this plugin was not tested with vLLM %s, only with %s",
+                version,
+                ", ".join(TESTED_VLLM),
+            )
+        parallel = vllm_config.parallel_config
+        form = manifest.PROCESSED if vllm_config.device_config.device_type == "cuda" else manifest.LOADED
+        moments = [("LoadStarted", started_us)]
+        imported_us = os.environ.get(IMPORTED_AT_VARIABLE, "")
+        if imported_us.isdecimal():
+            moments.insert(0, ("EngineImported", int(imported_us)))
+        rank = Rank(
+            rank=parallel.rank,
+            world_size=parallel.world_size,
+            engine_version=version,
+            identity=identity.build(vllm_config, model_config, form, version),
+            form=form,
+        )
+        self._link = Link(self._settings, rank, moments)
+        self._connect()
+
+    def _connect(self) -> None:
+        """Asks the agent, on a new connection, where the weights come from."""
+        assert self._link is not None
+        try:
+            welcome = self._link.open()
+        except AgentRefused as error:
+            if error.code == "FailedPrecondition":
+                raise RuntimeError(f"the Rouse agent refuses this engine: {error}") from error
+            self._give_up(error)
+        except RouseError as error:
+            self._give_up(error)
+        else:
+            self._source, self._reason = welcome.source, welcome.reason
+            if self._source == PEER:
+                self._peer_attempts += 1
+                if self._peer_attempts > _MAX_PEER_ATTEMPTS:
+                    self._source = STORAGE
+                    self._reason = f"{_MAX_PEER_ATTEMPTS} attempts to take weights from peers failed"
+            logger.info("Rouse: weights come from %s (%s)", self._source, self._reason)
+
+    def _give_up(self, error: RouseError) -> None:
+        """Goes on without the agent."""
+        logger.warning(
+            "Rouse: no weights from the agent, and none to it: %s. Peers cannot take weights from "
+            "this instance; look at the log of the agent container",
+            error,
+        )
+        if self._link is not None:
+            self._link.close()
+        self._link = None
+        self._source, self._reason = STORAGE, str(error)
+
+    def _take(self, model: nn.Module) -> bool:
+        assert self._link is not None
+        started_us = now_us()
+        try:
+            described = self._link.take(model)
+        except RouseError as error:
+            logger.warning("Rouse: weights could not be taken from the agent: %s", error)
+            self._connect()
+            return False
+        logger.info(
+            "Rouse: took %d tensors, %.1f MiB, from the agent in %.3f s",
+            len(described.tensors),
+            described.arena_bytes / 2**20,
+            (now_us() - started_us) / 1e6,
+        )
+        self._phase("WeightsReady")
+        return True
+
+    def _give(self, model: nn.Module, scalars: dict[str, manifest.Scalar]) -> None:
+        assert self._link is not None
+        started_us = now_us()
+        try:
+            described = self._link.give(model, scalars)
+        except RouseError as error:
+            logger.warning(
+                "Rouse: the weights were not published, peers cannot take them from this instance: %s",
+                error,
+            )
+        else:
+            logger.info(
+                "Rouse: published %d tensors, %.1f MiB, in %.3f s",
+                len(described.tensors),
+                described.arena_bytes / 2**20,
+                (now_us() - started_us) / 1e6,
+            )
+        self._phase("WeightsReady")
+
+    def _phase(self, name: str) -> None:
+        if self._link is None:
+            return
+        try:
+            self._link.phase(name)
+        except RouseError as error:
+            logger.warning("Rouse: the agent did not take the phase %s: %s", name, error)
+
+    def _load_from_storage(self, model: nn.Module, model_config: ModelConfig) -> None:
+        folder = Path(model_config.model)
+        if folder.is_dir() and not any(any(folder.glob(p)) for p in _WEIGHT_FILES):
+            raise RuntimeError(
+                f"there are no weights for {folder}: the folder holds no weight files "
+                f"({', '.join(_WEIGHT_FILES)}) and no peer's weights can be taken "
+                f"({self._reason or 'no agent was asked'}). Give the pod the model's storage "
+                "volume, or start it when an instance of the same model serves"
+            )
+        super().load_weights(model, model_config)

@@ -1,0 +1,217 @@
+"""The conversation with the agent over the engine socket (rouse-engine 1).
+
+Strict request and answer; docs/protocols.md, section 3, is the contract. A session belongs to one
+thread. After any error but AgentRefused its connection is of no more use: close it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from rouse_vllm import library
+from rouse_vllm.errors import AgentRefused, AgentUnreachable, ProtocolError
+from rouse_vllm.version import PROTOCOL, PROTOCOL_VERSION
+
+PEER = "Peer"
+STORAGE = "Storage"
+
+#: How long the agent may take for an answer that needs no peer, in seconds. Creating an arena
+#: touches all of its pages.
+ANSWER_TIMEOUT_S = 120.0
+
+#: One question for weights waits this long at the agent, so that a silent agent is noticed.
+AWAIT_SLICE_S = 10.0
+
+_MAX_MANIFEST_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Welcome:
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SlabPlan:
+    """The slabs of an arena, in the order of their addresses."""
+
+    arena_bytes: int
+    slab_bytes: tuple[int, ...]
+
+
+class Session:
+    """One connection of one rank."""
+
+    def __init__(self, path: str, rank: int, connect_timeout_s: float) -> None:
+        self.rank = rank
+        self._socket = library.connect(path, connect_timeout_s)
+
+    def close(self) -> None:
+        if self._socket >= 0:
+            os.close(self._socket)
+            self._socket = -1
+
+    def hello(self, world_size: int, engine_version: str, identity: dict[str, str]) -> Welcome:
+        answer = self._ask(
+            {
+                "type": "Hello",
+                "protocol": PROTOCOL,
+                "version": PROTOCOL_VERSION,
+                "pid": os.getpid(),
+                "rank": self.rank,
+                "worldSize": world_size,
+                "engine": "vllm",
+                "engineVersion": engine_version,
+                "identity": identity,
+            },
+            "Welcome",
+        )
+        spoken = (answer.get("protocol"), answer.get("version"))
+        if spoken != (PROTOCOL, PROTOCOL_VERSION):
+            raise ProtocolError(
+                f"the agent speaks {spoken[0]} {spoken[1]}, this plugin {PROTOCOL} "
+                f"{PROTOCOL_VERSION}; take the plugin folder from the agent's own image"
+            )
+        source = _text(answer, "source")
+        if source not in (PEER, STORAGE):
+            raise ProtocolError(f'Welcome.source: unknown value "{source}", expected one of Peer, Storage')
+        return Welcome(source, _text(answer, "reason"))
+
+    def phase(self, name: str, at_us: int) -> None:
+        """Reports a point of the start; `at_us` is microseconds since the epoch."""
+        self._ask({"type": "Phase", "name": name, "atUs": at_us}, "Ok")
+
+    def await_weights(self, timeout_s: float) -> tuple[SlabPlan, bytes]:
+        """Waits until the agent has pulled and verified all weights; returns slabs and manifest."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            wait_s = max(0.0, min(AWAIT_SLICE_S, deadline - time.monotonic()))
+            request = {"type": "AwaitWeights", "rank": self.rank, "timeoutMs": int(wait_s * 1000)}
+            try:
+                answer, fds = self._ask_for_fds(request, "Weights", wait_s + ANSWER_TIMEOUT_S)
+                break
+            except AgentRefused as error:
+                if error.code != "DeadlineExceeded" or time.monotonic() >= deadline:
+                    raise
+        try:
+            if len(fds) != 1:
+                raise ProtocolError(f"Weights came with {len(fds)} descriptors, expected 1")
+            size = _count(answer, "manifestBytes")
+            if size > _MAX_MANIFEST_BYTES:
+                raise ProtocolError(f"Weights.manifestBytes: {size} is more than {_MAX_MANIFEST_BYTES}")
+            return _slab_plan(answer), library.document_read(fds[0], size)
+        finally:
+            _close_all(fds)
+
+    def create_arena(self, size: int) -> SlabPlan:
+        """Asks for an empty arena of at least `size` bytes."""
+        request = {"type": "CreateArena", "rank": self.rank, "bytes": size}
+        plan = _slab_plan(self._ask(request, "Arena"))
+        if plan.arena_bytes < size:
+            raise ProtocolError(f"Arena.arenaBytes: {plan.arena_bytes} is less than the {size} asked for")
+        return plan
+
+    def map_slabs(self, plan: SlabPlan, *mappings: int) -> list[library.Arena]:
+        """Maps all slabs once for each kind of mapping (library.MAP_…), each in a range of its own."""
+        arenas = [library.Arena(sum(plan.slab_bytes)) for _ in mappings]
+        offset, first = 0, 0
+        while first < len(plan.slab_bytes):
+            count = min(library.MAX_MESSAGE_FDS, len(plan.slab_bytes) - first)
+            request = {"type": "GetSlabs", "rank": self.rank, "first": first, "count": count}
+            answer, fds = self._ask_for_fds(request, "Slabs", ANSWER_TIMEOUT_S)
+            try:
+                came = (_count(answer, "first"), _count(answer, "count"), len(fds))
+                if came != (first, count, count):
+                    raise ProtocolError(
+                        f"asked for slabs {first} to {first + count - 1}, got {len(fds)} descriptors "
+                        f"announced as first {came[0]}, count {came[1]}"
+                    )
+                for fd, size in zip(fds, plan.slab_bytes[first:]):
+                    for arena, mapping in zip(arenas, mappings):
+                        arena.map(offset, size, fd, mapping)
+                    offset += size
+            finally:
+                _close_all(fds)
+            first += count
+        return arenas
+
+    def publish(self, manifest: bytes) -> None:
+        """Publishes the arena. The caller has dropped every shared mapping of it before."""
+        fd = library.document_create(manifest)
+        try:
+            self._ask({"type": "Publish", "rank": self.rank, "manifestBytes": len(manifest)}, "Ok", [fd])
+        finally:
+            os.close(fd)
+
+    def _ask(self, request: dict[str, Any], expected: str, fds: list[int] | None = None) -> dict[str, Any]:
+        """A question whose answer brings no descriptors."""
+        answer, received = self._ask_for_fds(request, expected, ANSWER_TIMEOUT_S, fds)
+        if received:
+            _close_all(received)
+            raise ProtocolError(f"{expected} came with {len(received)} descriptors, expected none")
+        return answer
+
+    def _ask_for_fds(
+        self, request: dict[str, Any], expected: str, timeout_s: float, fds: list[int] | None = None
+    ) -> tuple[dict[str, Any], list[int]]:
+        """Returns an answer of the expected type; its descriptors are the caller's to close."""
+        if self._socket < 0:
+            raise AgentUnreachable("the connection to the agent was closed before")
+        library.send(self._socket, json.dumps(request).encode(), fds or [], timeout_s)
+        raw, received = library.receive(self._socket, timeout_s)
+        try:
+            return _answer(raw, request["type"], expected), received
+        except Exception:
+            _close_all(received)
+            raise
+
+
+def _answer(raw: bytes, asked: str, expected: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(raw)
+    except ValueError as error:
+        raise ProtocolError(f"the agent's answer to {asked} is no JSON: {error}") from error
+    if not isinstance(answer, dict):
+        raise ProtocolError(f"the agent's answer to {asked} is no JSON object")
+    kind = answer.get("type")
+    if kind == "Error":
+        raise AgentRefused(_text(answer, "code"), _text(answer, "message"))
+    if kind != expected:
+        raise ProtocolError(f"the agent answered {asked} with {kind!r}, expected {expected!r}")
+    return answer
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _text(answer: dict[str, Any], name: str) -> str:
+    value = answer.get(name)
+    if not isinstance(value, str):
+        raise ProtocolError(f"{answer.get('type')}.{name}: missing, or no string")
+    return value
+
+
+def _count(answer: dict[str, Any], name: str) -> int:
+    value = answer.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ProtocolError(f"{answer.get('type')}.{name}: missing, or no count")
+    return value
+
+
+def _slab_plan(answer: dict[str, Any]) -> SlabPlan:
+    arena_bytes = _count(answer, "arenaBytes")
+    sizes = answer.get("slabBytes")
+    if not isinstance(sizes, list) or not sizes:
+        raise ProtocolError(f"{answer['type']}.slabBytes: missing, or no list")
+    for size in sizes:
+        if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
+            raise ProtocolError(f"{answer['type']}.slabBytes: expected positive integers")
+    if sum(sizes) < arena_bytes:
+        raise ProtocolError(f"{answer['type']}.slabBytes: {sum(sizes)} in all, the arena has {arena_bytes}")
+    return SlabPlan(arena_bytes, tuple(sizes))

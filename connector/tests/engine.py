@@ -1,0 +1,32 @@
+"""engine.py JSON: runs one vLLM engine offline as a user's would run, prints its tokens as one line.
+
+JSON: {"model", "loadFormat", "extra"}. The plugin comes in through the environment alone.
+"""
+
+import json
+import sys
+
+PROMPT = [72, 101, 108, 108, 111, 32, 119, 111, 114, 108, 100, 33]
+
+
+def main() -> None:
+    request = json.loads(sys.argv[1])
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        model=request["model"],
+        load_format=request["loadFormat"],
+        model_loader_extra_config=request["extra"],
+        enforce_eager=True,
+        skip_tokenizer_init=True,
+        max_model_len=256,
+        max_num_seqs=4,
+        disable_log_stats=True,
+    )
+    greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False)
+    (result,) = llm.generate([{"prompt_token_ids": PROMPT}], greedy, use_tqdm=False)
+    print("TOKENS " + json.dumps(list(result.outputs[0].token_ids)), flush=True)
+
+
+if __name__ == "__main__":  # Engine processes import this file again.
+    main()

@@ -1,0 +1,231 @@
+"""A fake agent: speaks rouse-engine 1 over a real socket with real memfds, and misbehaves on demand.
+
+It stands in for rouse-agent where a fault is wanted that a real one cannot be made to commit.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SLAB_BYTES = 1 << 20
+
+
+class Die(Exception):
+    """Raised by an override: the agent closes the connection and its socket at once."""
+
+
+@dataclass
+class Weights:
+    """Slabs and manifest of one rank, as published or as pulled."""
+
+    slabs: list[int]
+    slab_bytes: list[int]
+    manifest: bytes = b""
+
+    def pulled(self, change: Callable[[dict[str, Any]], None] | None = None) -> Weights:
+        """A copy in memory of its own, as a pull makes it; `change` may edit the manifest."""
+        slabs = []
+        for fd, size in zip(self.slabs, self.slab_bytes):
+            copy = os.memfd_create("pulled", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.truncate(copy, size)
+            os.pwrite(copy, os.pread(fd, size, 0), 0)
+            slabs.append(copy)
+        manifest = json.loads(self.manifest)
+        if change is not None:
+            change(manifest)
+        return Weights(slabs, list(self.slab_bytes), json.dumps(manifest).encode())
+
+    def content(self) -> bytes:
+        return b"".join(os.pread(fd, size, 0) for fd, size in zip(self.slabs, self.slab_bytes))
+
+    def close(self) -> None:
+        for fd in self.slabs:
+            os.close(fd)
+        self.slabs = []
+
+
+def create_slabs(size: int, slab_bytes: int = SLAB_BYTES) -> Weights:
+    sizes = [min(slab_bytes, size - at) for at in range(0, size, slab_bytes)]
+    slabs = []
+    for n in sizes:
+        fd = os.memfd_create("slab", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.truncate(fd, n)
+        slabs.append(fd)
+    return Weights(slabs, sizes)
+
+
+Answer = tuple[dict[str, Any] | bytes, list[int]]
+
+
+@dataclass
+class FakeAgent:
+    """Serves one socket on a thread of its own until close().
+
+    `weights` is what it offers as pulled. `overrides[type]` answers a request in place of the agent:
+    it gets the request and what the agent would have answered (not yet sent).
+    """
+
+    path: Path
+    weights: Weights | None = None
+    identity: dict[str, str] | None = None
+    overrides: dict[str, Callable[[dict[str, Any], Answer], Answer]] = field(default_factory=dict)
+    storage_allowed: bool = True
+
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    published: Weights | None = None
+    writable_at_publish: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> FakeAgent:
+        self._arena: Weights | None = None
+        self._connections: list[socket.socket] = []
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(self.path))
+        self._listener.listen(8)
+        self._threads = [threading.Thread(target=self._accept, name="fake-agent", daemon=True)]
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.die()
+        for thread in self._threads:
+            thread.join(timeout=10)
+
+    def die(self) -> None:
+        """Everything that the kernel does when an agent is killed."""
+        for open_socket in [self._listener, *self._connections]:
+            try:
+                open_socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            open_socket.close()
+        self.path.unlink(missing_ok=True)
+
+    def phases(self) -> dict[str, int]:
+        return {r["name"]: r["atUs"] for r in self.requests if r["type"] == "Phase"}
+
+    def types(self) -> list[str]:
+        return [r["type"] for r in self.requests]
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self._connections.append(connection)
+            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        while True:
+            try:
+                raw, fds = self._receive(connection)
+                if not raw:
+                    return
+                request = json.loads(raw)
+                self.requests.append(request)
+                answer = self._answer(request, fds)
+                override = self.overrides.get(request["type"])
+                if override is not None:
+                    answer = override(request, answer)
+                body, out = answer
+                raw_answer = body if isinstance(body, bytes) else json.dumps(body).encode()
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", out))] if out else []
+                connection.sendmsg([raw_answer], rights)
+            except Die:
+                self.die()
+                return
+            except OSError:
+                return
+            except Exception as error:  # Would otherwise vanish with the thread.
+                self.errors.append(repr(error))
+                self.die()
+                return
+
+    @staticmethod
+    def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+        fds = array.array("i")
+        raw, control, _, _ = connection.recvmsg(128 * 1024, socket.CMSG_SPACE(64 * fds.itemsize))
+        for level, kind, data in control:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        return raw, list(fds)
+
+    def _answer(self, request: dict[str, Any], fds: list[int]) -> Answer:
+        kind = request["type"]
+        if kind == "Hello":
+            return self._hello(request), []
+        if kind == "Phase":
+            return {"type": "Ok"}, []
+        if kind == "AwaitWeights":
+            assert self.weights is not None
+            self._arena = self.weights
+            document = os.memfd_create("manifest")
+            os.write(document, self.weights.manifest)
+            return {
+                "type": "Weights",
+                "arenaBytes": sum(self.weights.slab_bytes),
+                "slabBytes": self.weights.slab_bytes,
+                "manifestBytes": len(self.weights.manifest),
+            }, [document]
+        if kind == "CreateArena":
+            self._arena = create_slabs(request["bytes"])
+            return {
+                "type": "Arena",
+                "arenaBytes": request["bytes"],
+                "slabBytes": self._arena.slab_bytes,
+            }, []
+        if kind == "GetSlabs":
+            assert self._arena is not None
+            first, count = request["first"], request["count"]
+            return {"type": "Slabs", "first": first, "count": count}, self._arena.slabs[first : first + count]
+        if kind == "Publish":
+            return self._publish(request, fds), []
+        raise AssertionError(f"unknown request {kind}")
+
+    def _hello(self, request: dict[str, Any]) -> dict[str, Any]:
+        welcome = {"type": "Welcome", "protocol": "rouse-engine", "version": 1}
+        reason = "no peer has them"
+        if self.weights is not None:
+            ours = self.identity or json.loads(self.weights.manifest)["identity"]
+            theirs = request["identity"]
+            differences = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+            if not differences:
+                return welcome | {"source": "Peer", "reason": "pulled from a peer"}
+            reason = "the weights at hand have another identity: " + ", ".join(differences)
+        if not self.storage_allowed:
+            return {"type": "Error", "code": "FailedPrecondition", "message": f"{reason}; no storage"}
+        return welcome | {"source": "Storage", "reason": reason}
+
+    def _publish(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        assert self._arena is not None and len(fds) == 1
+        self._arena.manifest = os.pread(fds[0], request["manifestBytes"] + 1, 0)
+        os.close(fds[0])
+        assert len(self._arena.manifest) == request["manifestBytes"]
+        for fd, size in zip(self._arena.slabs, self._arena.slab_bytes):
+            if _is_writable_elsewhere(fd, size):
+                self.writable_at_publish.append(f"slab {fd}")
+        self.published = self._arena
+        return {"type": "Ok"}
+
+
+def _is_writable_elsewhere(fd: int, size: int) -> bool:
+    """Whether a shared writable mapping of the memfd exists: F_SEAL_WRITE is refused while one does."""
+    import fcntl
+
+    F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE = 1033, 0x2, 0x4, 0x8
+    try:
+        fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
+    except OSError:
+        return True
+    return False
