@@ -254,6 +254,7 @@ def test_the_installed_deployment_gets_its_pod_in_a_restricted_namespace(install
 CAN = [
     *((verb, "modelservices.rouse.dev", "default") for verb in ("get", "list", "watch")),
     ("patch", "modelservices.rouse.dev/status", "default"),
+    ("update", "modelservices.rouse.dev/finalizers", "default"),
     *((verb, "pods", "default") for verb in ("get", "list", "watch", "create", "patch", "delete")),
     *((verb, "events.events.k8s.io", "default") for verb in ("create", "patch")),
     *((verb, "leases.coordination.k8s.io", NAMESPACE) for verb in ("get", "create", "update")),

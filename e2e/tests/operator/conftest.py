@@ -214,6 +214,8 @@ def world(build_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     policy.write_text(AUDIT_POLICY)
     log.touch()
     flags = [f"--audit-policy-file={policy}", f"--audit-log-path={log}"]
+    # As on OpenShift: who makes pods with a blocking owner must be allowed to block it.
+    flags += ["--enable-admission-plugins=OwnerReferencesPermissionEnforcement"]
     with LightCluster(options=Options(apiserver_flags=flags)) as cluster:
         # Installed as a user would, but the operator's processes are started by the tests.
         cluster.helm(
@@ -256,10 +258,22 @@ def operator(make_operator) -> Operator:
 
 
 @pytest.fixture
-def proxy(world: World) -> Iterator[FakeFaultyProxy]:
-    control_plane = world.cluster.control_plane
-    with FakeFaultyProxy(control_plane.server, control_plane.pki) as up:
-        yield up
+def make_proxy(world: World) -> Iterator[Callable[[], FakeFaultyProxy]]:
+    made: list[FakeFaultyProxy] = []
+
+    def make() -> FakeFaultyProxy:
+        control_plane = world.cluster.control_plane
+        made.append(FakeFaultyProxy(control_plane.server, control_plane.pki))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def proxy(make_proxy) -> FakeFaultyProxy:
+    return make_proxy()
 
 
 @pytest.hookimpl(wrapper=True)

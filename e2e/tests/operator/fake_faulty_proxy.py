@@ -91,8 +91,9 @@ class Hook:
     """The real thing, with something done just before it is passed on or just before the answer."""
 
     before: Callable[[], None] | None = None
+    swallow: bool = False  # the API server never hears of it, the connection breaks
     after: Callable[[], None] | None = None
-    drop: bool = False  # no answer, the connection breaks
+    drop: bool = False  # the API server did it, but the connection breaks before the answer
 
 
 Rule = Callable[[Request], Answer | Stream | Cut | Hook | None]
@@ -256,8 +257,12 @@ class FakeFaultyProxy:
         socket.socket.shutdown(handler.connection, socket.SHUT_RDWR)
 
     def forward(self, handler, request: Request, action: Cut | Hook | None) -> None:
-        if isinstance(action, Hook) and action.before:
-            action.before()
+        if isinstance(action, Hook):
+            if action.before:
+                action.before()
+            if action.swallow:
+                self.break_off(handler)
+                return
         upstream = http.client.HTTPSConnection(
             self.upstream.hostname, self.upstream.port, context=self.client_tls, timeout=600
         )

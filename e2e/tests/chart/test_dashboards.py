@@ -1,0 +1,50 @@
+"""The dashboards are whole and name only metrics that our programs export."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from rouse_e2e import paths
+
+DASHBOARDS = sorted((paths.REPOSITORY / "config" / "dashboards").glob("*.json"))
+SOURCES = [
+    file
+    for folder in ("operator", "agent")
+    for file in (paths.REPOSITORY / folder).rglob("*.cpp")
+    if "tests" not in file.parts
+]
+
+
+@pytest.mark.parametrize("file", DASHBOARDS, ids=lambda x: x.name)
+def test_panels_have_titles_ids_places_and_queries(file: Path):
+    dashboard = json.loads(file.read_text())
+    assert dashboard["uid"] and dashboard["title"]
+    ids = [x["id"] for x in dashboard["panels"]]
+    assert len(set(ids)) == len(ids)
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        assert panel["title"] and panel["description"] and panel["targets"], panel["id"]
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, f"{panel['title']} lies over another panel"
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+
+
+@pytest.mark.parametrize("file", DASHBOARDS, ids=lambda x: x.name)
+def test_every_metric_of_a_query_is_one_that_a_program_exports(file: Path):
+    text = "\n".join(x.read_text() for x in SOURCES)
+    exported = set(re.findall(r'"(rouse_[a-z_]+)"', text))
+    queries = [x["expr"] for panel in json.loads(file.read_text())["panels"] for x in panel["targets"]]
+    named = {name for query in queries for name in re.findall(r"rouse_[a-z_]+", query)}
+    assert len(named) >= 5
+    base = {re.sub(r"_(bucket|sum|count)$", "", x) if x not in exported else x for x in named}
+    assert base - exported == set()

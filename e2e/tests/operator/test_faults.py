@@ -1,0 +1,435 @@
+"""What the operator does when things around it break. The end is always the right pods."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+
+from rouse_e2e.processes import wait_until
+
+from .conftest import ACCOUNT, SYSTEM, Operator, World
+from .fake_agent_reports import FakeAgents, report, send
+from .fake_faulty_proxy import Answer, Cut, FakeFaultyProxy, Hook, Request, Stream
+from .modelservice import modelservice, peer, pods, scale, status, wait_pods, wait_status
+
+WATCHED = ("modelservices", "pods")
+
+
+def is_watch(request: Request) -> bool:
+    return request.watch and request.resource in WATCHED
+
+
+class Times:
+    """A rule for the first `count` matching requests of each resource."""
+
+    def __init__(self, count: int, matches, action) -> None:
+        self.count, self.matches, self.action = count, matches, action
+        self.lock = threading.Lock()
+        self.seen: dict[str, int] = {}
+
+    def __call__(self, request: Request):
+        if not self.matches(request):
+            return None
+        with self.lock:
+            seen = self.seen[request.resource] = self.seen.get(request.resource, 0) + 1
+        return self.action if seen <= self.count else None
+
+    def done(self) -> bool:
+        return bool(self.seen) and all(x > self.count for x in self.seen.values())
+
+
+# ---- the API server
+
+
+@pytest.mark.timeout(180)
+def test_an_api_server_that_is_down_for_20_s_costs_nothing_but_that_time(
+    world: World, namespace: str, operator: Operator
+):
+    cluster = world.cluster
+    cluster.apply(modelservice(namespace, 3))
+    before = wait_pods(cluster, namespace, 3)
+    cluster.close()  # its `kubectl proxy`; it comes back by itself
+    cluster.processes.end("kube-apiserver")
+    ended = time.monotonic()
+    time.sleep(20)
+    cluster.control_plane.start_apiserver()
+    assert time.monotonic() - ended >= 20
+    uids = lambda found: {x["metadata"]["uid"] for x in found.values()}  # noqa: E731
+    assert uids(wait_pods(cluster, namespace, 3)) == uids(before), "running instances were to stay"
+    scale(cluster, namespace, 5)
+    wait_pods(cluster, namespace, 5, 60)
+    cluster.kubectl("delete", "pod", "m-0", "-n", namespace)
+    wait_pods(cluster, namespace, 5, 60)
+    assert all(x >= 0 for x in operator.exits), f"died of a signal: {operator.exits}"
+
+
+GONE_EVENT = json.dumps(
+    {
+        "type": "ERROR",
+        "object": {
+            "kind": "Status",
+            "apiVersion": "v1",
+            "status": "Failure",
+            "reason": "Expired",
+            "code": 410,
+            "message": "too old resource version: 1 (2)",
+        },
+    }
+).encode()
+
+WATCH_FAULTS = {
+    "is garbage": Stream([b"<html>502 Bad Gateway</html>\n"], "silence"),
+    "is binary garbage": Stream([bytes(range(256)) * 16, b"\n"], "end"),
+    "is JSON of another kind": Stream([b'{"type":"ADDED","object":{"kind":"Pod"}}\n[1]\n'], "silence"),
+    "is cut in the middle of a line": Cut(0),
+    "ends with half a line": Stream([b'{"type":"MODIFIED","object":{"kind":"Po'], "break"),
+    "ends at once": Stream([], "end"),
+    "breaks at once": Stream([], "break"),
+    "answers 410 Gone in the stream": Stream([GONE_EVENT + b"\n"], "end"),
+    "answers 410 Gone with the status": Answer(410, "Expired", "too old resource version"),
+    "answers 500": Answer(500, "InternalError"),
+    "answers 429": Answer(429, "TooManyRequests", headers={"Retry-After": "1"}),
+    "answers 200 and no JSON": Answer(200),
+}
+
+
+@pytest.mark.parametrize("fault", WATCH_FAULTS)
+def test_a_watch_that_misbehaves_is_resumed(
+    world: World, namespace: str, make_operator, proxy: FakeFaultyProxy, fault: str
+):
+    cluster = world.cluster
+    rule = proxy.rule = Times(2, is_watch, WATCH_FAULTS[fault])
+    operator = make_operator("operator-0", proxy.url).start(wait=False)
+    cluster.apply(modelservice(namespace, 2))
+    wait_pods(cluster, namespace, 2, 60)
+    wait_until("healthy watches", 60, rule.done)
+    scale(cluster, namespace, 4)
+    wait_pods(cluster, namespace, 4, 60)
+    cluster.kubectl("delete", "pod", "m-1", "-n", namespace)
+    wait_pods(cluster, namespace, 4, 60)
+    assert rule.seen.keys() == set(WATCHED)
+    assert operator.exits == []
+
+
+def test_connections_that_break_in_mid_work_lose_nothing(
+    world: World, namespace: str, make_operator, proxy: FakeFaultyProxy
+):
+    cluster = world.cluster
+    operator = make_operator("operator-0", proxy.url).start()
+    cluster.apply(modelservice(namespace, 1))
+    for replicas in (4, 1, 6, 3):
+        scale(cluster, namespace, replicas)
+        proxy.break_connections()
+        wait_pods(cluster, namespace, replicas, 60)
+    assert operator.exits == []
+
+
+@pytest.mark.timeout(280)
+def test_a_watch_that_is_silent_for_ever_is_noticed(
+    world: World, namespace: str, make_operator, proxy: FakeFaultyProxy
+):
+    cluster = world.cluster
+    rule = proxy.rule = Times(1, is_watch, Stream([], "silence"))
+    operator = make_operator("operator-0", proxy.url, "--watch-silence=5s").start(wait=False)
+    wait_until("both watches to be silent", 30, lambda: rule.seen.keys() == set(WATCHED))
+    cluster.apply(modelservice(namespace, 2))
+    wait_pods(cluster, namespace, 2, 60)
+    assert operator.exits == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(409, "Conflict", "the object has been modified; please apply your changes to the latest"),
+        Answer(409, "AlreadyExists", "pods already exists"),
+        Answer(429, "TooManyRequests", headers={"Retry-After": "1"}),
+        Answer(500, "InternalError", "etcdserver: leader changed"),
+        Answer(503, "ServiceUnavailable"),
+        Answer(504, "Timeout"),
+        Hook(drop=True),
+        Hook(swallow=True),
+    ],
+    ids=[
+        *("409 Conflict", "409 AlreadyExists", "429", "500", "503", "504"),
+        *("done but not answered", "not even received"),
+    ],
+)
+def test_writes_that_are_refused_are_tried_again(
+    world: World, namespace: str, make_operator, proxy: FakeFaultyProxy, answer
+):
+    cluster = world.cluster
+    operator = make_operator("operator-0", proxy.url).start()
+    rule = proxy.rule = Times(3, lambda request: request.write, answer)
+    cluster.apply(modelservice(namespace, 3))
+    wait_pods(cluster, namespace, {"m-0", "m-1", "m-2"}, 60)
+    scale(cluster, namespace, 1)
+    wait_pods(cluster, namespace, 1, 60)
+    wait_status(cluster, namespace, 30, replicas=1, readyReplicas=1)
+    assert rule.seen, "nothing was refused"
+    assert operator.exits == []
+
+
+def test_a_pod_that_the_api_server_refuses_is_told_in_status_and_event(
+    world: World, namespace: str, operator: Operator
+):
+    cluster = world.cluster
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "spec": {"hard": {"pods": "2"}}}
+    cluster.apply({**quota, "metadata": {"name": "few", "namespace": namespace}})
+    wait_until("the quota", 30, lambda: cluster.get("resourcequota", "few", namespace).get("status", {}).get("hard"))
+    cluster.apply(modelservice(namespace, 3))
+
+    def told() -> bool:
+        text = json.dumps(status(cluster, namespace).get("conditions", []))
+        return "exceeded quota" in text and "ActionFailed" in text
+
+    wait_until("a condition that names the quota", 30, told)
+    assert len(pods(cluster, namespace)) == 2
+    cluster.kubectl("delete", "resourcequota", "few", "-n", namespace)
+    wait_pods(cluster, namespace, 3, 90)
+
+
+# ---- the operator itself
+
+
+@pytest.mark.timeout(600)
+def test_killed_between_any_two_actions_of_a_scale_out_it_ends_with_exactly_the_right_pods(
+    world: World, namespace: str, make_operator, proxy: FakeFaultyProxy
+):
+    """SIGKILL at the n-th write, for every n, before the API server hears of it and after it did
+    it but before it answered; then a new operator starts."""
+    cluster = world.cluster
+    cluster.apply(modelservice(namespace, 1, fastStart=peer()))
+    victim = make_operator("victim", proxy.url).start()
+    healthy = make_operator("healthy")
+    with FakeAgents(cluster, namespace, victim.port) as agents:
+
+        def settle_at_one() -> None:
+            scale(cluster, namespace, 1)
+            wait_pods(cluster, namespace, {"m-0"})
+            wait_status(cluster, namespace, readyReplicas=1)
+            wait_until("weights of m-0", 20, lambda: status(cluster, namespace).get("lastPath"))
+
+        settle_at_one()
+        begun = len(proxy.writes())
+        scale(cluster, namespace, 3)
+        wait_pods(cluster, namespace, {"m-0", "m-1", "m-2"})
+        wait_status(cluster, namespace, readyReplicas=3)
+        ours = [x for x in proxy.writes()[begun:] if x.method != "GET"]
+        creates = [x for x in ours if x.resource == "pods"]
+        assert len(creates) >= 2
+        kills = 0
+        for number in range(len(ours)):
+            for moment in ("before", "after"):
+                settle_at_one()
+                killed = threading.Event()
+                count = len(proxy.writes())
+
+                def kill() -> None:
+                    victim.kill()
+                    killed.set()
+
+                def rule(request: Request, target: int = count + number, moment: str = moment):
+                    if not request.write or killed.is_set() or len(proxy.writes()) - 1 < target:
+                        return None
+                    return Hook(before=kill, swallow=True) if moment == "before" else Hook(after=kill, drop=True)
+
+                proxy.rule = rule
+                scale(cluster, namespace, 3)
+                where = f"write {number} of {len(ours)}, {moment}"
+                settled = lambda: killed.is_set() or status(cluster, namespace).get("readyReplicas") == 3  # noqa: E731
+                wait_until(f"the kill at {where}", 30, settled)
+                kills += killed.is_set()
+                victim.kill()
+                proxy.rule = lambda request: None
+                world.forget_lease()
+                agents.port = healthy.port
+                healthy.start()
+                found = wait_pods(cluster, namespace, {"m-0", "m-1", "m-2"})
+                paths = {x: y["metadata"]["annotations"]["rouse.dev/path"] for x, y in found.items()}
+                assert paths == {"m-0": "Storage", "m-1": "Peer", "m-2": "Peer"}, where
+                wait_status(cluster, namespace, replicas=3, readyReplicas=3)
+                healthy.stop()
+                world.forget_lease()
+                agents.port = victim.port
+                victim.start()
+        assert kills >= 2 * len(creates), "hardly any kill happened"
+
+
+def test_killed_and_started_again_it_changes_nothing_that_is_right(
+    world: World, namespace: str, make_operator, proxy: FakeFaultyProxy
+):
+    cluster = world.cluster
+    operator = make_operator("operator-0", proxy.url).start()
+    cluster.apply(modelservice(namespace, 3))
+    before = wait_pods(cluster, namespace, 3)
+    wait_status(cluster, namespace, readyReplicas=3)
+    time.sleep(1)
+    operator.kill()
+    world.forget_lease()
+    begun = len(proxy.writes())
+    operator.start()
+    time.sleep(3)
+    assert [str(x) for x in proxy.writes()[begun:]] == []
+    after = wait_pods(cluster, namespace, 3)
+    assert {x["metadata"]["uid"] for x in after.values()} == {x["metadata"]["uid"] for x in before.values()}
+
+
+def test_of_two_operators_one_acts_and_the_other_takes_over(
+    world: World, namespace: str, make_operator, make_proxy
+):
+    cluster = world.cluster
+    proxies = [make_proxy(), make_proxy()]
+    operators = [make_operator(f"operator-{i}", p.url) for i, p in enumerate(proxies)]
+    operators[0].start()
+    operators[1].start(wait=False)
+    cluster.apply(modelservice(namespace, 2))
+    wait_pods(cluster, namespace, 2)
+    wait_until("the second to be alive", 20, lambda: operators[1].answers("/healthz"))
+    scale(cluster, namespace, 4)
+    wait_pods(cluster, namespace, 4)
+    wait_status(cluster, namespace, readyReplicas=4)
+    assert proxies[0].writes()
+    assert [str(x) for x in proxies[1].writes()] == [], "the one that does not lead wrote"
+    lease = cluster.list("leases", SYSTEM)
+    assert len(lease) == 1 and lease[0]["spec"]["holderIdentity"].startswith("operator-0")
+
+    assert operators[0].stop() == 0
+    stopped = time.monotonic()
+    scale(cluster, namespace, 5)
+    wait_pods(cluster, namespace, 5, 30)
+    assert time.monotonic() - stopped < 12, "it gave the lease back, so nobody had to wait for 15 s"
+    assert proxies[1].writes()
+
+
+@pytest.mark.timeout(120)
+def test_a_killed_leader_is_replaced_once_its_lease_has_run_out(
+    world: World, namespace: str, make_operator
+):
+    cluster = world.cluster
+    operators = [make_operator(f"operator-{i}") for i in range(2)]
+    operators[0].start()
+    operators[1].start(wait=False)
+    cluster.apply(modelservice(namespace, 1))
+    wait_pods(cluster, namespace, 1)
+    wait_until("the second to be alive", 20, lambda: operators[1].answers("/healthz"))
+    operators[0].kill()
+    scale(cluster, namespace, 3)
+    wait_pods(cluster, namespace, 3, 45)
+
+
+def test_sigterm_ends_it_in_order(world: World, operator: Operator):
+    started = time.monotonic()
+    assert operator.stop() == 0
+    assert time.monotonic() - started < 10
+
+
+# ---- who talks to it
+
+
+BAD_REPORTS = {
+    "no JSON": ("{", 400, "InvalidArgument", ""),
+    "an empty body": ("", 400, "InvalidArgument", ""),
+    "a list": ([], 400, "InvalidArgument", ""),
+    "nothing in it": ({}, (400, 412), ("InvalidArgument", "FailedPrecondition"), "protocol"),
+    "another protocol": ({"protocol": "rouse-weights"}, 412, "FailedPrecondition", "rouse-weights"),
+    "a newer version": ({"version": 2}, 412, "FailedPrecondition", "2"),
+    "no pod": ({"pod": None}, 400, "InvalidArgument", "pod"),
+    "a pod that is a number": ({"pod": 7}, 400, "InvalidArgument", "pod"),
+    "an unknown state": ({"state": "Sleeping"}, 400, "InvalidArgument", "Sleeping"),
+    "an unknown form": (
+        {"weights": {"form": "Raw", "identity": "00", "bytes": 1, "ranks": 1, "servable": True}},
+        400,
+        "InvalidArgument",
+        "weights.form",
+    ),
+    "negative bytes": ({"bytesBySource": {"peer": -1, "storage": 0}}, 400, "InvalidArgument", "peer"),
+    "a pod that does not exist": ({"pod": "m-77"}, 404, "NotFound", "m-77"),
+    "a pod of another namespace": ({"namespace": "kube-system"}, 404, "NotFound", "kube-system"),
+    "another uid": ({"podUid": "00000000-0000-0000-0000-000000000000"}, (404, 409, 412), None, "uid"),
+}
+
+
+def test_bad_reports_are_refused_by_name_and_change_nothing(
+    world: World, namespace: str, operator: Operator
+):
+    cluster = world.cluster
+    cluster.apply(modelservice(namespace, 1))
+    pod = wait_pods(cluster, namespace, {"m-0"})["m-0"]
+    wrong = []
+    for case, (change, codes, names, part) in BAD_REPORTS.items():
+        body = report(pod, **change) if isinstance(change, dict) and change else change
+        code, answer = send(operator.port, body)
+        error = answer.get("error", {}) if isinstance(answer, dict) else {}
+        codes = codes if isinstance(codes, tuple) else (codes,)
+        names = names if isinstance(names, tuple) else (names,)
+        right = code in codes and (names == (None,) or error.get("code") in names)
+        if not right or part not in error.get("message", ""):
+            wrong.append((case, code, answer))
+    assert wrong == []
+    code, _ = send(operator.port, report(pod, transport="x" * (8 << 20)))
+    assert code in (400, 413)
+    assert operator.exits == []
+    annotations = cluster.get("pod", "m-0", namespace)["metadata"]["annotations"]
+    assert "rouse.dev/agent-state" not in annotations
+    assert send(operator.port, report(pod))[0] == 200, "the good one, to see that the others could have worked"
+
+
+def test_a_stranger_gets_no_answer_but_404_on_other_paths(operator: Operator):
+    assert operator.get("/")[0] == 404
+    assert operator.get("/v1/agents/report")[0] in (404, 405)
+    assert operator.get("/healthz")[0] == 200
+    assert operator.get("/metrics")[0] == 200
+
+
+def test_a_report_is_kept_on_the_pod_so_that_a_restarted_operator_knows_it(
+    world: World, namespace: str, make_operator
+):
+    cluster = world.cluster
+    cluster.apply(modelservice(namespace, 1, fastStart=peer()))
+    first = make_operator("first").start()
+    pod = wait_pods(cluster, namespace, {"m-0"})["m-0"]
+    assert send(first.port, report(pod))[0] == 200
+    told = lambda: "rouse.dev/weights" in cluster.get("pod", "m-0", namespace)["metadata"]["annotations"]  # noqa: E731
+    wait_until("the report on the pod", 10, told)
+    first.kill()
+    world.forget_lease()
+    make_operator("second").start()  # nobody reports to this one
+    scale(cluster, namespace, 2)
+    pod = wait_pods(cluster, namespace, {"m-0", "m-1"})["m-1"]
+    assert pod["metadata"]["annotations"]["rouse.dev/path"] == "Peer"
+
+
+# ---- what it was allowed, and what it used
+
+
+def test_zz_the_rights_that_the_chart_gives_are_those_that_were_used(world: World):
+    """Reads the API server's audit log of this whole session; run with the rest of the folder."""
+    entries = [x for x in world.audit() if x.get("objectRef")]
+    refused = {
+        (x["verb"], x["objectRef"]["resource"], x["responseStatus"].get("message", ""))
+        for x in entries
+        if x["responseStatus"]["code"] == 403 and "quota" not in x["responseStatus"].get("message", "")
+    }
+    refused = {x for x in refused if "being terminated" not in x[2]}
+    assert refused == set()
+
+    def name(reference) -> str:
+        sub = reference.get("subresource")
+        return f"{reference['resource']}/{sub}" if sub else reference["resource"]
+
+    used = {(x["verb"], name(x["objectRef"])) for x in entries}
+    granted = set()
+    for kind in ("clusterrole", "role"):
+        found = world.cluster.get(kind, "rouse-operator", SYSTEM)
+        for rule in found["rules"]:
+            granted |= {(verb, what) for verb in rule["verbs"] for what in rule["resources"]}
+    # The API server asks for these two itself: to create by server-side apply, to block an owner.
+    granted.discard(("create", "pods"))
+    granted.discard(("update", "modelservices/finalizers"))
+    used.discard(("create", "pods"))
+    assert granted - used == set(), "granted and never used"
+    assert used - granted == set()
+    assert ACCOUNT
