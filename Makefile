@@ -16,11 +16,12 @@ ARGS ?=
 export CCACHE_DIR ?= $(CACHE)/ccache
 export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
+export CCACHE_COMPILERCHECK := content
 export CCACHE_MAXSIZE ?= 3G
 export PYTHONDONTWRITEBYTECODE := 1
 
 .PHONY: help all build deps test demo bench e2e lint format clean images \
-  test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan
+  test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-plugin
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,13 +44,18 @@ test-tsan: ## Unit tests under ThreadSanitizer
 test-release test-debug test-asan test-tsan: test-%: build-%
 	@ctest --preset $* -j $(JOBS) --no-tests=error
 
+test-plugin: build-release ## The plugin's tests inside the engine image's vLLM
+	@python=$$(e2e/install.sh) && packages=$$(cd e2e && "$$python" -m rouse_e2e packages) && \
+	  "$$python" connector/tests/run.py --packages "$$packages" --build build/release
+
 e2e: build-release ## End-to-end tests (ARGS='-k story' chooses)
 	@python=$$(e2e/install.sh) && cd e2e && "$$python" -m pytest $(ARGS)
 
-test: ## All tests: unit (release, asan, tsan), then end to end on real clusters
+test: ## All tests: unit (release, asan, tsan), the plugin in a real vLLM, end to end on real clusters
 	@$(MAKE) --no-print-directory test-release
 	@$(MAKE) --no-print-directory test-asan
 	@$(MAKE) --no-print-directory test-tsan
+	@$(MAKE) --no-print-directory test-plugin
 	@$(MAKE) --no-print-directory e2e
 
 demo: build-release ## Show the main job on a real cluster (KEEP=1 leaves the cluster up)

@@ -18,7 +18,7 @@ packages=(
   libcpprest-dev nlohmann-json3-dev libyaml-cpp-dev prometheus-cpp-dev catch2 libxxhash-dev
   libssl-dev libspdlog-dev libcli11-dev libucx-dev ucx-utils
   # to run the tests
-  ca-certificates openssl python3 python3-venv python3-pip util-linux procps
+  ca-certificates libnuma1 openssl python3 python3-venv python3-pip util-linux procps
   prometheus
   # to run a node
   containerd runc containernetworking-plugins iproute2 iptables nftables kmod

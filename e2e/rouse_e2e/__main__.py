@@ -7,6 +7,7 @@ kubeconfig  print the path of the kubeconfig that reaches it from the machine
 list        print the clusters there are
 sweep       remove what killed runs have left
 images      build all container images into the cache folder
+packages    print the folder of the engine image's Python packages
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ def main() -> None:
         images.containerd_template(say)
         for name, tar in images.rouse_tars(say).items():
             say(f"{name}: {tar}")
+    elif action == "packages":
+        print(images.engine_packages())
     elif action == "sweep":
         sweep()
     else:

@@ -75,7 +75,18 @@ def containerd_template(say=lambda text: None) -> Path:
             (target / "done").touch()
             tar.unlink()
             shutil.rmtree(work, ignore_errors=True)
+            for old in sorted(target.parent.iterdir(), key=os.path.getmtime)[:-2]:
+                shutil.rmtree(old)  # running nodes have links of their own
     return target / "root"
+
+
+def engine_packages() -> Path:
+    """The engine image's Python packages as a folder, to be read only."""
+    snapshots = containerd_template() / "io.containerd.snapshotter.v1.overlayfs" / "snapshots"
+    for folder in snapshots.glob(f"*/fs/{engine.SITE_PACKAGES}"):
+        if (folder / "vllm").is_dir():
+            return folder
+    raise RuntimeError(f"{snapshots} holds no vLLM; delete {paths.cache('containerd')}")
 
 
 def _import_into(target: Path, tar: Path) -> None:

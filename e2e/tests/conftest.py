@@ -13,10 +13,19 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rouse_e2e import paths  # noqa: E402
-from rouse_e2e.cluster import Cluster, interrupt_on_terminate  # noqa: E402
+from rouse_e2e.cluster import Cluster, CurrentCluster, interrupt_on_terminate  # noqa: E402
 from rouse_e2e.light import LightCluster  # noqa: E402
 from rouse_e2e.real import RealCluster  # noqa: E402
 from rouse_e2e.story import Story  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cluster",
+        choices=["real", "kubeconfig"],
+        default="real",
+        help="where engines run: on a node of our own, or on the current kubeconfig's cluster",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,20 +77,26 @@ def failure_folder(item: pytest.Item) -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_cluster():
-    """One node with a real kubelet and containerd, for all tests that need engines."""
-    with RealCluster(say=progress) as cluster:
-        yield cluster
+def real_cluster(request: pytest.FixtureRequest):
+    """A real kubelet and a real container runtime, for all tests that need engines."""
+    if request.config.getoption("--cluster") == "kubeconfig":
+        with CurrentCluster() as cluster:
+            yield cluster
+    else:
+        with RealCluster(say=progress) as cluster:
+            yield cluster
 
 
 @pytest.fixture(scope="session")
-def installed_story(real_cluster: RealCluster):
+def installed_story(real_cluster: Cluster):
     """Rouse installed on the real cluster, the checkpoint provided, nothing applied yet."""
     story = Story(real_cluster, progress)
     story.import_images()
     story.install()
     story.provide_checkpoint()
-    return story
+    yield story
+    if not isinstance(real_cluster, RealCluster):  # ours is taken down as a whole
+        story.uninstall()
 
 
 def progress(text: str) -> None:
