@@ -1,0 +1,80 @@
+// An arena: the slabs of one rank, mapped one after the other into one contiguous range.
+//
+//   auto arena = Arena::Create({.bytes = manifest.arena_bytes, .name = "rank0", .populate = true});
+//   ... fill (*arena)->span(), or let the engine fill it through the slabs' descriptors ...
+//   (*arena)->Seal();
+//
+// Seal an arena before its descriptors go to an engine that must not write (a target's), and when a
+// source has published. The agent's own mapping stays writable after that, because an RDMA device
+// asks for write access when it registers memory, even to be read only.
+//
+// Lifetime: unmapped on destruction; memory that an engine has mapped lives on until it unmaps.
+// Threads: const members from any thread; the bytes themselves are the callers' to coordinate.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "agent/memory/slab.h"
+#include "common/result.h"
+
+namespace rouse::memory {
+
+/// Mapping cost is per slab, so slabs are large; one registered region must stay under 4 GiB.
+inline constexpr std::uint64_t kDefaultSlabBytes = std::uint64_t{1} << 30;
+
+struct ArenaOptions {
+  std::uint64_t bytes = 0;
+  /// A multiple of the page size, at most 4 GiB. The last slab is cut to what is left.
+  std::uint64_t slab_bytes = kDefaultSlabBytes;
+  /// Shows in /proc/PID/maps.
+  std::string name = "rouse-arena";
+  /// Takes all memory now instead of at first touch: a pull then runs at full speed, and too little
+  /// memory is an error here instead of a killed process later.
+  bool populate = false;
+  int populate_threads = 2;
+};
+
+class Arena {
+ public:
+  /// InvalidArgument for sizes that make no sense, ResourceExhausted when memory or address space is
+  /// used up.
+  static Result<std::unique_ptr<Arena>> Create(const ArenaOptions& options);
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  std::uint64_t bytes() const { return bytes_; }
+  std::span<std::byte> span() { return {base_, bytes_}; }
+  std::span<const std::byte> span() const { return {base_, bytes_}; }
+
+  /// Sizes in order; they add up to bytes().
+  std::vector<std::uint64_t> SlabBytes() const;
+  std::size_t slab_count() const { return slabs_.size(); }
+  const Slab& slab(std::size_t index) const { return *slabs_[index]; }
+  /// The part of span() that slab `index` makes up.
+  std::span<std::byte> SlabSpan(std::size_t index) const;
+
+  /// Seals every slab.
+  Status Seal();
+  bool sealed() const { return sealed_; }
+
+ private:
+  Arena(std::byte* base, std::uint64_t reserved, const ArenaOptions& options);
+  Status AddSlabs(const ArenaOptions& options);
+  Status Populate(int threads);
+
+  std::byte* base_;
+  std::uint64_t reserved_;  // address space, whole pages
+  std::uint64_t bytes_;
+  std::uint64_t slab_bytes_;
+  std::vector<std::unique_ptr<Slab>> slabs_;
+  bool sealed_ = false;
+};
+
+}  // namespace rouse::memory

@@ -1,0 +1,74 @@
+#include "agent/memory/chunk_digest.h"
+
+#include <pthread.h>
+#if defined(__x86_64__)
+#include <xxh_x86dispatch.h>  // the same functions, choosing AVX2 or AVX-512 at run time
+#else
+#include <xxhash.h>
+#endif
+
+#include <algorithm>
+#include <thread>
+
+namespace rouse::memory {
+
+ChunkRange ChunkRangeOf(std::uint64_t chunk, std::uint64_t arena_bytes, std::uint64_t chunk_bytes) {
+  const std::uint64_t offset = chunk * chunk_bytes;
+  return {.offset = offset, .bytes = std::min(chunk_bytes, arena_bytes - offset)};
+}
+
+std::string DigestChunk(std::span<const std::byte> bytes) {
+  XXH128_canonical_t canonical;
+  XXH128_canonicalFromHash(&canonical, XXH3_128bits(bytes.data(), bytes.size()));
+  constexpr char kHex[] = "0123456789abcdef";
+  std::string text;
+  text.reserve(2 * sizeof(canonical.digest));
+  for (const unsigned char byte : canonical.digest) {
+    text.push_back(kHex[byte >> 4]);
+    text.push_back(kHex[byte & 15]);
+  }
+  return text;
+}
+
+Result<std::vector<std::string>> DigestChunks(std::span<const std::byte> arena,
+                                              std::uint64_t chunk_bytes, int threads,
+                                              const std::atomic<bool>* cancel) {
+  const std::uint64_t count = ChunkCount(arena.size(), chunk_bytes);
+  std::vector<std::string> digests(count);
+  std::atomic<std::uint64_t> next{0};
+  const auto work = [&] {
+    ::pthread_setname_np(::pthread_self(), "arena-digest");
+    for (;;) {
+      const std::uint64_t chunk = next.fetch_add(1);
+      if (chunk >= count || (cancel != nullptr && cancel->load())) return;
+      const ChunkRange range = ChunkRangeOf(chunk, arena.size(), chunk_bytes);
+      digests[chunk] = DigestChunk(arena.subspan(range.offset, range.bytes));
+    }
+  };
+  {
+    std::vector<std::jthread> pool;
+    for (int i = 0; i < std::max(threads, 1); ++i) pool.emplace_back(work);
+  }
+  if (cancel != nullptr && cancel->load()) {
+    return Status(StatusCode::kCancelled, "digesting " + std::to_string(count) + " chunks");
+  }
+  return digests;
+}
+
+Status CheckManifest(const WeightManifest& manifest, std::uint64_t arena_bytes, bool with_digests) {
+  const std::string what = "manifest of rank " + std::to_string(manifest.rank) + ": ";
+  if (manifest.arena_bytes != arena_bytes) {
+    return InvalidArgument(what + "arenaBytes is " + std::to_string(manifest.arena_bytes) +
+                           ", the arena has " + std::to_string(arena_bytes));
+  }
+  if (manifest.chunk_bytes == 0) return InvalidArgument(what + "chunkBytes is 0");
+  const std::uint64_t chunks = ChunkCount(manifest.arena_bytes, manifest.chunk_bytes);
+  if (with_digests && manifest.chunk_digests.size() != chunks) {
+    return InvalidArgument(what + "has the digests of " +
+                           std::to_string(manifest.chunk_digests.size()) + " chunks, expected " +
+                           std::to_string(chunks));
+  }
+  return {};
+}
+
+}  // namespace rouse::memory

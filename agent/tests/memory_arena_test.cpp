@@ -1,0 +1,132 @@
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <cstring>
+#include <numeric>
+
+#include "agent/memory/arena.h"
+
+namespace rouse::memory {
+namespace {
+
+constexpr std::uint64_t kMiB = 1u << 20;
+
+std::uint64_t FileBytes(int fd) {
+  struct stat info = {};
+  REQUIRE(::fstat(fd, &info) == 0);
+  return static_cast<std::uint64_t>(info.st_size);
+}
+
+std::unique_ptr<Arena> Make(std::uint64_t bytes, std::uint64_t slab_bytes, bool populate = false) {
+  auto arena = Arena::Create(
+      {.bytes = bytes, .slab_bytes = slab_bytes, .name = "test", .populate = populate});
+  REQUIRE(arena.ok());
+  return *std::move(arena);
+}
+
+TEST_CASE("an arena's slabs add up to its size, and only the last one is shorter", "[memory]") {
+  const auto arena = Make(5 * kMiB + 123, 2 * kMiB);
+  REQUIRE(arena->SlabBytes() == std::vector<std::uint64_t>{2 * kMiB, 2 * kMiB, kMiB + 123});
+  REQUIRE(arena->span().size() == 5 * kMiB + 123);
+  for (std::size_t i = 0; i < arena->slab_count(); ++i) {
+    REQUIRE(FileBytes(arena->slab(i).fd()) == arena->SlabBytes()[i]);
+  }
+}
+
+TEST_CASE("slabs lie one after the other in the arena's range", "[memory]") {
+  const auto arena = Make(5 * kMiB, 2 * kMiB, true);
+  for (std::size_t i = 0; i < arena->span().size(); ++i) {
+    arena->span()[i] = static_cast<std::byte>(i * 2654435761u >> 24);
+  }
+  std::uint64_t offset = 0;
+  for (std::size_t i = 0; i < arena->slab_count(); ++i) {
+    const auto slab = arena->SlabSpan(i);
+    REQUIRE(slab.data() == arena->span().data() + offset);
+    std::vector<std::byte> read(slab.size());
+    REQUIRE(::pread(arena->slab(i).fd(), read.data(), read.size(), 0) ==
+            static_cast<ssize_t>(read.size()));
+    REQUIRE(std::equal(read.begin(), read.end(), slab.begin()));
+    offset += slab.size();
+  }
+}
+
+TEST_CASE("what an engine writes through a slab's descriptor appears in the arena", "[memory]") {
+  const auto arena = Make(2 * kMiB, kMiB);
+  auto fd = arena->slab(1).DuplicateFd();
+  REQUIRE(fd.ok());
+  void* engine = ::mmap(nullptr, kMiB, PROT_READ | PROT_WRITE, MAP_SHARED, fd->get(), 0);
+  REQUIRE(engine != MAP_FAILED);
+  std::memset(engine, 0x5a, kMiB);
+  ::munmap(engine, kMiB);
+  REQUIRE(arena->span()[kMiB] == std::byte{0x5a});
+  REQUIRE(arena->span()[2 * kMiB - 1] == std::byte{0x5a});
+}
+
+TEST_CASE("after sealing nobody can write to, resize or unseal a slab, but a private mapping works",
+          "[memory]") {
+  const auto arena = Make(kMiB, kMiB);
+  arena->span()[7] = std::byte{7};
+  REQUIRE(arena->Seal().ok());
+  REQUIRE(arena->sealed());
+  const int fd = arena->slab(0).fd();
+
+  REQUIRE(::mmap(nullptr, kMiB, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) == MAP_FAILED);
+  REQUIRE(::pwrite(fd, "x", 1, 0) < 0);
+  REQUIRE(::ftruncate(fd, 0) != 0);
+  REQUIRE(::ftruncate(fd, 2 * kMiB) != 0);
+  REQUIRE(::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096) != 0);
+  REQUIRE(::fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE) != 0);
+
+  auto* mine = static_cast<std::byte*>(
+      ::mmap(nullptr, kMiB, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0));
+  REQUIRE(mine != MAP_FAILED);
+  REQUIRE(mine[7] == std::byte{7});
+  mine[7] = std::byte{8};
+  REQUIRE(arena->span()[7] == std::byte{7});
+  ::munmap(mine, kMiB);
+
+  REQUIRE(arena->Seal().ok());  // twice is fine
+}
+
+TEST_CASE("an engine's mapping outlives the arena", "[memory]") {
+  auto arena = Make(kMiB, kMiB);
+  arena->span()[100] = std::byte{42};
+  auto* engine = static_cast<std::byte*>(
+      ::mmap(nullptr, kMiB, PROT_READ, MAP_SHARED, arena->slab(0).fd(), 0));
+  REQUIRE(engine != MAP_FAILED);
+  arena.reset();
+  REQUIRE(engine[100] == std::byte{42});
+  ::munmap(engine, kMiB);
+}
+
+TEST_CASE("populating takes the memory at once", "[memory]") {
+  const auto resident = [](const Arena& arena) {
+    struct stat info = {};
+    REQUIRE(::fstat(arena.slab(0).fd(), &info) == 0);
+    return static_cast<std::uint64_t>(info.st_blocks) * 512;
+  };
+  REQUIRE(resident(*Make(8 * kMiB, 8 * kMiB, false)) == 0);
+  REQUIRE(resident(*Make(8 * kMiB, 8 * kMiB, true)) == 8 * kMiB);
+}
+
+TEST_CASE("sizes that make no sense are refused with what is wrong", "[memory]") {
+  const auto error = [](ArenaOptions options) {
+    options.name = "weights";
+    const auto arena = Arena::Create(options);
+    REQUIRE_FALSE(arena.ok());
+    REQUIRE(arena.status().code() == StatusCode::kInvalidArgument);
+    return arena.status().message();
+  };
+  REQUIRE_THAT(error({.bytes = 0}), Catch::Contains("weights") && Catch::Contains("0 bytes"));
+  REQUIRE_THAT(error({.bytes = std::uint64_t{1} << 50}), Catch::Contains("not between"));
+  REQUIRE_THAT(error({.bytes = kMiB, .slab_bytes = 0}), Catch::Contains("page size"));
+  REQUIRE_THAT(error({.bytes = kMiB, .slab_bytes = 4097}), Catch::Contains("page size"));
+  REQUIRE_THAT(error({.bytes = kMiB, .slab_bytes = std::uint64_t{5} << 30}), Catch::Contains("at most"));
+}
+
+}  // namespace
+}  // namespace rouse::memory

@@ -1,0 +1,163 @@
+// What goes wrong between two agents, each caused for real.
+
+#include <signal.h>
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <chrono>
+#include <cstring>
+#include <functional>
+#include <thread>
+
+#include "agent/tests/transfer_fixture.h"
+#include "agent/transfer/publisher.h"
+#include "agent/transfer/pull.h"
+
+namespace rouse::transfer {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+constexpr std::uint64_t kMiB = 1u << 20;
+
+std::string Text(std::uint64_t value) { return std::to_string(value); }
+
+double SecondsSince(steady_clock::time_point start) {
+  return std::chrono::duration<double>(steady_clock::now() - start).count();
+}
+
+TEST_CASE("a byte that changed in the source is data loss that names chunk and source", "[transfer]") {
+  const ScopedVariable variable("UCX_TLS", GENERATE("tcp", "sysv"));
+  SourceProcess source({"--bytes", Text(20 * kMiB), "--flip", Text(13 * kMiB + 5)});
+  const auto target = EmptyArena(Must(ucx::Context::Create()), 20 * kMiB, 20 * kMiB);
+  const auto report = Pull(SourceOf(source.answer()), *target, {}, {}, nullptr);
+  REQUIRE(report.status().code() == StatusCode::kDataLoss);
+  REQUIRE_THAT(report.status().message(), Catch::Contains("chunk 3 ") && Catch::Contains("3 times") &&
+                                              Catch::Contains("test/source-0"));
+}
+
+TEST_CASE("a chunk that arrives right after arriving wrong is pulled again and used", "[transfer]") {
+  const ScopedVariable variable("UCX_TLS", "tcp");
+  const auto context = Must(ucx::Context::Create());
+  const auto publisher = Must(Publisher::Create(context, {}));
+  const auto arena = RandomArena(6 * kMiB, 2 * kMiB, 3);
+  Must(publisher->Publish(Must(RegisteredArena::Create(context, arena)), ManifestOf(*arena, 0, kMiB)));
+  const auto original = RandomArena(6 * kMiB, 2 * kMiB, 3);
+  arena->span()[2 * kMiB + 17] ^= std::byte{1};
+  const auto target = EmptyArena(context, 6 * kMiB, kMiB);
+  const auto report =
+      Pull(SourceOf(Must(publisher->Open("test/target"))), *target, {.max_mismatches = 1'000'000}, {},
+           [&](const PullProgress& now) {
+             if (now.counters.mismatches > 0) arena->span()[2 * kMiB + 17] = original->span()[2 * kMiB + 17];
+           });
+  REQUIRE(report.status() == Status());
+  REQUIRE(report->counters.mismatches > 0);
+  REQUIRE(report->counters.bytes_arrived == 6 * kMiB + report->counters.mismatches * kMiB);
+  REQUIRE(std::equal(target->arena().span().begin(), target->arena().span().end(),
+                     original->span().begin()));
+}
+
+// Pulls a large arena and does `harm` once some of it has arrived.
+Result<PullReport> PullWithHarm(const PullSource& source, RegisteredArena& target, const PullOptions& options,
+                                std::stop_token stop, const std::function<void()>& harm) {
+  bool done = false;
+  return Pull(source, target, options, stop, [&](const PullProgress& now) {
+    if (done || now.counters.bytes_verified == 0) return;
+    done = true;
+    harm();
+  });
+}
+
+// Large enough that the first progress report comes long before the end.
+constexpr std::uint64_t kLargeBytes = 512 * kMiB;
+
+TEST_CASE("a source that is killed in mid-pull is an error within the deadline", "[transfer]") {
+  const ScopedVariable variable("UCX_TLS", GENERATE("tcp", "sysv"));
+  SourceProcess source({"--bytes", Text(64 * kMiB)});
+  const auto target = EmptyArena(Must(ucx::Context::Create()), kLargeBytes, 256 * kMiB);
+  const PullOptions options = {.piece_bytes = 64 * 1024, .window = 2, .progress_deadline = milliseconds(3000)};
+  steady_clock::time_point killed;
+  const auto report = PullWithHarm(Repeated(source.answer(), kLargeBytes), *target, options, {}, [&] {
+    source.Signal(SIGKILL);
+    killed = steady_clock::now();
+  });
+  REQUIRE_FALSE(report.ok());
+  REQUIRE(killed != steady_clock::time_point{});
+  REQUIRE(SecondsSince(killed) < 8);
+  REQUIRE((report.status().code() == StatusCode::kUnavailable ||
+           report.status().code() == StatusCode::kDeadlineExceeded));
+  REQUIRE_THAT(report.status().message(), Catch::Contains("test/source-0"));
+}
+
+TEST_CASE("a source that is stuck is a missed deadline, and nothing is written afterwards", "[transfer]") {
+  const ScopedVariable variable("UCX_TLS", GENERATE("tcp", "sysv"));
+  SourceProcess source({"--bytes", Text(64 * kMiB)});
+  const auto target = EmptyArena(Must(ucx::Context::Create()), kLargeBytes, 256 * kMiB);
+  const PullOptions options = {.piece_bytes = 1 * kMiB, .window = 4, .progress_deadline = milliseconds(1000)};
+  steady_clock::time_point stopped;
+  const auto report = PullWithHarm(Repeated(source.answer(), kLargeBytes), *target, options, {}, [&] {
+    source.Signal(SIGSTOP);
+    stopped = steady_clock::now();
+  });
+  REQUIRE(report.status().code() == StatusCode::kDeadlineExceeded);
+  REQUIRE(SecondsSince(stopped) < 6);
+  REQUIRE_THAT(report.status().message(), Catch::Contains("test/source-0") && Catch::Contains("nothing arrived"));
+  const auto span = target->arena().span();
+  const std::vector<std::byte> pattern(kMiB, std::byte{0x77});
+  for (std::size_t at = 0; at < span.size(); at += kMiB) std::memcpy(&span[at], pattern.data(), kMiB);
+  source.Signal(SIGCONT);
+  std::this_thread::sleep_for(milliseconds(500));
+  for (std::size_t at = 0; at < span.size(); at += kMiB) {
+    REQUIRE(std::memcmp(&span[at], pattern.data(), kMiB) == 0);
+  }
+}
+
+TEST_CASE("a source that was gone before the pull is an error within the deadline", "[transfer]") {
+  const ScopedVariable variable("UCX_TLS", GENERATE("tcp", "sysv"));
+  PullSource gone;
+  {
+    SourceProcess source({"--bytes", Text(kMiB)});
+    gone = SourceOf(source.answer());
+  }
+  const auto target = EmptyArena(Must(ucx::Context::Create()), kMiB, kMiB);
+  const auto start = steady_clock::now();
+  const auto report = Pull(gone, *target, {.progress_deadline = milliseconds(2000)}, {}, nullptr);
+  REQUIRE_FALSE(report.ok());
+  REQUIRE(SecondsSince(start) < 6);
+  REQUIRE_THAT(report.status().message(), Catch::Contains("test/source-0"));
+}
+
+TEST_CASE("a pull can be cancelled", "[transfer]") {
+  const ScopedVariable variable("UCX_TLS", "tcp");
+  SourceProcess source({"--bytes", Text(64 * kMiB)});
+  const auto target = EmptyArena(Must(ucx::Context::Create()), kLargeBytes, 256 * kMiB);
+  std::stop_source stop;
+  steady_clock::time_point asked;
+  const auto report =
+      PullWithHarm(Repeated(source.answer(), kLargeBytes), *target,
+                   {.piece_bytes = 64 * 1024, .window = 2}, stop.get_token(), [&] {
+                     stop.request_stop();
+                     asked = steady_clock::now();
+                   });
+  REQUIRE(report.status().code() == StatusCode::kCancelled);
+  REQUIRE(SecondsSince(asked) < 2);
+}
+
+TEST_CASE("a source whose target is killed in mid-pull serves another", "[transfer]") {
+  const ScopedVariable variable("UCX_TLS", GENERATE("tcp", "sysv"));
+  SourceProcess source({"--bytes", Text(64 * kMiB), "--seed", "21"});
+  {
+    PeerProcess target({"pull", "--bytes", Text(kLargeBytes)});
+    target.WriteLine(json::Dump(ToJson(source.answer())));
+    REQUIRE(target.ReadLine() == "moving");
+    target.Signal(SIGKILL);
+  }
+  const auto second = EmptyArena(Must(ucx::Context::Create()), 64 * kMiB, 64 * kMiB);
+  const auto report = Pull(SourceOf(source.answer()), *second, {}, {}, nullptr);
+  REQUIRE(report.status() == Status());
+  REQUIRE(source.Alive());
+}
+
+}  // namespace
+}  // namespace rouse::transfer

@@ -1,0 +1,24 @@
+// Who to pull from and what, and whether it can be true. Pure.
+
+#pragma once
+
+#include <string>
+
+#include "common/messages.h"
+#include "common/result.h"
+
+namespace rouse::transfer {
+
+/// One rank of a peer's OpenResponse.
+struct PullSource {
+  std::string name;            ///< For messages: "default/demo-0 (http://10.244.0.7:7410)".
+  std::string worker_address;  ///< OpenResponse::worker_address.
+  RemoteRank rank;
+};
+
+/// Whether a peer's description can be what it says: digests for every chunk, slabs that add up to the
+/// arena, none over 4 GiB or wrapping around, keys and address of a possible length. InvalidArgument
+/// names the source and the field. Pull does this first.
+Status CheckSource(const PullSource& source);
+
+}  // namespace rouse::transfer

@@ -1,0 +1,57 @@
+#include "agent/memory/chunk_digest.h"
+#include "agent/transfer/source.h"
+
+namespace rouse::transfer {
+namespace {
+
+// Real addresses and keys are some hundred bytes; UCX parses them without knowing where they end.
+constexpr std::size_t kMaxAddressBytes = 16u << 10;
+constexpr std::size_t kMaxKeyBytes = 4u << 10;
+constexpr std::uint64_t kMaxSlabBytes = std::uint64_t{4} << 30;
+constexpr std::size_t kMaxSlabs = 65536;
+
+Status CheckSlab(const RemoteSlab& slab, const std::string& where) {
+  if (slab.bytes == 0 || slab.bytes > kMaxSlabBytes) {
+    return InvalidArgument(where + ".bytes: " + std::to_string(slab.bytes) + " is not between 1 and " +
+                           std::to_string(kMaxSlabBytes));
+  }
+  if (slab.address == 0 || slab.address + slab.bytes < slab.address) {
+    return InvalidArgument(where + ".address: the slab does not fit an address space");
+  }
+  if (slab.rkey.empty() || slab.rkey.size() > kMaxKeyBytes) {
+    return InvalidArgument(where + ".rkey: has " + std::to_string(slab.rkey.size()) +
+                           " bytes, expected 1 to " + std::to_string(kMaxKeyBytes));
+  }
+  return {};
+}
+
+Status CheckRank(const RemoteRank& rank) {
+  ROUSE_RETURN_IF_ERROR(memory::CheckManifest(rank.manifest, rank.manifest.arena_bytes, true));
+  if (rank.slabs.size() > kMaxSlabs) {
+    return InvalidArgument("slabs: has more than " + std::to_string(kMaxSlabs) + " entries");
+  }
+  std::uint64_t total = 0;
+  for (std::size_t i = 0; i < rank.slabs.size(); ++i) {
+    ROUSE_RETURN_IF_ERROR(CheckSlab(rank.slabs[i], "slabs[" + std::to_string(i) + "]"));
+    total += rank.slabs[i].bytes;  // at most 65536 × 4 GiB
+  }
+  if (total != rank.manifest.arena_bytes) {
+    return InvalidArgument("slabs: add up to " + std::to_string(total) + " bytes, arenaBytes is " +
+                           std::to_string(rank.manifest.arena_bytes));
+  }
+  return {};
+}
+
+}  // namespace
+
+Status CheckSource(const PullSource& source) {
+  const std::string what = "description of " + source.name;
+  if (source.worker_address.empty() || source.worker_address.size() > kMaxAddressBytes) {
+    return InvalidArgument(what + ": workerAddress: has " +
+                           std::to_string(source.worker_address.size()) + " bytes, expected 1 to " +
+                           std::to_string(kMaxAddressBytes));
+  }
+  return CheckRank(source.rank).WithContext(what);
+}
+
+}  // namespace rouse::transfer
