@@ -20,13 +20,14 @@ COPY agent agent
 COPY connector connector
 ARG ROUSE_COMMIT=unknown
 ARG JOBS=2
-RUN export CCACHE_DIR=/ccache CCACHE_BASEDIR=/src \
- && cmake -S . -B /build -G Ninja -DCMAKE_BUILD_TYPE=Release -DROUSE_BUILD_TESTS=OFF \
+# The same folders relative to the tree as `make build` has, so that both can share one compiler cache.
+RUN export CCACHE_DIR=/ccache CCACHE_BASEDIR=/src CCACHE_NOHASHDIR=1 CCACHE_COMPILERCHECK=content \
+ && cmake -S . -B build/release -G Ninja -DCMAKE_BUILD_TYPE=Release -DROUSE_BUILD_TESTS=OFF \
       -DROUSE_COMMIT="$ROUSE_COMMIT" -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
- && cmake --build /build --parallel "$JOBS" --target rouse-operator rouse-agent rouse_connector \
- && cmake --install /build --prefix /out --component operator --strip \
- && cmake --install /build --prefix /out --component agent --strip \
- && cmake --install /build --prefix /out --component plugin --strip
+ && cmake --build build/release --parallel "$JOBS" --target rouse-operator rouse-agent rouse_connector \
+ && cmake --install build/release --prefix /out --component operator --strip \
+ && cmake --install build/release --prefix /out --component agent --strip \
+ && cmake --install build/release --prefix /out --component plugin --strip
 
 # What both programs need at run time.
 FROM debian:12-slim AS runtime
