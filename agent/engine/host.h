@@ -1,0 +1,59 @@
+// What the engine socket needs from the agent: the weights themselves.
+//
+// Called on the engine socket's thread only; calls must be short, because all ranks share it.
+
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "agent/engine/protocol.h"
+#include "agent/engine/session.h"
+#include "agent/memory/owned_fd.h"
+#include "common/result.h"
+
+namespace rouse::agent {
+
+/// How an arena is cut; the slabs' sizes add up to its own.
+struct ArenaShape {
+  std::uint64_t arena_bytes = 0;
+  std::vector<std::uint64_t> slab_bytes;
+};
+
+/// Weights that are in place and verified.
+struct ReadyWeights {
+  ArenaShape shape;
+  std::string manifest;  ///< JSON, with digests.
+};
+
+class EngineHost {
+ public:
+  virtual ~EngineHost() = default;
+
+  virtual WeightOffer Offer(std::uint32_t rank) = 0;
+
+  virtual void OnRankConnected(const HelloRequest& hello, bool from_peer) = 0;
+  virtual void OnRankDisconnected(std::uint32_t rank) = 0;
+  /// An engine was turned away because it may not load from storage.
+  virtual void OnRefused(const HelloRequest& hello, const std::string& reason) = 0;
+  virtual void OnPhase(std::uint32_t rank, const PhaseRequest& phase) = 0;
+  /// A request was answered; for counting.
+  virtual void OnAnswered(std::string_view type, bool ok) = 0;
+
+  /// The weights of `rank`; nullopt while they arrive (EngineServer::Wake says when to ask again);
+  /// an error when they will not come.
+  virtual Result<std::optional<ReadyWeights>> Weights(std::uint32_t rank) = 0;
+  /// A new arena for the rank's engine to fill, in place of what the agent had for this rank.
+  virtual Result<ArenaShape> CreateArena(const HelloRequest& hello, std::uint64_t bytes) = 0;
+  /// Descriptors of the rank's slabs [first, first + count). InvalidArgument outside the arena.
+  virtual Result<std::vector<memory::OwnedFd>> Slabs(std::uint32_t rank, std::size_t first,
+                                                     std::size_t count) = 0;
+  /// Checks the manifest, seals the arena, and has the digests taken later.
+  virtual Status Publish(const HelloRequest& hello, const memory::OwnedFd& manifest,
+                         std::uint64_t manifest_bytes) = 0;
+};
+
+}  // namespace rouse::agent

@@ -1,0 +1,123 @@
+#include "agent/engine/protocol.h"
+
+#include "agent/engine/seqpacket.h"
+#include "common/messages.h"
+
+namespace rouse::agent {
+namespace {
+
+constexpr std::size_t kMaxErrorText = 8192;
+
+enum class Type { kHello, kPhase, kAwaitWeights, kCreateArena, kGetSlabs, kPublish };
+constexpr json::EnumName<Type> kTypes[] = {
+    {Type::kHello, "Hello"},           {Type::kPhase, "Phase"},
+    {Type::kAwaitWeights, "AwaitWeights"}, {Type::kCreateArena, "CreateArena"},
+    {Type::kGetSlabs, "GetSlabs"},     {Type::kPublish, "Publish"}};
+
+std::uint32_t Rank(json::Reader& in) {
+  return static_cast<std::uint32_t>(in.Int("rank", 0, kMaxWorldSize - 1));
+}
+
+Result<EngineRequest> Hello(json::Reader& in) {
+  ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kEngineProtocol, kEngineVersion));
+  HelloRequest hello;
+  hello.pid = in.Int("pid");
+  hello.rank = Rank(in);
+  hello.world_size = static_cast<std::uint32_t>(in.Int("worldSize", 1, kMaxWorldSize));
+  hello.engine = in.String("engine");
+  hello.engine_version = in.String("engineVersion");
+  const json::Json& identity = in.Object("identity");
+  ROUSE_RETURN_IF_ERROR(in.status());
+  if (hello.rank >= hello.world_size) {
+    return InvalidArgument("rank: " + std::to_string(hello.rank) + " is not below worldSize " +
+                           std::to_string(hello.world_size));
+  }
+  ROUSE_ASSIGN_OR_RETURN(hello.identity, IdentityFromJson(identity, "identity"));
+  return EngineRequest(std::move(hello));
+}
+
+Result<EngineRequest> Decode(Type type, json::Reader& in) {
+  EngineRequest request;
+  switch (type) {
+    case Type::kHello:
+      return Hello(in);
+    case Type::kPhase:
+      request = PhaseRequest{.phase = in.Enum<event::EnginePhase>("name", kEnginePhases),
+                             .at_us = in.Int("atUs")};
+      break;
+    case Type::kAwaitWeights:
+      request = AwaitWeightsRequest{.rank = Rank(in), .timeout_ms = in.Int("timeoutMs", 0, kMaxAwaitMs)};
+      break;
+    case Type::kCreateArena:
+      request = CreateArenaRequest{
+          .rank = Rank(in), .bytes = static_cast<std::uint64_t>(in.Int("bytes", 1, kMaxArenaBytes))};
+      break;
+    case Type::kGetSlabs:
+      request = GetSlabsRequest{
+          .rank = Rank(in),
+          .first = static_cast<std::size_t>(in.Int("first", 0, 1 << 20)),
+          .count = static_cast<std::size_t>(
+              in.Int("count", 1, static_cast<std::int64_t>(kMaxEngineFds)))};
+      break;
+    case Type::kPublish:
+      request = PublishRequest{
+          .rank = Rank(in),
+          .manifest_bytes = static_cast<std::uint64_t>(in.Int("manifestBytes", 1, kMaxManifestBytes))};
+      break;
+  }
+  ROUSE_RETURN_IF_ERROR(in.status());
+  return request;
+}
+
+}  // namespace
+
+std::string_view TypeName(const EngineRequest& request) { return kTypes[request.index()].name; }
+
+Result<EngineRequest> DecodeEngineRequest(std::string_view text, std::size_t fds) {
+  ROUSE_ASSIGN_OR_RETURN(const json::Json document,
+                         json::Parse(text, "engine request", kMaxEngineMessage));
+  json::Reader in(document, "");
+  const Type type = in.Enum<Type>("type", kTypes);
+  ROUSE_RETURN_IF_ERROR(in.status());
+  const std::size_t expected = type == Type::kPublish ? 1 : 0;
+  if (fds != expected) {
+    return InvalidArgument("engine request " + std::string(json::NameOf<Type>(type, kTypes)) +
+                           " came with " + std::to_string(fds) + " descriptors, expected " +
+                           std::to_string(expected));
+  }
+  return Decode(type, in);
+}
+
+json::Json WelcomeReply(bool from_peer, const std::string& reason) {
+  return {{"type", "Welcome"},
+          {"protocol", kEngineProtocol},
+          {"version", kEngineVersion},
+          {"source", from_peer ? "Peer" : "Storage"},
+          {"reason", reason.substr(0, kMaxErrorText)}};
+}
+
+json::Json OkReply() { return {{"type", "Ok"}}; }
+
+json::Json ErrorReply(const Status& status) {
+  return {{"type", "Error"},
+          {"code", ToString(status.code())},
+          {"message", status.message().substr(0, kMaxErrorText)}};
+}
+
+json::Json WeightsReply(std::uint64_t arena_bytes, const std::vector<std::uint64_t>& slab_bytes,
+                        std::uint64_t manifest_bytes) {
+  return {{"type", "Weights"},
+          {"arenaBytes", arena_bytes},
+          {"slabBytes", slab_bytes},
+          {"manifestBytes", manifest_bytes}};
+}
+
+json::Json ArenaReply(std::uint64_t arena_bytes, const std::vector<std::uint64_t>& slab_bytes) {
+  return {{"type", "Arena"}, {"arenaBytes", arena_bytes}, {"slabBytes", slab_bytes}};
+}
+
+json::Json SlabsReply(std::size_t first, std::size_t count) {
+  return {{"type", "Slabs"}, {"first", first}, {"count", count}};
+}
+
+}  // namespace rouse::agent

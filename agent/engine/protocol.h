@@ -1,0 +1,74 @@
+// The requests of the engine socket and their answers (docs/protocols.md §3), decoded strictly.
+//
+// Pure: text in, values out. An error names the field.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "agent/startup/machine.h"
+#include "common/json.h"
+#include "common/manifest.h"
+
+namespace rouse::agent {
+
+inline constexpr std::string_view kEngineProtocol = "rouse-engine";
+inline constexpr int kEngineVersion = 1;
+
+inline constexpr std::int64_t kMaxWorldSize = 1024;
+inline constexpr std::int64_t kMaxArenaBytes = INT64_C(1) << 44;  ///< 16 TiB; memory ends earlier.
+inline constexpr std::int64_t kMaxManifestBytes = 64 << 20;
+inline constexpr std::int64_t kMaxAwaitMs = 3'600'000;
+
+struct HelloRequest {
+  std::int64_t pid = 0;
+  std::uint32_t rank = 0;
+  std::uint32_t world_size = 1;
+  std::string engine;
+  std::string engine_version;
+  Identity identity;
+};
+struct PhaseRequest {
+  event::EnginePhase phase = event::EnginePhase::kEngineImported;
+  std::int64_t at_us = 0;
+};
+struct AwaitWeightsRequest {
+  std::uint32_t rank = 0;
+  std::int64_t timeout_ms = 0;
+};
+struct CreateArenaRequest {
+  std::uint32_t rank = 0;
+  std::uint64_t bytes = 0;
+};
+struct GetSlabsRequest {
+  std::uint32_t rank = 0;
+  std::size_t first = 0;
+  std::size_t count = 0;
+};
+struct PublishRequest {
+  std::uint32_t rank = 0;
+  std::uint64_t manifest_bytes = 0;
+};
+using EngineRequest = std::variant<HelloRequest, PhaseRequest, AwaitWeightsRequest,
+                                   CreateArenaRequest, GetSlabsRequest, PublishRequest>;
+
+/// "Hello", "Phase", ... as on the wire.
+std::string_view TypeName(const EngineRequest& request);
+
+/// Decodes one message that came with `fds` descriptors. InvalidArgument for anything malformed and
+/// for a wrong number of descriptors; FailedPrecondition for another protocol or version.
+Result<EngineRequest> DecodeEngineRequest(std::string_view text, std::size_t fds);
+
+json::Json WelcomeReply(bool from_peer, const std::string& reason);
+json::Json OkReply();
+json::Json ErrorReply(const Status& status);
+json::Json WeightsReply(std::uint64_t arena_bytes, const std::vector<std::uint64_t>& slab_bytes,
+                        std::uint64_t manifest_bytes);
+json::Json ArenaReply(std::uint64_t arena_bytes, const std::vector<std::uint64_t>& slab_bytes);
+json::Json SlabsReply(std::size_t first, std::size_t count);
+
+}  // namespace rouse::agent

@@ -1,0 +1,42 @@
+// The engine socket: accepts the ranks of one pod's engine and answers them.
+//
+// One thread ("engine-socket") polls all connections, so a client that sends nonsense, never reads,
+// or dies costs its own connection and nothing else: every wait has a deadline, every size a bound,
+// and at most one answer a connection is kept.
+
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string>
+
+#include "agent/engine/host.h"
+#include "common/result.h"
+
+namespace rouse::agent {
+
+struct EngineServerLimits {
+  std::size_t max_connections = 128;
+  std::chrono::milliseconds hello_deadline{30'000};  ///< From connecting to an accepted Hello.
+  std::chrono::milliseconds send_deadline{10'000};   ///< For a client to take its answer.
+};
+
+class EngineServer {
+ public:
+  /// Listens on `path`. `host` must outlive the server.
+  static Result<std::unique_ptr<EngineServer>> Start(const std::string& path, EngineHost& host,
+                                                     const EngineServerLimits& limits = {});
+  /// Ends all connections, then unlinks the path.
+  ~EngineServer();
+
+  /// Weights have arrived or will not come: AwaitWeights is looked at again. From any thread.
+  void Wake();
+
+ private:
+  class Loop;
+  explicit EngineServer(std::unique_ptr<Loop> loop);
+
+  std::unique_ptr<Loop> loop_;
+};
+
+}  // namespace rouse::agent

@@ -1,0 +1,172 @@
+#include "agent/options.h"
+
+#include <CLI/CLI.hpp>
+#include <map>
+
+#include "agent/server/clock.h"
+
+namespace rouse::agent {
+namespace {
+
+struct Raw {
+  std::string path = "Storage";
+  std::string files = "Storage";
+  std::string fallback = "Storage";
+  std::string pod_ip;
+  std::int64_t slab_mib = 1024;
+  std::int64_t peer_deadline_s = 120;
+  std::int64_t drain_s = 5;
+  std::int64_t lease_s = 30;
+  std::int64_t pull_stall_s = 10;
+};
+
+void AddPod(CLI::App& app, AgentOptions& agent, Raw& raw) {
+  app.add_option("--operator-url", agent.operator_url, "Where reports go, http://HOST:7480; empty: nowhere")
+      ->envname("ROUSE_OPERATOR_URL");
+  app.add_option("--namespace", agent.self.pod_namespace, "Namespace of this pod")
+      ->envname("ROUSE_NAMESPACE")
+      ->required();
+  app.add_option("--pod", agent.self.pod, "Name of this pod")->envname("ROUSE_POD")->required();
+  app.add_option("--pod-uid", agent.self.pod_uid, "UID of this pod")->envname("ROUSE_POD_UID");
+  app.add_option("--pod-ip", raw.pod_ip, "Address at which peers reach this pod")->envname("ROUSE_POD_IP");
+  app.add_option("--node", agent.self.node, "Node of this pod")->envname("ROUSE_NODE");
+  app.add_option("--listen-host", agent.listen_host, "Address to listen on")
+      ->envname("ROUSE_LISTEN_HOST")
+      ->capture_default_str();
+  app.add_option("--port", agent.port, "Port of probes, metrics and peers; 0: any")
+      ->envname("ROUSE_PORT")
+      ->capture_default_str();
+}
+
+void AddStart(CLI::App& app, AgentOptions& agent, Raw& raw) {
+  app.add_option("--decided-at-us", agent.plan.decided_at_us,
+                 "When the operator decided this start, microseconds since 1970")
+      ->envname("ROUSE_DECIDED_AT_US")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--path", raw.path, "How this instance comes to its weights")
+      ->envname("ROUSE_PATH")
+      ->check(CLI::IsMember({"Storage", "Peer", "Wake"}))
+      ->capture_default_str();
+  app.add_option("--launch-identity", agent.launch_identity, "Only peers of an equal one are pulled from")
+      ->envname("ROUSE_LAUNCH_IDENTITY");
+  app.add_option("--weights-fallback", raw.fallback, "What an engine does when no peer's weights can be had")
+      ->envname("ROUSE_WEIGHTS_FALLBACK")
+      ->check(CLI::IsMember({"Storage", "None"}))
+      ->capture_default_str();
+  app.add_option("--model-dir", agent.model_dir, "The model folder")->envname("ROUSE_MODEL_DIR");
+  app.add_option("--model-files", raw.files, "Who fills the model folder")
+      ->envname("ROUSE_MODEL_FILES")
+      ->check(CLI::IsMember({"Storage", "Peer"}))
+      ->capture_default_str();
+  app.add_option("--plugin-source", agent.plugin_source, "The plugin as the image has it")
+      ->envname("ROUSE_PLUGIN_SOURCE")
+      ->capture_default_str();
+  app.add_option("--plugin-dir", agent.plugin_dir, "Where to put the plugin for the engine; empty: nowhere")
+      ->envname("ROUSE_PLUGIN_DIR");
+}
+
+void AddEngine(CLI::App& app, AgentOptions& agent) {
+  app.add_option("--engine-socket", agent.engine_socket, "The socket on which the engine's ranks connect")
+      ->envname("ROUSE_ENGINE_SOCKET")
+      ->required();
+  app.add_option("--engine-url", agent.probe.url, "The engine's own port, http://127.0.0.1:8000; empty: none")
+      ->envname("ROUSE_ENGINE_URL");
+  app.add_option("--served-model", agent.probe.served_model, "The model that the canary asks for")
+      ->envname("ROUSE_SERVED_MODEL");
+}
+
+void AddTuning(CLI::App& app, ProgramOptions& options, Raw& raw) {
+  AgentOptions& agent = options.agent;
+  app.add_option("--slab-mib", raw.slab_mib, "Size of one slab of weight memory, MiB")
+      ->envname("ROUSE_SLAB_MIB")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  app.add_option("--digest-threads", agent.weights.digest_threads, "Threads that take digests")
+      ->envname("ROUSE_DIGEST_THREADS")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  app.add_option("--http-threads", options.http_threads, "Threads that answer HTTP")
+      ->envname("ROUSE_HTTP_THREADS")
+      ->check(CLI::Range(2, 64))
+      ->capture_default_str();
+  app.add_option("--peer-deadline-seconds", raw.peer_deadline_s,
+                 "How long to look for a peer before the fallback")
+      ->envname("ROUSE_PEER_DEADLINE_SECONDS")
+      ->check(CLI::Range(1, 86'400))
+      ->capture_default_str();
+  app.add_option("--pull-stall-seconds", raw.pull_stall_s,
+                 "How long a pull may go without a byte before the next peer")
+      ->envname("ROUSE_PULL_STALL_SECONDS")
+      ->check(CLI::Range(1, 3'600))
+      ->capture_default_str();
+  app.add_option("--lease-seconds", raw.lease_s, "How long a peer may read without renewing its lease")
+      ->envname("ROUSE_LEASE_SECONDS")
+      ->check(CLI::Range(1, 3'600))
+      ->capture_default_str();
+  app.add_option("--drain-seconds", raw.drain_s, "How long to wait at the end for peers that still read")
+      ->envname("ROUSE_DRAIN_SECONDS")
+      ->check(CLI::Range(0, 600))
+      ->capture_default_str();
+  app.add_flag("--debug", options.debug, "Log more")->envname("ROUSE_DEBUG");
+}
+
+/// What one flag says about another; empty when all fits.
+std::string Contradiction(const AgentOptions& agent, const Raw& raw) {
+  if (raw.path == "Wake") {
+    return "--path Wake: this release starts instances by Storage or Peer only";
+  }
+  const bool from_peers = raw.path == "Peer" || raw.files == "Peer";
+  if (from_peers && agent.operator_url.empty()) {
+    return "--operator-url: is needed to learn of peers (--path Peer or --model-files Peer)";
+  }
+  if (raw.path == "Peer" && agent.launch_identity.empty()) {
+    return "--launch-identity: is needed with --path Peer";
+  }
+  if (raw.files == "Peer" && agent.model_dir.empty()) {
+    return "--model-dir: is needed with --model-files Peer";
+  }
+  if (!agent.probe.url.empty() && agent.probe.served_model.empty()) {
+    return "--served-model: is needed for the canary at --engine-url";
+  }
+  return "";
+}
+
+std::string Url(const std::string& host, std::uint16_t port) {
+  const bool v6 = host.find(':') != std::string::npos;
+  return "http://" + (v6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
+}
+
+}  // namespace
+
+std::variant<ProgramOptions, int> ParseOptions(int argc, const char* const* argv) {
+  ProgramOptions options;
+  AgentOptions& agent = options.agent;
+  Raw raw;
+  agent.plan.agent_started_us = NowUs();
+  CLI::App app("The agent beside one inference engine: owns its weights, gives them to peers.", "rouse-agent");
+  app.set_version_flag("--version", "rouse-agent " ROUSE_VERSION " (" ROUSE_COMMIT ")");
+  AddPod(app, agent, raw);
+  AddStart(app, agent, raw);
+  AddEngine(app, agent);
+  AddTuning(app, options, raw);
+  try {
+    app.parse(argc, argv);
+    if (const std::string wrong = Contradiction(agent, raw); !wrong.empty()) {
+      throw CLI::ValidationError(wrong);
+    }
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error);
+  }
+  agent.plan.path = raw.path == "Peer" ? StartPath::kPeer : StartPath::kStorage;
+  agent.plan.files_from_peer = raw.files == "Peer";
+  agent.plan.fall_back_to_storage = raw.fallback == "Storage";
+  if (!raw.pod_ip.empty()) agent.self.address = Url(raw.pod_ip, agent.port);
+  agent.weights.slab_bytes = static_cast<std::uint64_t>(raw.slab_mib) << 20;
+  agent.picker.deadline = std::chrono::seconds(raw.peer_deadline_s);
+  agent.transfer.progress_deadline = std::chrono::seconds(raw.pull_stall_s);
+  agent.leases.duration = std::chrono::seconds(raw.lease_s);
+  options.drain = std::chrono::seconds(raw.drain_s);
+  return options;
+}
+
+}  // namespace rouse::agent

@@ -1,0 +1,205 @@
+#include "agent/server/agent.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+
+#include "agent/engine/document.h"
+#include "agent/server/clock.h"
+#include "agent/state/tree.h"
+#include "common/log.h"
+
+namespace rouse::agent {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+std::jthread NamedThread(const char* name, std::function<void(const std::stop_token&)> run) {
+  return std::jthread([name, run = std::move(run)](const std::stop_token& stop) {
+    pthread_setname_np(pthread_self(), name);
+    run(stop);
+  });
+}
+
+std::string WhyNone(const StartPlan& plan) {
+  return plan.path == StartPath::kStorage ? "this instance was started to load from storage"
+                                          : "no peer has opened its weights yet";
+}
+
+}  // namespace
+
+Agent::Agent(AgentOptions options)
+    : options_(std::move(options)), machine_(options_.plan), files_(options_.model_dir) {}
+
+Result<std::unique_ptr<Agent>> Agent::Start(AgentOptions options) {
+  auto agent = std::unique_ptr<Agent>(new Agent(std::move(options)));
+  ROUSE_RETURN_IF_ERROR(agent->Wire());
+  return agent;
+}
+
+Status Agent::Wire() {
+  ROUSE_ASSIGN_OR_RETURN(auto context, ucx::Context::Create());
+  ROUSE_ASSIGN_OR_RETURN(auto publisher, transfer::Publisher::Create(context, options_.leases));
+  store_ = std::make_unique<WeightStore>(std::move(context), std::move(publisher), options_.weights,
+                                         WhyNone(options_.plan));
+  ROUSE_ASSIGN_OR_RETURN(http_, http::Server::Listen(options_.listen_host, options_.port,
+                                                     [this](const auto& in) { return Handle(in); }));
+  if (options_.self.address.empty()) {
+    options_.self.address = "http://127.0.0.1:" + std::to_string(http_->port());
+  }
+  if (!options_.operator_url.empty()) {
+    ROUSE_ASSIGN_OR_RETURN(
+        reporter_, Reporter::Start(
+                       options_.operator_url,
+                       [this] {
+                         const Holdings holdings = store_->holdings();
+                         const std::scoped_lock lock(mutex_);
+                         return BuildReport(options_.self, machine_, holdings);
+                       },
+                       [this](const Status& sent) { metrics_.CountReport(sent.ok()); }));
+  }
+  if (!options_.plugin_dir.empty()) {
+    const Status copied = CopyTree(options_.plugin_source, options_.plugin_dir);
+    if (!copied.ok()) Apply(event::Failure{"put the plugin in place: " + copied.message()});
+  }
+  auto engine = EngineServer::Start(options_.engine_socket, *this);
+  if (engine.ok()) {
+    engine_ = *std::move(engine);
+  } else {
+    Apply(event::Failure{engine.status().message()});
+  }
+  if (!options_.probe.url.empty()) {
+    ROUSE_ASSIGN_OR_RETURN(
+        probe_, EngineProbe::Start(
+                    options_.probe,
+                    {.on_healthy = [this](std::int64_t at) { Apply(event::EngineHealthy{at}); },
+                     .on_unhealthy = [this](const auto& why) { Apply(event::EngineUnhealthy{why}); },
+                     .on_first_token = [this](std::int64_t at) { Apply(event::FirstToken{at}); },
+                     .on_canary_failed = [this](const auto& why) { Apply(event::CanaryFailed{why}); }}));
+  }
+  hydrate_ = NamedThread("hydrate", [this](const auto& stop) { Hydrate(stop); });
+  if (options_.plan.path != StartPath::kStorage) {
+    pull_ = NamedThread("pull", [this](const auto& stop) { Pull(stop); });
+  }
+  prepare_ = NamedThread("weights", [this](const auto& stop) { PrepareWeights(stop); });
+  Apply(event::Begun{});
+  up_ = true;
+  return Status();
+}
+
+Agent::~Agent() {
+  ending_ = true;
+  up_ = false;
+  http_.reset();
+  for (std::jthread* thread : {&pull_, &hydrate_, &prepare_}) thread->request_stop();
+  for (std::jthread* thread : {&pull_, &hydrate_, &prepare_}) {
+    if (thread->joinable()) thread->join();
+  }
+  probe_.reset();
+  engine_.reset();
+  reporter_.reset();  // After all that report changes.
+}
+
+void Agent::Drain(milliseconds longest) {
+  store_->Withdraw();
+  if (reporter_ != nullptr) reporter_->Changed();
+  const auto until = Clock::now() + longest;
+  while (store_->lease_count() > 0 && Clock::now() < until) {
+    std::this_thread::sleep_for(milliseconds(20));
+  }
+}
+
+void Agent::Apply(const Event& happened) {
+  {
+    const std::scoped_lock lock(mutex_);
+    const AgentState before = machine_.state();
+    machine_.Apply(happened);
+    LogChange(before);
+  }
+  if (reporter_ != nullptr) reporter_->Changed();
+}
+
+void Agent::LogChange(AgentState before) {
+  const AgentState now = machine_.state();
+  if (now != before) {
+    log::Info("state changed", {{"from", ToString(before)},
+                                {"to", ToString(now)},
+                                {"reason", machine_.message()}});
+    metrics_.SetState(now);
+  }
+  if (timeline_shown_) return;
+  if (const auto timeline = machine_.timeline()) {
+    timeline_shown_ = true;
+    metrics_.SetTimeline(*timeline);
+    log::Info("first token", {{"timeline", ToJson(*timeline)}});
+  }
+}
+
+void Agent::NotifyWork() {
+  const std::scoped_lock lock(work_mutex_);
+  work_ = true;
+  work_changed_.notify_all();
+}
+
+void Agent::NotifyWeights() {
+  NotifyWork();
+  if (engine_ != nullptr) engine_->Wake();
+  if (reporter_ != nullptr) reporter_->Changed();
+}
+
+// ---- EngineHost: called on the engine socket's thread ------------------------------------------
+
+WeightOffer Agent::Offer(std::uint32_t rank) {
+  WeightOffer offer = store_->Offer(rank);
+  offer.storage_allowed =
+      options_.plan.path == StartPath::kStorage || options_.plan.fall_back_to_storage;
+  return offer;
+}
+
+void Agent::OnRankConnected(const HelloRequest& hello, bool from_peer) {
+  log::Info("engine rank connected", {{"rank", hello.rank},
+                                      {"worldSize", hello.world_size},
+                                      {"engine", hello.engine},
+                                      {"engineVersion", hello.engine_version},
+                                      {"source", from_peer ? "Peer" : "Storage"}});
+  Apply(event::RankConnected{hello.rank, NowUs()});
+}
+
+void Agent::OnRankDisconnected(std::uint32_t rank) { Apply(event::RankDisconnected{rank}); }
+
+void Agent::OnRefused(const HelloRequest& hello, const std::string& reason) {
+  log::Error("engine refused", {{"rank", hello.rank}, {"reason", reason}});
+  Apply(event::Failure{reason});
+}
+
+void Agent::OnPhase(std::uint32_t rank, const PhaseRequest& phase) {
+  const std::int64_t at = std::min(phase.at_us, NowUs());
+  log::Info("engine phase", {{"rank", rank},
+                             {"phase", json::NameOf<event::EnginePhase>(phase.phase, kEnginePhases)},
+                             {"atUs", at}});
+  Apply(event::Phase{phase.phase, at});
+}
+
+void Agent::OnAnswered(std::string_view type, bool ok) { metrics_.CountEngineRequest(type, ok); }
+
+Result<std::optional<ReadyWeights>> Agent::Weights(std::uint32_t rank) { return store_->Weights(rank); }
+
+Result<ArenaShape> Agent::CreateArena(const HelloRequest& hello, std::uint64_t bytes) {
+  return store_->Create(hello, bytes);
+}
+
+Result<std::vector<memory::OwnedFd>> Agent::Slabs(std::uint32_t rank, std::size_t first,
+                                                  std::size_t count) {
+  return store_->Slabs(rank, first, count);
+}
+
+Status Agent::Publish(const HelloRequest& hello, const memory::OwnedFd& manifest,
+                      std::uint64_t manifest_bytes) {
+  ROUSE_ASSIGN_OR_RETURN(const std::string text, ReadDocument(manifest.get(), manifest_bytes));
+  ROUSE_RETURN_IF_ERROR(store_->Publish(hello, text));
+  NotifyWork();
+  return Status();
+}
+
+}  // namespace rouse::agent

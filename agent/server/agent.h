@@ -1,0 +1,127 @@
+// The agent: the parts of this pod's sidecar, wired together.
+//
+// The pure machine (agent/startup/machine.h) decides what state this is; the parts report to it what has
+// happened, and everything that follows (the report to the operator, /startupz, metrics) is read from
+// it.
+//
+// Threads: "engine-socket", "report", "engine-probe", "hydrate" and "pull" (both end when done),
+// "weights" (digests and registration), UCX's and cpprestsdk's. One lock guards the machine.
+
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "agent/engine/host.h"
+#include "agent/engine/server.h"
+#include "agent/server/engine_probe.h"
+#include "agent/server/metrics.h"
+#include "agent/server/peer_pull.h"
+#include "agent/server/reporter.h"
+#include "agent/server/weights.h"
+#include "agent/startup/machine.h"
+#include "agent/startup/report.h"
+#include "agent/state/model_files.h"
+#include "common/http.h"
+#include "common/result.h"
+
+namespace rouse::agent {
+
+struct AgentOptions {
+  AgentIdentity self;  ///< `address` may be empty when the port is 0: 127.0.0.1 then.
+  std::string operator_url;
+  std::string listen_host = "0.0.0.0";
+  std::uint16_t port = kAgentPort;  ///< 0: any.
+  StartPlan plan;
+  std::string launch_identity;
+  std::string model_dir;
+  std::string plugin_source = "/usr/share/rouse/plugin";
+  std::string plugin_dir;  ///< Empty: the plugin is not copied.
+  std::string engine_socket;
+  EngineProbeSettings probe;
+  WeightStoreOptions weights;
+  transfer::LeaseLimits leases;
+  PeerPickerLimits picker;
+  transfer::PullOptions transfer;
+};
+
+class Agent final : private EngineHost {
+ public:
+  /// Fails when the agent could not even tell anybody: no UCX, no port, an operator URL that is none. What else
+  /// goes wrong is reported as state Failed.
+  static Result<std::unique_ptr<Agent>> Start(AgentOptions options);
+  /// Ends everything: leases at peers are closed, the socket is unlinked, slabs are freed.
+  ~Agent() override;
+
+  /// Offers nothing more to peers, and waits until those that read have finished, at most `longest`.
+  void Drain(std::chrono::milliseconds longest);
+
+  std::uint16_t port() const { return http_->port(); }
+
+ private:
+  explicit Agent(AgentOptions options);
+  Status Wire();
+  void Apply(const Event& happened);
+  void LogChange(AgentState before);
+  void NotifyWork();     ///< There may be digests to take.
+  void NotifyWeights();  ///< The weights have changed: everybody looks again. Not for the engine's thread.
+
+  // Threads of their own.
+  void Hydrate(const std::stop_token& stop);
+  void Pull(const std::stop_token& stop);
+  void PrepareWeights(const std::stop_token& stop);
+  Status HydrateFromPeers(const std::stop_token& stop);
+
+  // HTTP (routes.cpp).
+  http::Response Handle(const http::Request& request);
+  http::Response HandleProbe(const std::string& path);
+  http::Response HandleMetrics();
+  http::Response HandleWeights(const std::string& action, const std::string& body);
+  http::Response HandleFiles(const std::string& digest);
+
+  // EngineHost.
+  WeightOffer Offer(std::uint32_t rank) override;
+  void OnRankConnected(const HelloRequest& hello, bool from_peer) override;
+  void OnRankDisconnected(std::uint32_t rank) override;
+  void OnRefused(const HelloRequest& hello, const std::string& reason) override;
+  void OnPhase(std::uint32_t rank, const PhaseRequest& phase) override;
+  void OnAnswered(std::string_view type, bool ok) override;
+  Result<std::optional<ReadyWeights>> Weights(std::uint32_t rank) override;
+  Result<ArenaShape> CreateArena(const HelloRequest& hello, std::uint64_t bytes) override;
+  Result<std::vector<memory::OwnedFd>> Slabs(std::uint32_t rank, std::size_t first,
+                                             std::size_t count) override;
+  Status Publish(const HelloRequest& hello, const memory::OwnedFd& manifest,
+                 std::uint64_t manifest_bytes) override;
+
+  AgentOptions options_;
+  Metrics metrics_;
+  mutable std::mutex mutex_;
+  StartupMachine machine_;
+  bool timeline_shown_ = false;
+  std::unique_ptr<WeightStore> store_;
+  ModelFileSource files_;
+  std::atomic<bool> files_in_place_{false};
+
+  std::mutex work_mutex_;
+  std::condition_variable_any work_changed_;
+  bool work_ = false;
+  std::atomic<bool> ending_{false};
+
+  std::unique_ptr<Reporter> reporter_;
+  std::unique_ptr<EngineServer> engine_;
+  std::unique_ptr<EngineProbe> probe_;
+  std::jthread hydrate_;
+  std::jthread pull_;
+  std::jthread prepare_;
+  std::atomic<bool> up_{false};  ///< All of the above are there: requests may be answered.
+  std::unique_ptr<http::Server> http_;
+};
+
+}  // namespace rouse::agent

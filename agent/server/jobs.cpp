@@ -1,0 +1,149 @@
+// What the agent does on threads of its own: model files, the pull, digests.
+
+#include <algorithm>
+
+#include "agent/server/agent.h"
+#include "agent/server/clock.h"
+#include "common/log.h"
+
+namespace rouse::agent {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+/// The operator may name other peers at any time.
+constexpr milliseconds kLookAgain{100};
+/// After registration or a digest failed.
+constexpr milliseconds kPrepareAgain{1'000};
+
+}  // namespace
+
+void Agent::Hydrate(const std::stop_token& stop) {
+  if (options_.plan.files_from_peer) {
+    const Status status = HydrateFromPeers(stop);
+    if (stop.stop_requested()) return;
+    if (!status.ok()) {
+      log::Error("model files not in place", {{"error", status.ToString()}});
+      return Apply(event::Failure{"put the model's files in place: " + status.message()});
+    }
+    Apply(event::FilesInPlace{NowUs()});
+  }
+  files_in_place_ = true;
+  if (options_.model_dir.empty()) return;
+  // So that the first peer that asks need not wait for the digests.
+  if (const auto listed = files_.List(); !listed.ok()) {
+    log::Warning("model files cannot be listed for peers", {{"error", listed.status().message()}});
+  }
+}
+
+Status Agent::HydrateFromPeers(const std::stop_token& stop) {
+  PeerPicker picker(options_.picker, Clock::now());
+  while (!stop.stop_requested()) {
+    const auto choice =
+        picker.Next(reporter_ != nullptr ? reporter_->peers() : std::vector<Peer>(), Clock::now());
+    if (const auto* give_up = std::get_if<PeerPicker::GiveUp>(&choice)) {
+      return Unavailable(give_up->reason);
+    }
+    if (const auto* wait = std::get_if<PeerPicker::WaitUntil>(&choice)) {
+      std::mutex mutex;
+      std::condition_variable_any never;
+      std::unique_lock lock(mutex);
+      never.wait_until(lock, stop, std::min(wait->at, Clock::now() + kLookAgain), [] { return false; });
+      continue;
+    }
+    const Peer& peer = std::get<PeerPicker::Take>(choice).peer;
+    const auto client = http::Client::Create(peer.address);
+    if (!client.ok()) {
+      picker.OnFailed(peer, client.status(), false, Clock::now());
+      continue;
+    }
+    const HydrateOutcome outcome =
+        HydrateModelFiles(**client, options_.model_dir, [&] { return stop.stop_requested(); });
+    metrics_.CountModelFiles(outcome.bytes);
+    if (outcome.status.ok()) {
+      log::Info("model files in place", {{"peer", peer.pod},
+                                         {"files", outcome.files},
+                                         {"bytes", outcome.bytes},
+                                         {"unchanged", outcome.unchanged}});
+      return Status();
+    }
+    if (outcome.ours) return outcome.status;
+    log::Warning("model files not fetched from this peer",
+                 {{"peer", peer.pod}, {"error", outcome.status.ToString()}});
+    picker.OnFailed(peer, outcome.status, outcome.bytes > 0, Clock::now());
+  }
+  return Status(StatusCode::kCancelled, "hydrate stopped");
+}
+
+void Agent::Pull(const std::stop_token& stop) {
+  const PeerPullSettings settings{.launch_identity = options_.launch_identity,
+                                  .requester = options_.self.pod_namespace + "/" + options_.self.pod,
+                                  .picker = options_.picker,
+                                  .transfer = options_.transfer};
+  std::int64_t started = 0;
+  const PeerPullHooks hooks{
+      .peers = [this] { return reporter_ != nullptr ? reporter_->peers() : std::vector<Peer>(); },
+      .on_opened =
+          [&](const Peer& peer) {
+            if (started == 0) started = NowUs();
+            log::Info("pull started", {{"peer", peer.pod}, {"address", peer.address}});
+            Apply(event::PullOpened{peer.pod, NowUs()});
+          },
+      .on_progress = [this] { NotifyWeights(); },
+      .on_transfer =
+          [this](const Status& status, const transfer::PullCounters& counters, double seconds,
+                 const std::string& transport) {
+            metrics_.CountTransfer(status.ok(), counters.bytes_arrived, counters.mismatches, seconds,
+                                   transport);
+            log::Info("rank transferred", {{"ok", status.ok()},
+                                           {"bytes", counters.bytes_verified},
+                                           {"mismatches", counters.mismatches},
+                                           {"seconds", seconds},
+                                           {"transport", transport}});
+          }};
+  const Status status = PullFromPeers(*store_, settings, hooks, stop);
+  if (stop.stop_requested()) return;
+  const std::int64_t now = NowUs();
+  if (started != 0) {
+    const std::scoped_lock lock(mutex_);
+    machine_.AddLane({"Pull", started, now});
+  }
+  if (status.ok()) {
+    Apply(event::PullComplete{now});
+  } else {
+    log::Warning("pull given up", {{"error", status.ToString()}});
+    Apply(event::PullAbandoned{status.message(), now});
+  }
+  NotifyWeights();
+}
+
+void Agent::PrepareWeights(const std::stop_token& stop) {
+  // Wakes a digest that is under way as well as the wait below.
+  const std::stop_callback end(stop, [this] { ending_ = true; });
+  while (!stop.stop_requested()) {
+    const std::int64_t started = NowUs();
+    const auto done = store_->Prepare(ending_);
+    if (stop.stop_requested()) return;
+    if (!done.ok()) log::Error("weights cannot be served", {{"error", done.status().ToString()}});
+    if (done.ok() && *done != WeightStore::Work::kNone) {
+      if (*done == WeightStore::Work::kDigested) {
+        const std::scoped_lock lock(mutex_);
+        machine_.AddLane({"Digest", started, NowUs()});
+      } else {
+        log::Info("weights are served to peers");
+      }
+      NotifyWeights();
+      continue;
+    }
+    std::unique_lock lock(work_mutex_);
+    if (done.ok()) {
+      work_changed_.wait(lock, stop, [this] { return work_; });
+    } else {
+      work_changed_.wait_for(lock, stop, kPrepareAgain, [] { return false; });
+    }
+    work_ = false;
+  }
+}
+
+}  // namespace rouse::agent

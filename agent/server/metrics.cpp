@@ -1,0 +1,148 @@
+#include "agent/server/metrics.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/family.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+namespace rouse::agent {
+
+using prometheus::BuildCounter;
+using prometheus::BuildGauge;
+using prometheus::BuildHistogram;
+using prometheus::Counter;
+using prometheus::Family;
+using prometheus::Gauge;
+using prometheus::Histogram;
+
+struct Metrics::Families {
+  prometheus::Registry registry;
+  Family<Gauge>& state = BuildGauge()
+                             .Name("rouse_agent_state")
+                             .Help("1 for the state the agent is in, 0 for the others.")
+                             .Register(registry);
+  Family<Gauge>& phase = BuildGauge()
+                             .Name("rouse_phase_seconds")
+                             .Help("Length of each phase of this instance's start.")
+                             .Register(registry);
+  Family<Gauge>& start = BuildGauge()
+                             .Name("rouse_start_seconds")
+                             .Help("From the decision to start this instance to its first token.")
+                             .Register(registry);
+  Family<Counter>& pull_bytes = BuildCounter()
+                                    .Name("rouse_pull_bytes_total")
+                                    .Help("Weight bytes that arrived from peers, by transport.")
+                                    .Register(registry);
+  Family<Histogram>& pull_seconds = BuildHistogram()
+                                        .Name("rouse_pull_seconds")
+                                        .Help("Time to pull and verify one rank's weights.")
+                                        .Register(registry);
+  Family<Counter>& mismatches = BuildCounter()
+                                    .Name("rouse_digest_mismatch_total")
+                                    .Help("Chunks that arrived with a wrong digest.")
+                                    .Register(registry);
+  Family<Gauge>& weights = BuildGauge()
+                               .Name("rouse_weights_bytes")
+                               .Help("Weight bytes held, by how they came.")
+                               .Register(registry);
+  Family<Gauge>& leases_open = BuildGauge()
+                                   .Name("rouse_leases_open")
+                                   .Help("Peers that may read this agent's weights now.")
+                                   .Register(registry);
+  Family<Counter>& leases = BuildCounter()
+                                .Name("rouse_leases_total")
+                                .Help("Requests of peers to open the weights, by outcome.")
+                                .Register(registry);
+  Family<Counter>& requests = BuildCounter()
+                                  .Name("rouse_engine_requests_total")
+                                  .Help("Requests on the engine socket, by type and outcome.")
+                                  .Register(registry);
+  Family<Counter>& reports = BuildCounter()
+                                 .Name("rouse_reports_total")
+                                 .Help("Reports to the operator, by outcome.")
+                                 .Register(registry);
+  Family<Counter>& file_bytes = BuildCounter()
+                                    .Name("rouse_model_file_bytes_total")
+                                    .Help("Bytes of small model files fetched from peers.")
+                                    .Register(registry);
+  Histogram::BucketBoundaries pull_buckets{0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300};
+};
+
+namespace {
+
+std::string Outcome(bool ok) { return ok ? "success" : "error"; }
+
+double Seconds(std::int64_t us) { return static_cast<double>(us) / 1e6; }
+
+}  // namespace
+
+Metrics::Metrics() : families_(std::make_unique<Families>()) {
+  // Series that are there from the first scrape, so that a rate over them is right.
+  families_->mismatches.Add({});
+  for (const bool ok : {true, false}) {
+    families_->leases.Add({{"outcome", Outcome(ok)}});
+    families_->reports.Add({{"outcome", Outcome(ok)}});
+    families_->pull_seconds.Add({{"outcome", Outcome(ok)}}, families_->pull_buckets);
+  }
+  families_->file_bytes.Add({});
+  SetState(AgentState::kStarting);
+  SetWeights(0, 0, 0);
+}
+
+Metrics::~Metrics() = default;
+
+void Metrics::SetState(AgentState state) {
+  for (const auto& [value, name] : kAgentStates) {
+    families_->state.Add({{"state", std::string(name)}}).Set(value == state ? 1 : 0);
+  }
+}
+
+void Metrics::SetTimeline(const Timeline& timeline) {
+  const std::string path(ToString(timeline.path));
+  for (const Span& phase : timeline.phases) {
+    families_->phase.Add({{"path", path}, {"phase", phase.name}})
+        .Set(Seconds(phase.end_us - phase.start_us));
+  }
+  families_->start.Add({{"path", path}}).Set(Seconds(timeline.total_us));
+}
+
+void Metrics::CountTransfer(bool ok, std::uint64_t bytes, std::uint64_t mismatches, double seconds,
+                            const std::string& transport) {
+  if (bytes > 0) {
+    families_->pull_bytes.Add({{"transport", transport.empty() ? "unknown" : transport}})
+        .Increment(static_cast<double>(bytes));
+  }
+  families_->mismatches.Add({}).Increment(static_cast<double>(mismatches));
+  families_->pull_seconds.Add({{"outcome", Outcome(ok)}}, families_->pull_buckets).Observe(seconds);
+}
+
+void Metrics::CountLease(bool opened) {
+  families_->leases.Add({{"outcome", Outcome(opened)}}).Increment();
+}
+
+void Metrics::CountEngineRequest(std::string_view type, bool ok) {
+  families_->requests.Add({{"type", std::string(type)}, {"outcome", Outcome(ok)}}).Increment();
+}
+
+void Metrics::CountReport(bool ok) {
+  families_->reports.Add({{"outcome", Outcome(ok)}}).Increment();
+}
+
+void Metrics::CountModelFiles(std::uint64_t fetched_bytes) {
+  families_->file_bytes.Add({}).Increment(static_cast<double>(fetched_bytes));
+}
+
+void Metrics::SetWeights(std::uint64_t published_bytes, std::uint64_t pulled_bytes,
+                         std::size_t leases) {
+  families_->weights.Add({{"role", "published"}}).Set(static_cast<double>(published_bytes));
+  families_->weights.Add({{"role", "pulled"}}).Set(static_cast<double>(pulled_bytes));
+  families_->leases_open.Add({}).Set(static_cast<double>(leases));
+}
+
+std::string Metrics::Text() const {
+  return prometheus::TextSerializer().Serialize(families_->registry.Collect());
+}
+
+}  // namespace rouse::agent

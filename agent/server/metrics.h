@@ -1,0 +1,41 @@
+// The agent's Prometheus metrics. Names and labels are part of what users' dashboards rely on.
+//
+// Thread-safe. Only what the agent knows is counted: reads by peers are one-sided, so a source counts the
+// leases it gave, not bytes it sent.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "agent/startup/report.h"
+
+namespace rouse::agent {
+
+class Metrics {
+ public:
+  Metrics();
+  ~Metrics();
+
+  void SetState(AgentState state);
+  void SetTimeline(const Timeline& timeline);
+  void CountTransfer(bool ok, std::uint64_t bytes, std::uint64_t mismatches, double seconds,
+                     const std::string& transport);
+  void CountLease(bool opened);
+  void CountEngineRequest(std::string_view type, bool ok);
+  void CountReport(bool ok);
+  void CountModelFiles(std::uint64_t fetched_bytes);
+  /// What changes by itself, set when somebody asks.
+  void SetWeights(std::uint64_t published_bytes, std::uint64_t pulled_bytes, std::size_t leases);
+
+  /// Prometheus text format.
+  std::string Text() const;
+
+ private:
+  struct Families;
+  std::unique_ptr<Families> families_;
+};
+
+}  // namespace rouse::agent

@@ -1,0 +1,45 @@
+// Pulls this instance's weights from peers: the next peer when one fails, until all ranks are in place or
+// it is time to give up.
+//
+// Blocks on the caller's thread. The store tells engines how far it is.
+
+#pragma once
+
+#include <functional>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "agent/server/weights.h"
+#include "agent/startup/peer_picker.h"
+#include "agent/transfer/pull.h"
+#include "common/messages.h"
+
+namespace rouse::agent {
+
+struct PeerPullSettings {
+  std::string launch_identity;
+  std::string requester;  ///< "namespace/pod"
+  PeerPickerLimits picker;
+  transfer::PullOptions transfer;
+};
+
+struct PeerPullHooks {
+  /// The operator's last answer, best first.
+  std::function<std::vector<Peer>()> peers;
+  /// A peer has opened its weights and bytes begin to come.
+  std::function<void(const Peer&)> on_opened;
+  /// A rank is in place, or everything has changed: engines that wait should look again.
+  std::function<void()> on_progress;
+  /// One transfer of one rank has ended; `counters` are what it did, whatever `status`.
+  std::function<void(const Status& status, const transfer::PullCounters& counters, double seconds,
+                     const std::string& transport)>
+      on_transfer;
+};
+
+/// Ok when every rank is in place. Cancelled when stopped. Else why no peer's weights could be had: the store
+/// has forgotten what had begun to arrive.
+Status PullFromPeers(WeightStore& store, const PeerPullSettings& settings, const PeerPullHooks& hooks,
+                     const std::stop_token& stop);
+
+}  // namespace rouse::agent

@@ -1,0 +1,54 @@
+// Tells the operator how this instance is, and keeps what it answered.
+//
+// One thread ("report"). While the operator is away everything goes on, and reports are tried again with
+// growing, jittered pauses.
+
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/http.h"
+#include "common/messages.h"
+#include "common/result.h"
+
+namespace rouse::agent {
+
+class Reporter {
+ public:
+  /// `make` builds the report of this moment, `on_sent` hears of each attempt; both are called on the
+  /// reporter's thread. InvalidArgument when the URL is none.
+  static Result<std::unique_ptr<Reporter>> Start(const std::string& operator_url,
+                                                 std::function<AgentReport()> make,
+                                                 std::function<void(const Status&)> on_sent);
+  ~Reporter();
+
+  /// Something has changed: report soon.
+  void Changed();
+
+  /// The peers of the operator's last answer, best first.
+  std::vector<Peer> peers() const;
+
+ private:
+  Reporter(std::unique_ptr<http::Client> client, std::function<AgentReport()> make,
+           std::function<void(const Status&)> on_sent);
+  void Run(const std::stop_token& stop);
+  Status Send();
+
+  const std::unique_ptr<http::Client> client_;
+  const std::function<AgentReport()> make_;
+  const std::function<void(const Status&)> on_sent_;
+  mutable std::mutex mutex_;
+  std::condition_variable_any changed_;
+  bool pending_ = true;
+  Assignment assignment_;
+  std::jthread thread_;
+};
+
+}  // namespace rouse::agent

@@ -1,0 +1,343 @@
+#include "agent/server/weights.h"
+
+#include <utility>
+
+#include "agent/memory/chunk_digest.h"
+#include "common/log.h"
+
+namespace rouse::agent {
+namespace {
+
+constexpr std::string_view kPublishedHere = "published by this pod's engine";
+
+std::string RankName(std::uint32_t rank) { return "rank " + std::to_string(rank); }
+
+/// What all ranks of one set of weights have in common.
+Identity WithoutRank(Identity identity) {
+  identity.erase("rank");
+  return identity;
+}
+
+}  // namespace
+
+WeightStore::WeightStore(std::shared_ptr<ucx::Context> context,
+                         std::unique_ptr<transfer::Publisher> publisher,
+                         const WeightStoreOptions& options, std::string why_none)
+    : context_(std::move(context)),
+      publisher_(std::move(publisher)),
+      options_(options),
+      why_none_(std::move(why_none)) {}
+
+WeightStore::Rank* WeightStore::Find(std::uint32_t rank) {
+  const auto found = ranks_.find(rank);
+  return found == ranks_.end() ? nullptr : &found->second;
+}
+
+const WeightStore::Rank* WeightStore::Find(std::uint32_t rank) const {
+  return const_cast<WeightStore*>(this)->Find(rank);
+}
+
+bool WeightStore::AllReady() const {
+  if (expected_ranks_ == 0 || ranks_.size() != expected_ranks_) return false;
+  for (const auto& [number, rank] : ranks_) {
+    if (rank.stage != Stage::kReady) return false;
+  }
+  return true;
+}
+
+WeightOffer WeightStore::Offer(std::uint32_t rank) const {
+  const std::scoped_lock lock(mutex_);
+  const Rank* const held = Find(rank);
+  if (held != nullptr && held->stage != Stage::kFilling) {
+    return {.identity = held->identity, .reason = held->origin, .storage_allowed = true};
+  }
+  if (expected_ranks_ > 0 && rank >= expected_ranks_) {
+    return {.identity = std::nullopt,
+            .reason = "the weights at hand have " + std::to_string(expected_ranks_) + " ranks",
+            .storage_allowed = true};
+  }
+  return {.identity = std::nullopt, .reason = why_none_, .storage_allowed = true};
+}
+
+Result<std::optional<ReadyWeights>> WeightStore::Weights(std::uint32_t rank) const {
+  const std::scoped_lock lock(mutex_);
+  const Rank* const held = Find(rank);
+  if (held == nullptr || held->stage == Stage::kFilling) {
+    return Unavailable("there are no weights for " + RankName(rank) + ": " + why_none_);
+  }
+  if (held->stage != Stage::kReady) return std::optional<ReadyWeights>();
+  return std::optional(ReadyWeights{
+      .shape = {.arena_bytes = held->arena->bytes(), .slab_bytes = held->arena->SlabBytes()},
+      .manifest = json::Dump(ToJson(held->manifest))});
+}
+
+Result<ArenaShape> WeightStore::Create(const HelloRequest& hello, std::uint64_t bytes) {
+  auto created = memory::Arena::Create({.bytes = bytes,
+                                        .slab_bytes = options_.slab_bytes,
+                                        .name = "rouse-rank" + std::to_string(hello.rank)});
+  if (!created.ok()) return created.status().WithContext("create arena of " + RankName(hello.rank));
+  Rank rank;
+  rank.arena = *std::move(created);
+  rank.identity = hello.identity;
+  rank.origin = kPublishedHere;
+  const ArenaShape shape{rank.arena->bytes(), rank.arena->SlabBytes()};
+
+  const std::scoped_lock lock(mutex_);
+  WithdrawLocked();
+  rank.generation = ++generation_;
+  expected_ranks_ = hello.world_size;
+  // One set of weights only: ranks of another identity, or beyond this world, are of an earlier one.
+  std::erase_if(ranks_, [&](const auto& entry) {
+    return entry.first >= hello.world_size ||
+           WithoutRank(entry.second.identity) != WithoutRank(hello.identity);
+  });
+  ranks_[hello.rank] = std::move(rank);
+  return shape;
+}
+
+Result<std::vector<memory::OwnedFd>> WeightStore::Slabs(std::uint32_t rank, std::size_t first,
+                                                        std::size_t count) const {
+  const std::scoped_lock lock(mutex_);
+  const Rank* const held = Find(rank);
+  if (held == nullptr) return FailedPrecondition("the arena of " + RankName(rank) + " is gone");
+  const std::size_t slabs = held->arena->slab_count();
+  if (first >= slabs || count > slabs - first) {
+    return InvalidArgument("first: slabs " + std::to_string(first) + " to " +
+                           std::to_string(first + count - 1) + " of " + RankName(rank) +
+                           " were asked for, its arena has " + std::to_string(slabs));
+  }
+  std::vector<memory::OwnedFd> fds;
+  for (std::size_t i = 0; i < count; ++i) {
+    ROUSE_ASSIGN_OR_RETURN(memory::OwnedFd fd, held->arena->slab(first + i).DuplicateFd());
+    fds.push_back(std::move(fd));
+  }
+  return fds;
+}
+
+Status WeightStore::Publish(const HelloRequest& hello, const std::string& manifest_json) {
+  ROUSE_ASSIGN_OR_RETURN(const json::Json document, json::Parse(manifest_json, "manifest"));
+  ROUSE_ASSIGN_OR_RETURN(WeightManifest manifest, ManifestFromJson(document, "manifest"));
+  manifest.chunk_digests.clear();  // Ours are taken from the bytes, whatever the engine says.
+  if (manifest.rank != hello.rank) {
+    return InvalidArgument("manifest.rank: is " + std::to_string(manifest.rank) +
+                           ", this connection is " + RankName(hello.rank));
+  }
+  if (const auto differences = IdentityDifferences(manifest.identity, hello.identity);
+      !differences.empty()) {
+    return InvalidArgument("manifest.identity: differs from Hello's: " + differences.front());
+  }
+  const std::scoped_lock lock(mutex_);
+  Rank* const held = Find(hello.rank);
+  if (held == nullptr || held->stage != Stage::kFilling) {
+    return FailedPrecondition("there is no arena of " + RankName(hello.rank) +
+                              " that waits to be published: send CreateArena first");
+  }
+  ROUSE_RETURN_IF_ERROR(memory::CheckManifest(manifest, held->arena->bytes(), false));
+  ROUSE_RETURN_IF_ERROR(held->arena->Seal());
+  held->manifest = std::move(manifest);
+  held->stage = Stage::kPublished;
+  bytes_.storage += held->arena->bytes();
+  return Status();
+}
+
+Result<std::shared_ptr<transfer::RegisteredArena>> WeightStore::Arrive(const WeightManifest& manifest,
+                                                                       std::uint32_t ranks,
+                                                                       const std::string& origin) {
+  std::shared_ptr<transfer::RegisteredArena> registered;
+  {
+    const std::scoped_lock lock(mutex_);
+    const Rank* const held = Find(manifest.rank);
+    if (held != nullptr && held->stage != Stage::kArriving) {
+      return FailedPrecondition(RankName(manifest.rank) + " has weights already: " + held->origin);
+    }
+    if (held != nullptr && held->arena->bytes() == manifest.arena_bytes) registered = held->registered;
+  }
+  if (registered == nullptr) {
+    auto created = memory::Arena::Create({.bytes = manifest.arena_bytes,
+                                          .slab_bytes = options_.slab_bytes,
+                                          .name = "rouse-rank" + std::to_string(manifest.rank),
+                                          .populate = true});
+    if (!created.ok()) {
+      return created.status().WithContext("create arena of " + RankName(manifest.rank));
+    }
+    std::shared_ptr<memory::Arena> arena = *std::move(created);
+    ROUSE_RETURN_IF_ERROR(arena->Seal());
+    ROUSE_ASSIGN_OR_RETURN(registered, transfer::RegisteredArena::Create(context_, std::move(arena)));
+  }
+  const std::scoped_lock lock(mutex_);
+  Rank* const held = Find(manifest.rank);
+  if (held != nullptr && held->stage != Stage::kArriving) {
+    return FailedPrecondition("the engine has taken " + RankName(manifest.rank) +
+                              " into its own hands meanwhile");
+  }
+  expected_ranks_ = ranks;
+  Rank& rank = ranks_[manifest.rank];
+  rank.stage = Stage::kArriving;
+  rank.arena = registered->shared_arena();
+  rank.registered = registered;
+  rank.manifest = manifest;
+  rank.identity = manifest.identity;
+  rank.origin = origin;
+  rank.from_peer = true;
+  rank.generation = ++generation_;
+  return registered;
+}
+
+bool WeightStore::Has(const WeightManifest& manifest) const {
+  const std::scoped_lock lock(mutex_);
+  const Rank* const held = Find(manifest.rank);
+  return held != nullptr && held->stage == Stage::kReady && held->manifest == manifest;
+}
+
+std::optional<Identity> WeightStore::IdentityOf(std::uint32_t rank) const {
+  const std::scoped_lock lock(mutex_);
+  const Rank* const held = Find(rank);
+  return held == nullptr ? std::nullopt : std::optional(held->identity);
+}
+
+Status WeightStore::Arrived(std::uint32_t rank,
+                            const std::shared_ptr<transfer::RegisteredArena>& arena) {
+  const std::scoped_lock lock(mutex_);
+  Rank* const held = Find(rank);
+  if (held == nullptr || held->registered != arena || held->stage != Stage::kArriving) {
+    return FailedPrecondition("the engine has taken " + RankName(rank) +
+                              " into its own hands meanwhile");
+  }
+  held->stage = Stage::kReady;
+  bytes_.peer += held->arena->bytes();
+  return Status();
+}
+
+void WeightStore::Abandon(const std::string& why) {
+  const std::scoped_lock lock(mutex_);
+  why_none_ = why;
+  std::erase_if(ranks_, [](const auto& entry) { return entry.second.stage == Stage::kArriving; });
+}
+
+Result<WeightStore::Work> WeightStore::Prepare(const std::atomic<bool>& cancel) {
+  ROUSE_ASSIGN_OR_RETURN(const bool digested, DigestOne(cancel));
+  if (digested) return Work::kDigested;
+  ROUSE_ASSIGN_OR_RETURN(const bool offered, RegisterAndOffer());
+  return offered ? Work::kOffered : Work::kNone;
+}
+
+Result<bool> WeightStore::DigestOne(const std::atomic<bool>& cancel) {
+  std::uint32_t number = 0;
+  std::uint64_t generation = 0;
+  std::uint64_t chunk_bytes = 0;
+  std::shared_ptr<memory::Arena> arena;
+  {
+    const std::scoped_lock lock(mutex_);
+    for (const auto& [candidate, rank] : ranks_) {
+      if (rank.stage != Stage::kPublished) continue;
+      number = candidate;
+      generation = rank.generation;
+      chunk_bytes = rank.manifest.chunk_bytes;
+      arena = rank.arena;
+      break;
+    }
+  }
+  if (arena == nullptr) return false;
+  auto digests = memory::DigestChunks(std::as_const(*arena).span(), chunk_bytes,
+                                      options_.digest_threads, &cancel);
+  if (!digests.ok()) return digests.status().WithContext("digest " + RankName(number));
+  const std::scoped_lock lock(mutex_);
+  Rank* const held = Find(number);
+  if (held != nullptr && held->generation == generation && held->stage == Stage::kPublished) {
+    held->manifest.chunk_digests = *std::move(digests);
+    held->stage = Stage::kReady;
+  }
+  return true;
+}
+
+Result<bool> WeightStore::RegisterAndOffer() {
+  std::map<std::uint32_t, Rank> ranks;
+  {
+    const std::scoped_lock lock(mutex_);
+    if (offered_ || withdrawn_ || !AllReady()) return false;
+    ranks = ranks_;
+  }
+  for (auto& [number, rank] : ranks) {
+    if (rank.registered != nullptr) continue;
+    ROUSE_ASSIGN_OR_RETURN(rank.registered, transfer::RegisteredArena::Create(context_, rank.arena));
+  }
+  const std::scoped_lock lock(mutex_);
+  if (offered_ || withdrawn_ || !AllReady()) return true;
+  for (const auto& [number, rank] : ranks) {
+    Rank* const held = Find(number);
+    if (held == nullptr || held->generation != rank.generation) return true;  // Look again.
+    held->registered = rank.registered;
+  }
+  for (const auto& [number, rank] : ranks) {
+    const Status status = publisher_->Publish(rank.registered, rank.manifest);
+    if (!status.ok()) {
+      publisher_->Withdraw();
+      return status.WithContext("offer " + RankName(number) + " to peers");
+    }
+  }
+  offered_ = true;
+  return true;
+}
+
+Result<OpenResponse> WeightStore::Open(const std::string& requester) {
+  const std::scoped_lock lock(mutex_);
+  if (withdrawn_) return Unavailable("this agent is ending: ask another peer");
+  if (!offered_) return Unavailable("the weights of this instance are not complete yet: ask again");
+  return publisher_->Open(requester);
+}
+
+void WeightStore::Withdraw() {
+  const std::scoped_lock lock(mutex_);
+  withdrawn_ = true;
+  WithdrawLocked();
+}
+
+void WeightStore::WithdrawLocked() {
+  if (!offered_) return;
+  publisher_->Withdraw();
+  offered_ = false;
+}
+
+Holdings WeightStore::holdings() const {
+  const std::scoped_lock lock(mutex_);
+  Holdings holdings;
+  holdings.bytes_by_source = bytes_;
+  holdings.transport = transport_;
+  if (ranks_.empty() || ranks_.size() != expected_ranks_) return holdings;
+  WeightsReport report;
+  for (const auto& [number, rank] : ranks_) {
+    if (rank.stage != Stage::kPublished && rank.stage != Stage::kReady) return holdings;
+    report.bytes += rank.arena->bytes();
+    ++report.ranks;
+  }
+  report.form = ranks_.begin()->second.manifest.form;
+  report.identity = IdentityDigest(ranks_.begin()->second.identity);
+  report.servable = offered_;
+  holdings.weights = report;
+  return holdings;
+}
+
+void WeightStore::AddTransport(const std::string& transport) {
+  const std::scoped_lock lock(mutex_);
+  transport_ = transport;
+}
+
+std::uint64_t WeightStore::published_bytes() const {
+  const std::scoped_lock lock(mutex_);
+  std::uint64_t bytes = 0;
+  for (const auto& [number, rank] : ranks_) {
+    if (!rank.from_peer && rank.stage != Stage::kFilling) bytes += rank.arena->bytes();
+  }
+  return bytes;
+}
+
+std::uint64_t WeightStore::pulled_bytes() const {
+  const std::scoped_lock lock(mutex_);
+  std::uint64_t bytes = 0;
+  for (const auto& [number, rank] : ranks_) {
+    if (rank.from_peer && rank.stage == Stage::kReady) bytes += rank.arena->bytes();
+  }
+  return bytes;
+}
+
+}  // namespace rouse::agent

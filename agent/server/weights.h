@@ -1,0 +1,117 @@
+// The weights this agent holds: one arena a rank, from its first byte to being served to peers.
+//
+//   an engine fills:   Create -> (the engine writes) -> Publish -> digests -> ready
+//   a peer sends:      Arrive -> (the pull writes)   -> Arrived            -> ready
+//
+// When every rank is ready, all are offered to peers (servable). An arena outlives the engine that filled
+// it: the next engine of the pod gets it from Weights().
+//
+// Threads: every method from any thread. Digests and registration happen on the caller of Prepare, without
+// the lock.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "agent/engine/host.h"
+#include "agent/memory/arena.h"
+#include "agent/startup/report.h"
+#include "agent/transfer/publisher.h"
+#include "agent/transfer/registered_arena.h"
+#include "common/manifest.h"
+
+namespace rouse::agent {
+
+struct WeightStoreOptions {
+  std::uint64_t slab_bytes = memory::kDefaultSlabBytes;
+  int digest_threads = 1;
+};
+
+class WeightStore {
+ public:
+  /// `why_none` is what an engine is told while there are no weights.
+  WeightStore(std::shared_ptr<ucx::Context> context, std::unique_ptr<transfer::Publisher> publisher,
+              const WeightStoreOptions& options, std::string why_none);
+
+  // For the engine socket (see EngineHost).
+  WeightOffer Offer(std::uint32_t rank) const;
+  Result<std::optional<ReadyWeights>> Weights(std::uint32_t rank) const;
+  Result<ArenaShape> Create(const HelloRequest& hello, std::uint64_t bytes);
+  Result<std::vector<memory::OwnedFd>> Slabs(std::uint32_t rank, std::size_t first,
+                                             std::size_t count) const;
+  Status Publish(const HelloRequest& hello, const std::string& manifest_json);
+
+  // For the pull.
+  /// An arena for the weights that `manifest` describes: the one that an earlier attempt left when it fits,
+  /// else a new one, with its memory taken and sealed against the engine. Slow.
+  Result<std::shared_ptr<transfer::RegisteredArena>> Arrive(const WeightManifest& manifest,
+                                                            std::uint32_t ranks,
+                                                            const std::string& origin);
+  /// Whether `manifest`'s rank is ready with exactly this content.
+  bool Has(const WeightManifest& manifest) const;
+  /// The identity announced for a rank that arrives or is ready.
+  std::optional<Identity> IdentityOf(std::uint32_t rank) const;
+  Status Arrived(std::uint32_t rank, const std::shared_ptr<transfer::RegisteredArena>& arena);
+  /// What was to arrive will not come; `why` is what engines are told.
+  void Abandon(const std::string& why);
+
+  /// Does the next piece of slow work: digests of one rank, or offering all ranks to peers. `cancel` ends a
+  /// digest early.
+  enum class Work { kNone, kDigested, kOffered };
+  Result<Work> Prepare(const std::atomic<bool>& cancel);
+
+  // For peers.
+  Result<OpenResponse> Open(const std::string& requester);
+  Status Renew(const std::string& lease) { return publisher_->Renew(lease); }
+  Status Close(const std::string& lease) { return publisher_->Close(lease); }
+  void Withdraw();
+  std::size_t lease_count() const { return publisher_->lease_count(); }
+
+  Holdings holdings() const;
+  void AddTransport(const std::string& transport);
+  /// Bytes of ranks that an engine published, and of ranks that arrived from a peer.
+  std::uint64_t published_bytes() const;
+  std::uint64_t pulled_bytes() const;
+
+ private:
+  enum class Stage { kFilling, kArriving, kPublished, kReady };
+  struct Rank {
+    Stage stage = Stage::kFilling;
+    std::shared_ptr<memory::Arena> arena;
+    std::shared_ptr<transfer::RegisteredArena> registered;
+    WeightManifest manifest;
+    Identity identity;
+    std::string origin;
+    bool from_peer = false;
+    std::uint64_t generation = 0;
+  };
+
+  Rank* Find(std::uint32_t rank);
+  const Rank* Find(std::uint32_t rank) const;
+  bool AllReady() const;
+  Result<bool> DigestOne(const std::atomic<bool>& cancel);
+  Result<bool> RegisterAndOffer();
+  void WithdrawLocked();
+
+  const std::shared_ptr<ucx::Context> context_;
+  const std::unique_ptr<transfer::Publisher> publisher_;
+  const WeightStoreOptions options_;
+  mutable std::mutex mutex_;
+  std::map<std::uint32_t, Rank> ranks_;
+  std::uint32_t expected_ranks_ = 0;
+  std::uint64_t generation_ = 0;
+  std::string why_none_;
+  bool offered_ = false;
+  bool withdrawn_ = false;  ///< For good: the agent ends.
+  BytesBySource bytes_;
+  std::string transport_;
+};
+
+}  // namespace rouse::agent

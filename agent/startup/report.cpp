@@ -1,0 +1,44 @@
+#include "agent/startup/report.h"
+
+#include <algorithm>
+
+namespace rouse::agent {
+namespace {
+
+/// What the operator accepts (common/messages.cpp), less room for the mark.
+constexpr std::size_t kMaxReportText = 4000;
+
+std::string Shortened(std::string text) {
+  if (text.size() > kMaxReportText) {
+    text.resize(kMaxReportText);
+    text += "...";
+  }
+  return text;
+}
+
+}  // namespace
+
+AgentReport BuildReport(const AgentIdentity& self, const StartupMachine& machine,
+                        const Holdings& holdings) {
+  return {.pod_namespace = self.pod_namespace,
+          .pod = self.pod,
+          .pod_uid = self.pod_uid,
+          .node = self.node,
+          .address = self.address,
+          .state = machine.state(),
+          .message = Shortened(machine.message()),
+          .weights = holdings.weights,
+          .bytes_by_source = holdings.bytes_by_source,
+          .transport = Shortened(holdings.transport),
+          .timeline = machine.timeline()};
+}
+
+std::chrono::milliseconds NextReport(int failures, std::chrono::milliseconds report_after,
+                                     double jitter) {
+  if (failures <= 0) return report_after;
+  const double doubled = 200.0 * static_cast<double>(1 << std::min(failures - 1, 10));
+  const double longest = std::min(doubled, 10'000.0);
+  return std::chrono::milliseconds(static_cast<std::int64_t>(longest * (0.5 + 0.5 * jitter)));
+}
+
+}  // namespace rouse::agent

@@ -1,0 +1,38 @@
+// The report an agent sends to the operator, and when it sends the next one. Pure.
+
+#pragma once
+
+#include <chrono>
+#include <optional>
+#include <string>
+
+#include "agent/startup/machine.h"
+#include "common/messages.h"
+
+namespace rouse::agent {
+
+/// Who this agent is; fixed for its life.
+struct AgentIdentity {
+  std::string pod_namespace;
+  std::string pod;
+  std::string pod_uid;
+  std::string node;
+  std::string address;  ///< Where other agents reach it, "http://10.244.0.7:7410".
+};
+
+/// What the agent holds now.
+struct Holdings {
+  std::optional<WeightsReport> weights;
+  BytesBySource bytes_by_source;
+  std::string transport;
+};
+
+AgentReport BuildReport(const AgentIdentity& self, const StartupMachine& machine,
+                        const Holdings& holdings);
+
+/// How long to wait until the next report: `report_after` after an answer; after `failures` in a row
+/// 200 ms doubled for each, at most 10 s. `jitter` in [0, 1) spreads it over the upper half.
+std::chrono::milliseconds NextReport(int failures, std::chrono::milliseconds report_after,
+                                     double jitter);
+
+}  // namespace rouse::agent

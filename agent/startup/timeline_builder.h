@@ -1,0 +1,50 @@
+// Turns the moments of one instance start into the timeline of docs/protocols.md §4.
+//
+// Pure: moments are arguments, in microseconds since the Unix epoch. They come from three clocks at
+// least (the operator's node, this node, and an engine that may say anything), so they are clamped
+// until they are in order; the phases partition [0, total] whatever comes in.
+
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "common/timeline.h"
+
+namespace rouse::agent {
+
+/// When each step of a start was reached. A moment that never came ends its phase where the phase
+/// before it ended: the time it took then counts to the next phase that has an end.
+struct Moments {
+  std::int64_t decided_at_us = 0;  ///< 0: unknown, the agent's start counts as the decision.
+  std::int64_t agent_started_us = 0;
+  std::optional<std::int64_t> engine_may_start_us;
+  std::optional<std::int64_t> engine_imported_us;
+  std::optional<std::int64_t> load_started_us;
+  std::optional<std::int64_t> weights_ready_us;
+  std::optional<std::int64_t> engine_healthy_us;
+  std::optional<std::int64_t> first_token_us;
+
+  bool operator==(const Moments&) const = default;
+};
+
+/// Something that ran beside the phases, in microseconds since the Unix epoch.
+struct Lane {
+  std::string name;
+  std::int64_t start_us = 0;
+  std::int64_t end_us = 0;
+
+  bool operator==(const Lane&) const = default;
+};
+
+/// The phases' names, in order.
+inline constexpr std::string_view kPhaseNames[] = {"Schedule", "Hydrate", "EngineStart", "EngineInit",
+                                                   "Weights",  "Warmup",  "FirstToken"};
+
+/// The timeline of a finished start; nullopt until there is a first token.
+std::optional<Timeline> BuildTimeline(StartPath path, const Moments& moments,
+                                      const std::vector<Lane>& lanes);
+
+}  // namespace rouse::agent
