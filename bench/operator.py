@@ -148,7 +148,9 @@ class Bench:
 
     def ready_pods(self) -> int:
         path = f"/api/v1/namespaces/{NAMESPACE}/pods?fieldSelector=status.phase%3DRunning"
-        items = self.cluster.request("GET", path + "&resourceVersion=0", timeout=120).json()["items"]
+        items = self.cluster.request("GET", path + "&resourceVersion=0", timeout=120).json()[
+            "items"
+        ]
         return sum("deletionTimestamp" not in x["metadata"] for x in items)
 
     def grow_to(self, services: int) -> None:
@@ -164,7 +166,9 @@ class Bench:
 
         def settled() -> bool:
             found = self.cluster.list("modelservices", NAMESPACE)
-            return all(x.get("status", {}).get("readyReplicas") == x["spec"]["replicas"] for x in found)
+            return all(
+                x.get("status", {}).get("readyReplicas") == x["spec"]["replicas"] for x in found
+            )
 
         wait_until("all statuses to be right", 300, settled, 1)
         time.sleep(3)
@@ -235,16 +239,32 @@ def machine() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("ROUSE_BUILD", REPOSITORY / "build" / "release")) / "operator" / "rouse-operator"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = (
+        Path(os.environ.get("ROUSE_BUILD", REPOSITORY / "build" / "release"))
+        / "operator"
+        / "rouse-operator"
+    )
     parser.add_argument("--operator", type=Path, default=default)
     parser.add_argument("--samples", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "benchmarks" / "operator.json")
+    parser.add_argument(
+        "--out", type=Path, default=REPOSITORY / "docs" / "benchmarks" / "operator.json"
+    )
     options = parser.parse_args()
     figures = []
 
     def figure(what: str, value: float, unit: str, against: float) -> None:
-        figures.append({"what": what, "value": round(value, 4), "unit": unit, "against": against, "ratio": round(value / against, 3)})
+        figures.append(
+            {
+                "what": what,
+                "value": round(value, 4),
+                "unit": unit,
+                "against": against,
+                "ratio": round(value / against, 3),
+            }
+        )
 
     with tempfile.TemporaryDirectory(prefix="rouse-bench-") as work:
         bench = Bench(options.operator, Path(work))
@@ -262,7 +282,9 @@ def main() -> None:
             # Starting afresh is the other way to have them cached, and shows what a list costs.
             bench.stop_operator()
             bench.start_operator()
-            wait_until("the new operator to be ready", 60, lambda: relist_seconds(bench) is not None)
+            wait_until(
+                "the new operator to be ready", 60, lambda: relist_seconds(bench) is not None
+            )
             time.sleep(5)
             resident = max(resident, bench.memory_mb("VmRSS"))
             label = "operator resident memory, 1,000 pods and 50 ModelServices"
@@ -281,27 +303,33 @@ def relist_seconds(bench: Bench) -> float | None:
         text = bench.metrics()
     except OSError:
         return None
-    found = re.search(r'^rouse_informer_last_list_seconds\{[^}]*pods[^}]*\} (\S+)', text, re.M)
+    found = re.search(r"^rouse_informer_last_list_seconds\{[^}]*pods[^}]*\} (\S+)", text, re.M)
     return float(found[1]) if found and float(found[1]) > 0 else None
 
 
 def write(out: Path, figures: list[dict]) -> None:
     commit = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True
+        ["git", "-C", str(REPOSITORY), "rev-parse", "--short=12", "HEAD"],
+        capture_output=True,
+        text=True,
     ).stdout.strip()
     document = {
         "name": "operator",
         "machine": machine(),
         "commit": commit,
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": "bench/operator.py " + " ".join(sys.argv[1:]) if sys.argv[1:] else "bench/operator.py",
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": "bench/operator.py " + " ".join(sys.argv[1:])
+        if sys.argv[1:]
+        else "bench/operator.py",
         "figures": figures,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(document, indent=2) + "\n")
     width = max(len(x["what"]) for x in figures)
     for each in figures:
-        print(f"{each['what']:<{width}}  {each['value']:>9.3f} {each['unit']:<3} against {each['against']:>6} ({each['ratio']:.2f})")
+        print(
+            f"{each['what']:<{width}}  {each['value']:>9.3f} {each['unit']:<3} against {each['against']:>6} ({each['ratio']:.2f})"
+        )
     print(f"written to {out}")
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from rouse_e2e import paths
 from rouse_e2e.cluster import Cluster, Object
 from rouse_e2e.processes import wait_until
@@ -21,7 +20,11 @@ ACCOUNT = f"system:serviceaccount:{NAMESPACE}:rouse-operator"
 
 EVERYTHING = {
     "operator": {
-        "image": {"repository": "registry.example.com:5000/rouse/operator", "tag": "1.2", "pullPolicy": "Always"},
+        "image": {
+            "repository": "registry.example.com:5000/rouse/operator",
+            "tag": "1.2",
+            "pullPolicy": "Always",
+        },
         "replicas": 2,
         "logLevel": "debug",
         "extraArgs": ["--some-flag=some value"],
@@ -33,7 +36,13 @@ EVERYTHING = {
         "affinity": {"nodeAffinity": {}},
         "priorityClassName": "system-cluster-critical",
     },
-    "agent": {"image": {"repository": "registry.example.com/rouse/agent", "tag": "1.3", "pullPolicy": "Never"}},
+    "agent": {
+        "image": {
+            "repository": "registry.example.com/rouse/agent",
+            "tag": "1.3",
+            "pullPolicy": "Never",
+        }
+    },
     "imagePullSecrets": [{"name": "pull"}],
     "serviceAccount": {"create": True, "name": "someone", "annotations": {"a": "b"}},
     "rbac": {"create": True, "aggregate": True},
@@ -109,7 +118,9 @@ def test_every_value_arrives_where_it_belongs():
     assert service["spec"]["ports"][0]["port"] == 80
     assert service["metadata"]["annotations"] == {"prometheus.io/scrape": "true"}
     account = one(objects, "ServiceAccount")
-    assert account["metadata"]["name"] == "someone" and account["metadata"]["annotations"] == {"a": "b"}
+    assert account["metadata"]["name"] == "someone" and account["metadata"]["annotations"] == {
+        "a": "b"
+    }
     for kind in ("ClusterRoleBinding", "RoleBinding"):
         assert one(objects, kind)["subjects"][0]["name"] == "someone"
 
@@ -124,7 +135,10 @@ def test_the_service_selects_the_operators_pods_and_no_selector_holds_a_version(
 
 
 def test_what_is_switched_off_is_not_rendered():
-    off = {"serviceAccount": {"create": False, "name": "mine"}, "rbac": {"create": False, "aggregate": False}}
+    off = {
+        "serviceAccount": {"create": False, "name": "mine"},
+        "rbac": {"create": False, "aggregate": False},
+    }
     kinds = {x["kind"] for x in render(off)}
     assert kinds == {"CustomResourceDefinition", "Deployment", "Service"}
 
@@ -140,13 +154,25 @@ BAD_VALUES: dict[str, tuple[Object, str]] = {
     "replicas as text": ({"operator": {"replicas": "two"}}, "/operator/replicas"),
     "fewer than no replicas": ({"operator": {"replicas": -1}}, "/operator/replicas"),
     "an unknown log level": ({"operator": {"logLevel": "loud"}}, "/operator/logLevel"),
-    "an unknown pull policy": ({"agent": {"image": {"pullPolicy": "Sometimes"}}}, "/agent/image/pullPolicy"),
-    "a tag within the repository": ({"agent": {"image": {"repository": "rouse-agent:1"}}}, "/agent/image/repository"),
-    "an empty repository": ({"operator": {"image": {"repository": ""}}}, "/operator/image/repository"),
+    "an unknown pull policy": (
+        {"agent": {"image": {"pullPolicy": "Sometimes"}}},
+        "/agent/image/pullPolicy",
+    ),
+    "a tag within the repository": (
+        {"agent": {"image": {"repository": "rouse-agent:1"}}},
+        "/agent/image/repository",
+    ),
+    "an empty repository": (
+        {"operator": {"image": {"repository": ""}}},
+        "/operator/image/repository",
+    ),
     "a port out of range": ({"service": {"port": 70000}}, "/service/port"),
     "a label that is a number": ({"operator": {"podLabels": {"a": 1}}}, "/operator/podLabels/a"),
     "a pull secret that is no object": ({"imagePullSecrets": ["pull"]}, "/imagePullSecrets/0"),
-    "an account name with capitals": ({"serviceAccount": {"name": "Rouse"}}, "/serviceAccount/name"),
+    "an account name with capitals": (
+        {"serviceAccount": {"name": "Rouse"}},
+        "/serviceAccount/name",
+    ),
     "arguments as one string": ({"operator": {"extraArgs": "--a --b"}}, "/operator/extraArgs"),
 }
 
@@ -158,7 +184,9 @@ def test_a_bad_value_is_refused_by_name(case: str):
     assert result.returncode != 0, "was rendered"
     assert "values don't meet the specifications of the schema" in result.stderr, result.stderr
     # helm writes /operator/replicas or operator.replicas, depending on its version
-    assert name in result.stderr or name.strip("/").replace("/", ".") in result.stderr, result.stderr
+    assert name in result.stderr or name.strip("/").replace("/", ".") in result.stderr, (
+        result.stderr
+    )
 
 
 # ---- the API server's opinion of what is rendered
@@ -188,7 +216,9 @@ def test_kubeconform_finds_a_typo(schemas: Path):
     assert "replikas" in kubeconform.check(schemas, json.dumps(deployment))
 
 
-@pytest.mark.parametrize("sample", sorted((paths.REPOSITORY / "config" / "samples").glob("*.yaml")), ids=lambda x: x.name)
+@pytest.mark.parametrize(
+    "sample", sorted((paths.REPOSITORY / "config" / "samples").glob("*.yaml")), ids=lambda x: x.name
+)
 def test_the_samples_are_accepted(schemas: Path, api_with_crd: Cluster, sample: Path):
     assert kubeconform.check(schemas, sample.read_text()) == ""
     api_with_crd.kubectl(
@@ -241,8 +271,14 @@ def installed(namespace: Cluster):
 
 
 def test_helm_install_brings_the_crd(installed: Cluster):
-    installed.kubectl("wait", "--for=condition=Established", "crd/modelservices.rouse.dev", "--timeout=30s")
-    wait_until("kubectl get rms", 30, lambda: "No resources" not in installed.kubectl("get", "rms", "-o", "name"))
+    installed.kubectl(
+        "wait", "--for=condition=Established", "crd/modelservices.rouse.dev", "--timeout=30s"
+    )
+    wait_until(
+        "kubectl get rms",
+        30,
+        lambda: "No resources" not in installed.kubectl("get", "rms", "-o", "name"),
+    )
 
 
 def test_the_installed_deployment_gets_its_pod_in_a_restricted_namespace(installed: Cluster):
@@ -261,7 +297,10 @@ CAN = [
     ("get", "services", NAMESPACE),
 ]
 CANNOT = [
-    *((verb, "modelservices.rouse.dev", "default") for verb in ("create", "update", "patch", "delete")),
+    *(
+        (verb, "modelservices.rouse.dev", "default")
+        for verb in ("create", "update", "patch", "delete")
+    ),
     ("update", "modelservices.rouse.dev/scale", "default"),
     ("deletecollection", "pods", "default"),
     ("update", "pods", "default"),
@@ -313,7 +352,9 @@ def test_the_operators_account_may_do_nothing_else(installed: Cluster):
 def test_no_rule_of_the_operator_has_a_wildcard():
     for thing in render():
         for rule in thing.get("rules", []):
-            assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"], thing["metadata"]["name"]
+            assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"], thing[
+                "metadata"
+            ]["name"]
 
 
 @pytest.mark.parametrize(
@@ -336,8 +377,14 @@ def test_who_may_edit_or_view_a_namespace_may_so_with_modelservices(
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "RoleBinding",
             "metadata": {"name": f"{role}er", "namespace": "default"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
-            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": f"{role}er"}],
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io",
+                "kind": "ClusterRole",
+                "name": role,
+            },
+            "subjects": [
+                {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": f"{role}er"}
+            ],
         }
     )
 

@@ -10,7 +10,6 @@ import json
 from typing import Any
 
 import pytest
-
 from rouse_e2e.cluster import Cluster, Object
 from rouse_e2e.processes import wait_until
 
@@ -68,7 +67,11 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "guards with LazyCapture": (
         {"spec.guards.replicas": 1, "spec.fastStart.profile": "LazyCapture"},
-        ["spec.guards", "profile LazyCapture, which keeps no guards", "set fastStart.profile to Guarded"],
+        [
+            "spec.guards",
+            "profile LazyCapture, which keeps no guards",
+            "set fastStart.profile to Guarded",
+        ],
     ),
     "Guarded without guards": (
         {"spec.guards.replicas": 0, "spec.fastStart.profile": "Guarded"},
@@ -101,7 +104,11 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     # where the model is
     "two storages": (
         {"spec.model.storage.hostPath": {"path": "/models"}},
-        ["spec.model.storage", "exactly one of persistentVolumeClaim and hostPath", "remove the other"],
+        [
+            "spec.model.storage",
+            "exactly one of persistentVolumeClaim and hostPath",
+            "remove the other",
+        ],
     ),
     "no storage": (
         {"spec.model.storage": {}},
@@ -131,7 +138,10 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no model": ({"spec.model": DELETE}, ["spec.model: Required value"]),
     # the engine
     "no image": ({"spec.engine": {}}, ["spec.engine.image: Required value"]),
-    "an image with a space": ({"spec.engine.image": "vllm latest"}, ["spec.engine.image", "should match"]),
+    "an image with a space": (
+        {"spec.engine.image": "vllm latest"},
+        ["spec.engine.image", "should match"],
+    ),
     "a pull policy that is none": (
         {"spec.engine.imagePullPolicy": "Sometimes"},
         ["spec.engine.imagePullPolicy", 'supported values: "Always", "IfNotPresent", "Never"'],
@@ -169,7 +179,11 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["spec.engine.env", "ROUSE_ belong to Rouse", "choose another name"],
     ),
     "a variable with two values": (
-        {"spec.engine.env": [{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}]},
+        {
+            "spec.engine.env": [
+                {"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}
+            ]
+        },
         ["spec.engine.env[0]", "value or valueFrom, not both"],
     ),
     "a variable twice": (
@@ -205,7 +219,10 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["spec.engine.resources.limits.memory", "should match"],
     ),
     # the rest
-    "fewer than no replicas": ({"spec.replicas": -1}, ["spec.replicas", "greater than or equal to 0"]),
+    "fewer than no replicas": (
+        {"spec.replicas": -1},
+        ["spec.replicas", "greater than or equal to 0"],
+    ),
     "too many replicas": ({"spec.replicas": 1001}, ["spec.replicas", "less than or equal to 1000"]),
     "replicas as text": ({"spec.replicas": "2"}, ["spec.replicas", "must be of type integer"]),
     "an unknown profile": (
@@ -255,7 +272,9 @@ def test_a_bad_modelservice_is_refused_with_what_to_change(api_with_crd: Cluster
 GOOD: dict[str, dict[str, Any]] = {
     "the least that is possible": {},
     "Guarded with guards": {"spec.fastStart.profile": "Guarded", "spec.guards.replicas": 2},
-    "Guarded with as many guards as the operator thinks right": {"spec.fastStart.profile": "Guarded"},
+    "Guarded with as many guards as the operator thinks right": {
+        "spec.fastStart.profile": "Guarded"
+    },
     "no guards, said": {"spec.guards.replicas": 0},
     "LazyCapture with a trigger": {
         "spec.fastStart": {"profile": "LazyCapture", "graphCapture": {"trigger": "Idle"}}
@@ -289,7 +308,9 @@ GOOD: dict[str, dict[str, Any]] = {
             "spec": {
                 "nodeSelector": {"gpu": "h200"},
                 "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
-                "containers": [{"name": "engine", "volumeMounts": [{"name": "x", "mountPath": "/x"}]}],
+                "containers": [
+                    {"name": "engine", "volumeMounts": [{"name": "x", "mountPath": "/x"}]}
+                ],
             },
         }
     },
@@ -331,6 +352,7 @@ def test_defaults_are_filled_in_and_what_the_profile_decides_is_left_open(api_wi
 
 # ---- a stored object
 
+
 @pytest.fixture
 def stored(api_with_crd: Cluster):
     answer = create(api_with_crd, good(), dry_run=False)
@@ -365,7 +387,9 @@ def test_scaling_out_of_bounds_is_refused(stored: Cluster):
 
 
 def test_status_does_not_write_the_spec_nor_the_spec_the_status(stored: Cluster):
-    assert patch(stored, {"spec": {"replicas": 7}, "status": {"replicas": 1}}, "status").status == 200
+    assert (
+        patch(stored, {"spec": {"replicas": 7}, "status": {"replicas": 1}}, "status").status == 200
+    )
     assert patch(stored, {"spec": {"replicas": 5}, "status": {"replicas": 9}}).status == 200
     found = stored.get("modelservice", "demo")
     assert found["spec"]["replicas"] == 5
@@ -410,7 +434,10 @@ STATUS = {
             "path": "Peer",
             "reason": "Wake: no guard",
             "seconds": 18.375,
-            "phases": [{"name": "Schedule", "seconds": 1.5}, {"name": "Hydrate", "seconds": 16.875}],
+            "phases": [
+                {"name": "Schedule", "seconds": 1.5},
+                {"name": "Hydrate", "seconds": 16.875},
+            ],
             "bytesBySource": {"peer": 348_000_000_000, "storage": 0},
             "finishedAt": "2026-01-02T03:04:05Z",
         }

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from rouse_e2e import paths
 
 DASHBOARDS = sorted((paths.REPOSITORY / "config" / "dashboards").glob("*.json"))
@@ -43,7 +42,9 @@ def test_panels_have_titles_ids_places_and_queries(file: Path):
 def test_every_metric_of_a_query_is_one_that_a_program_exports(file: Path):
     text = "\n".join(x.read_text() for x in SOURCES)
     exported = set(re.findall(r'"(rouse_[a-z_]+)"', text))
-    queries = [x["expr"] for panel in json.loads(file.read_text())["panels"] for x in panel["targets"]]
+    queries = [
+        x["expr"] for panel in json.loads(file.read_text())["panels"] for x in panel["targets"]
+    ]
     named = {name for query in queries for name in re.findall(r"rouse_[a-z_]+", query)}
     assert len(named) >= 5
     base = {re.sub(r"_(bucket|sum|count)$", "", x) if x not in exported else x for x in named}

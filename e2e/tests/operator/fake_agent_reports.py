@@ -35,7 +35,13 @@ def report(pod: Object, state: str = "Serving", **changes: Any) -> Object:
         "address": f"http://{pod['status'].get('podIP', '10.244.0.1')}:7410",
         "state": state,
         "message": "",
-        "weights": {"form": "Loaded", "identity": IDENTITY, "bytes": GIB, "ranks": 1, "servable": True}
+        "weights": {
+            "form": "Loaded",
+            "identity": IDENTITY,
+            "bytes": GIB,
+            "ranks": 1,
+            "servable": True,
+        }
         if serving
         else None,
         "bytesBySource": {"peer": GIB if peer and serving else 0, "storage": 0 if peer else GIB},

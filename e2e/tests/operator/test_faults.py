@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 import time
 
 import pytest
-
 from rouse_e2e.processes import wait_until
 
 from .conftest import ACCOUNT, SYSTEM, Operator, World
@@ -83,7 +83,9 @@ GONE_EVENT = json.dumps(
 WATCH_FAULTS = {
     "is garbage": Stream([b"<html>502 Bad Gateway</html>\n"], "silence"),
     "is binary garbage": Stream([bytes(range(256)) * 16, b"\n"], "end"),
-    "is JSON of another kind": Stream([b'{"type":"ADDED","object":{"kind":"Pod"}}\n[1]\n'], "silence"),
+    "is JSON of another kind": Stream(
+        [b'{"type":"ADDED","object":{"kind":"Pod"}}\n[1]\n'], "silence"
+    ),
     "is cut in the middle of a line": Cut(0),
     "ends with half a line": Stream([b'{"type":"MODIFIED","object":{"kind":"Po'], "break"),
     "ends at once": Stream([], "end"),
@@ -143,7 +145,9 @@ def test_a_watch_that_is_silent_for_ever_is_noticed(
 @pytest.mark.parametrize(
     "answer",
     [
-        Answer(409, "Conflict", "the object has been modified; please apply your changes to the latest"),
+        Answer(
+            409, "Conflict", "the object has been modified; please apply your changes to the latest"
+        ),
         Answer(409, "AlreadyExists", "pods already exists"),
         Answer(429, "TooManyRequests", headers={"Retry-After": "1"}),
         Answer(500, "InternalError", "etcdserver: leader changed"),
@@ -178,7 +182,11 @@ def test_a_pod_that_the_api_server_refuses_is_told_in_status_and_event(
     cluster = world.cluster
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "spec": {"hard": {"pods": "2"}}}
     cluster.apply({**quota, "metadata": {"name": "few", "namespace": namespace}})
-    wait_until("the quota", 30, lambda: cluster.get("resourcequota", "few", namespace).get("status", {}).get("hard"))
+    wait_until(
+        "the quota",
+        30,
+        lambda: cluster.get("resourcequota", "few", namespace).get("status", {}).get("hard"),
+    )
     cluster.apply(modelservice(namespace, 3))
 
     def told() -> bool:
@@ -234,12 +242,18 @@ def test_killed_between_any_two_actions_of_a_scale_out_it_ends_with_exactly_the_
                 def rule(request: Request, target: int = count + number, moment: str = moment):
                     if not request.write or killed.is_set() or len(proxy.writes()) - 1 < target:
                         return None
-                    return Hook(before=kill, swallow=True) if moment == "before" else Hook(after=kill, drop=True)
+                    return (
+                        Hook(before=kill, swallow=True)
+                        if moment == "before"
+                        else Hook(after=kill, drop=True)
+                    )
 
                 proxy.rule = rule
                 scale(cluster, namespace, 3)
                 where = f"write {number} of {len(ours)}, {moment}"
-                settled = lambda: killed.is_set() or status(cluster, namespace).get("readyReplicas") == 3  # noqa: E731
+                settled = lambda: (
+                    killed.is_set() or status(cluster, namespace).get("readyReplicas") == 3
+                )  # noqa: E731
                 wait_until(f"the kill at {where}", 30, settled)
                 kills += killed.is_set()
                 victim.kill()
@@ -248,7 +262,9 @@ def test_killed_between_any_two_actions_of_a_scale_out_it_ends_with_exactly_the_
                 agents.port = healthy.port
                 healthy.start()
                 found = wait_pods(cluster, namespace, {"m-0", "m-1", "m-2"})
-                paths = {x: y["metadata"]["annotations"]["rouse.dev/path"] for x, y in found.items()}
+                paths = {
+                    x: y["metadata"]["annotations"]["rouse.dev/path"] for x, y in found.items()
+                }
                 assert paths == {"m-0": "Storage", "m-1": "Peer", "m-2": "Peer"}, where
                 wait_status(cluster, namespace, replicas=3, readyReplicas=3)
                 healthy.stop()
@@ -274,7 +290,9 @@ def test_killed_and_started_again_it_changes_nothing_that_is_right(
     time.sleep(3)
     assert [str(x) for x in proxy.writes()[begun:]] == []
     after = wait_pods(cluster, namespace, 3)
-    assert {x["metadata"]["uid"] for x in after.values()} == {x["metadata"]["uid"] for x in before.values()}
+    assert {x["metadata"]["uid"] for x in after.values()} == {
+        x["metadata"]["uid"] for x in before.values()
+    }
 
 
 def test_of_two_operators_one_acts_and_the_other_takes_over(
@@ -326,6 +344,54 @@ def test_sigterm_ends_it_in_order(world: World, operator: Operator):
     assert time.monotonic() - started < 10
 
 
+def test_without_rights_it_is_not_ready_and_says_what_is_missing(world: World, make_operator):
+    operator = make_operator()
+    operator.kubeconfig = world.cluster.control_plane.kubeconfig("nobody")
+    operator.start(wait=False)
+
+    def told() -> bool:
+        try:
+            code, text = operator.get("/readyz")
+        except OSError:
+            return False
+        return code == 503 and "forbidden" in text and "nobody-in-particular" in text
+
+    wait_until("/readyz to name the missing right", 30, told)
+    assert operator.answers("/healthz"), "restarting it would not help"
+    assert operator.exits == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--kubeconfig=/nowhere/config"], "/nowhere/config"),
+        (["--agent-image="], "agent-image"),
+        (["--port=70000"], "port"),
+        (["--colour=red"], "--colour"),
+    ],
+    ids=["no kubeconfig", "no agent image", "no such port", "no such flag"],
+)
+def test_a_bad_flag_ends_it_at_once_and_is_named(
+    world: World, tmp_path, flags: list[str], part: str
+):
+    kubeconfig = world.kubeconfig(tmp_path / "kubeconfig")
+    good = {
+        "--kubeconfig": str(kubeconfig),
+        "--agent-image": "a:1",
+        "--service-name": "rouse-operator",
+    }
+    good |= dict(x.split("=", 1) for x in flags)
+    result = subprocess.run(
+        [str(world.program), *(f"{key}={value}" for key, value in good.items())],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env={"POD_NAME": "x", "POD_NAMESPACE": SYSTEM, "PATH": "/usr/bin:/bin"},
+    )
+    assert result.returncode > 0
+    assert part in result.stdout + result.stderr
+
+
 # ---- who talks to it
 
 
@@ -345,10 +411,20 @@ BAD_REPORTS = {
         "InvalidArgument",
         "weights.form",
     ),
-    "negative bytes": ({"bytesBySource": {"peer": -1, "storage": 0}}, 400, "InvalidArgument", "peer"),
+    "negative bytes": (
+        {"bytesBySource": {"peer": -1, "storage": 0}},
+        400,
+        "InvalidArgument",
+        "peer",
+    ),
     "a pod that does not exist": ({"pod": "m-77"}, 404, "NotFound", "m-77"),
     "a pod of another namespace": ({"namespace": "kube-system"}, 404, "NotFound", "kube-system"),
-    "another uid": ({"podUid": "00000000-0000-0000-0000-000000000000"}, (404, 409, 412), None, "uid"),
+    "another uid": (
+        {"podUid": "00000000-0000-0000-0000-000000000000"},
+        (404, 409, 412),
+        None,
+        "uid",
+    ),
 }
 
 
@@ -374,7 +450,9 @@ def test_bad_reports_are_refused_by_name_and_change_nothing(
     assert operator.exits == []
     annotations = cluster.get("pod", "m-0", namespace)["metadata"]["annotations"]
     assert "rouse.dev/agent-state" not in annotations
-    assert send(operator.port, report(pod))[0] == 200, "the good one, to see that the others could have worked"
+    assert send(operator.port, report(pod))[0] == 200, (
+        "the good one, to see that the others could have worked"
+    )
 
 
 def test_a_stranger_gets_no_answer_but_404_on_other_paths(operator: Operator):
@@ -392,7 +470,9 @@ def test_a_report_is_kept_on_the_pod_so_that_a_restarted_operator_knows_it(
     first = make_operator("first").start()
     pod = wait_pods(cluster, namespace, {"m-0"})["m-0"]
     assert send(first.port, report(pod))[0] == 200
-    told = lambda: "rouse.dev/weights" in cluster.get("pod", "m-0", namespace)["metadata"]["annotations"]  # noqa: E731
+    told = lambda: (
+        "rouse.dev/weights" in cluster.get("pod", "m-0", namespace)["metadata"]["annotations"]
+    )  # noqa: E731
     wait_until("the report on the pod", 10, told)
     first.kill()
     world.forget_lease()
@@ -411,7 +491,8 @@ def test_zz_the_rights_that_the_chart_gives_are_those_that_were_used(world: Worl
     refused = {
         (x["verb"], x["objectRef"]["resource"], x["responseStatus"].get("message", ""))
         for x in entries
-        if x["responseStatus"]["code"] == 403 and "quota" not in x["responseStatus"].get("message", "")
+        if x["responseStatus"]["code"] == 403
+        and "quota" not in x["responseStatus"].get("message", "")
     }
     refused = {x for x in refused if "being terminated" not in x[2]}
     assert refused == set()
