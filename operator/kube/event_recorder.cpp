@@ -16,6 +16,7 @@ using std::chrono::system_clock;
 constexpr int kAttempts = 6;
 constexpr BackoffPolicy kRetry{std::chrono::milliseconds(500), std::chrono::milliseconds(10'000)};
 constexpr std::chrono::seconds kLastWrites{1};
+constexpr std::chrono::seconds kLogEvery{10};
 
 bool MayPass(const Status& status) {
   return status.code() == StatusCode::kUnavailable ||
@@ -109,9 +110,14 @@ void EventRecorder::Write(const EventWrite& write) {
     }
     ++dropped_;
     aggregator_.Lost(write.key);
-    // A patched Event that is gone has only reached its age; everything else should be seen.
-    if (write.create || status.code() != StatusCode::kNotFound) {
-      log::Warning("event lost", {{"event", write.name.Key()}, {"error", status.ToString()}});
+    // A patched Event that is gone has only reached its age; everything else should be seen, but
+    // not a line for each of hundreds.
+    const bool aged = !write.create && status.code() == StatusCode::kNotFound;
+    if (!aged && steady_clock::now() >= next_log_) {
+      next_log_ = steady_clock::now() + kLogEvery;
+      log::Warning("events lost", {{"event", write.name.Key()},
+                                   {"lost_so_far", dropped_.load()},
+                                   {"error", status.ToString()}});
     }
     return;
   }

@@ -111,7 +111,8 @@ class EventRecorder {
 
   Api& api_;
   const EventOptions options_;
-  EventAggregator aggregator_;  ///< Recorder's thread only.
+  EventAggregator aggregator_;                      ///< Recorder's thread only.
+  std::chrono::steady_clock::time_point next_log_;  ///< Recorder's thread only.
   std::atomic<std::uint64_t> dropped_{0};
   std::atomic<std::uint64_t> written_{0};
   std::mutex mutex_;

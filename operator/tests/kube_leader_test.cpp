@@ -1,0 +1,248 @@
+#include "operator/kube/leader.h"
+
+#include <catch2/catch.hpp>
+
+#include "operator/kube/events.h"
+#include "operator/tests/fake_api.h"
+
+namespace rouse::kube {
+namespace {
+
+using namespace std::chrono_literals;
+
+const ObjectName kLease{"rouse-system", "rouse-operator"};
+const LeaseTiming kFast{.duration = 1s, .renew_deadline = 700ms, .retry = 50ms};
+
+bool Eventually(const std::function<bool()>& condition, std::chrono::milliseconds limit = 5s) {
+  const auto until = std::chrono::steady_clock::now() + limit;
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() > until) return false;
+    std::this_thread::sleep_for(2ms);
+  }
+  return true;
+}
+
+struct Candidate {
+  Candidate(Api& api, const std::string& name) {
+    auto made = LeaderElector::Start(
+        api, {.lease = kLease,
+              .identity = name,
+              .timing = kFast,
+              .on_elected = [this] { ++elected; },
+              .on_lost = [this](const std::string& why) {
+                std::lock_guard lock(mutex);
+                lost = why;
+              }});
+    REQUIRE(made.ok());
+    elector = *std::move(made);
+  }
+  std::string why() {
+    std::lock_guard lock(mutex);
+    return lost;
+  }
+  std::mutex mutex;
+  std::string lost;
+  std::atomic<int> elected{0};
+  std::unique_ptr<LeaderElector> elector;
+};
+
+std::string Holder(FakeApi& api) {
+  const auto leases = api.Objects(Leases());
+  return leases.empty() ? "" : DecodeLease(leases[0]).holder;
+}
+
+TEST_CASE("of two, one leads; when it stops in order the other follows at once") {
+  FakeApi api;
+  auto a = std::make_unique<Candidate>(api, "a");
+  REQUIRE(Eventually([&] { return a->elector->leading(); }));
+  Candidate b(api, "b");
+  std::this_thread::sleep_for(300ms);
+  CHECK(a->elector->leading());
+  CHECK_FALSE(b.elector->leading());
+  CHECK(b.elector->holder() == "a");
+  CHECK(a->elected == 1);
+
+  a->elector.reset();  // Releases.
+  CHECK(a->why().empty());
+  const auto began = std::chrono::steady_clock::now();
+  REQUIRE(Eventually([&] { return b.elector->leading(); }));
+  CHECK(std::chrono::steady_clock::now() - began < 700ms);
+  const Json lease = api.Objects(Leases())[0];
+  CHECK(lease["spec"]["holderIdentity"] == "b");
+  CHECK(lease["spec"]["leaseTransitions"] == 1);
+  CHECK(lease["spec"]["leaseDurationSeconds"] == 1);
+}
+
+TEST_CASE("a leader that cannot renew stops acting in time and says why") {
+  FakeApi api;
+  Candidate a(api, "a");
+  REQUIRE(Eventually([&] { return a.elector->leading(); }));
+  api.SetHook([](const std::string&, const std::string&) { return Unavailable("server down"); });
+  REQUIRE(Eventually([&] { return !a.why().empty(); }));
+  CHECK_FALSE(a.elector->leading());
+  CHECK(a.why().find("server down") != std::string::npos);
+  CHECK(Holder(api) == "a");
+}
+
+TEST_CASE("leading turns false in time even while a call hangs") {
+  FakeApi api;
+  Candidate a(api, "a");
+  REQUIRE(Eventually([&] { return a.elector->leading(); }));
+  std::atomic<bool> hanging{true};
+  api.SetHook([&hanging](const std::string&, const std::string&) {
+    while (hanging) std::this_thread::sleep_for(1ms);
+    return Status();
+  });
+  std::this_thread::sleep_for(kFast.renew_deadline + 100ms);
+  CHECK_FALSE(a.elector->leading());
+  CHECK(a.why().empty());  // The thread still hangs, and yet nobody acts.
+  hanging = false;
+  CHECK(Eventually([&] { return !a.why().empty() || a.elector->leading(); }));
+}
+
+TEST_CASE("a leader whose lease was taken loses at the next write") {
+  FakeApi api;
+  Candidate a(api, "a");
+  REQUIRE(Eventually([&] { return a.elector->leading(); }));
+  Json lease = api.Objects(Leases())[0];
+  lease["spec"]["holderIdentity"] = "thief";
+  api.Put(Leases(), lease);
+  REQUIRE(Eventually([&] { return !a.why().empty(); }));
+  CHECK(a.why().find("thief") != std::string::npos);
+  CHECK_FALSE(a.elector->leading());
+}
+
+TEST_CASE("a lost answer and a deleted lease do not cost the leadership") {
+  FakeApi api;
+  Candidate a(api, "a");
+  REQUIRE(Eventually([&] { return a.elector->leading(); }));
+  api.LoseAnswer("update");
+  std::this_thread::sleep_for(300ms);
+  CHECK(a.elector->leading());
+  api.Erase(Leases(), kLease);
+  CHECK(Eventually([&] { return Holder(api) == "a"; }));
+  CHECK(a.elector->leading());
+  CHECK(a.why().empty());
+}
+
+TEST_CASE("a dead leader's lease is taken after its duration, seen by our own clock") {
+  FakeApi api;
+  api.Put(Leases(), {{"metadata", {{"namespace", kLease.ns}, {"name", kLease.name}}},
+                     {"spec", {{"holderIdentity", "dead"},
+                               {"leaseDurationSeconds", 1},
+                               {"renewTime", "2099-01-01T00:00:00.000000Z"}}}});
+  const auto began = std::chrono::steady_clock::now();
+  Candidate b(api, "b");
+  REQUIRE(Eventually([&] { return b.elector->leading(); }));
+  CHECK(std::chrono::steady_clock::now() - began >= 1s);
+}
+
+TEST_CASE("while the server is down nobody is elected, and the elector stops at once") {
+  FakeApi api;
+  api.SetHook([](const std::string&, const std::string&) { return Unavailable("server down"); });
+  Candidate a(api, "a");
+  std::this_thread::sleep_for(150ms);
+  CHECK_FALSE(a.elector->leading());
+  const auto began = std::chrono::steady_clock::now();
+  a.elector.reset();
+  CHECK(std::chrono::steady_clock::now() - began < 1s);
+  CHECK(api.Objects(Leases()).empty());
+}
+
+TEST_CASE("identities are unique, and nonsense options are refused") {
+  CHECK(UniqueIdentity("pod") != UniqueIdentity("pod"));
+  FakeApi api;
+  CHECK_FALSE(LeaderElector::Start(api, {.lease = kLease, .identity = ""}).ok());
+  CHECK_FALSE(LeaderElector::Start(api, {.lease = {"", "x"}, .identity = "a"}).ok());
+  CHECK_FALSE(LeaderElector::Start(api, {.lease = kLease, .identity = "a", .timing = {.retry = 1h}}).ok());
+}
+
+Event About(const std::string& note) {
+  return {.regarding = ReferenceTo(Pods(), {"default", "demo-1"}, "u1"),
+          .reason = "PeerStart",
+          .action = "CreatePod",
+          .note = note};
+}
+
+TEST_CASE("events are written, repetitions counted at the latest when the recorder stops") {
+  FakeApi api;
+  {
+    EventRecorder recorder(api, {.instance = "op"});
+    for (int i = 0; i < 5; ++i) recorder.Emit(About("same"));
+    recorder.Emit(About("other"));
+    CHECK(Eventually([&] { return api.Objects(Events()).size() == 2; }));
+  }
+  std::vector<int> counts;
+  for (const Json& event : api.Objects(Events())) {
+    counts.push_back(event.contains("series") ? event["series"]["count"].get<int>() : 1);
+  }
+  std::sort(counts.begin(), counts.end());
+  CHECK(counts == std::vector{1, 5});
+}
+
+TEST_CASE("a series is written while the recorder runs, too") {
+  FakeApi api;
+  EventRecorder recorder(api, {.instance = "op", .series_every = 50ms});
+  recorder.Emit(About("same"));
+  recorder.Emit(About("same"));
+  CHECK(Eventually([&] {
+    const auto events = api.Objects(Events());
+    return events.size() == 1 && events[0].contains("series") && events[0]["series"]["count"] == 2;
+  }));
+}
+
+TEST_CASE("emitting never blocks: a full queue loses events and counts them") {
+  FakeApi api;
+  std::atomic<bool> hanging{true};
+  api.SetHook([&hanging](const std::string&, const std::string&) {
+    while (hanging) std::this_thread::sleep_for(1ms);
+    return Status();
+  });
+  EventRecorder recorder(api, {.instance = "op", .queue_limit = 10});
+  const auto began = std::chrono::steady_clock::now();
+  for (int i = 0; i < 1000; ++i) recorder.Emit(About(std::to_string(i)));
+  CHECK(std::chrono::steady_clock::now() - began < 500ms);
+  CHECK(recorder.dropped() >= 980);
+  hanging = false;
+}
+
+TEST_CASE("an event outlives a short outage, and a created one whose answer was lost counts once") {
+  FakeApi api;
+  std::atomic<int> failures{2};
+  api.SetHook([&failures](const std::string&, const std::string&) {
+    return failures-- > 0 ? Unavailable("down") : Status();
+  });
+  EventRecorder recorder(api, {.instance = "op"});
+  recorder.Emit(About("a"));
+  CHECK(Eventually([&] { return recorder.written() == 1; }));
+  api.LoseAnswer("create");
+  recorder.Emit(About("b"));
+  CHECK(Eventually([&] { return recorder.written() == 2; }));
+  CHECK(api.Objects(Events()).size() == 2);
+  CHECK(recorder.dropped() == 0);
+}
+
+TEST_CASE("a refused event is dropped and counted, not tried for ever") {
+  FakeApi api;
+  api.SetHook([](const std::string&, const std::string&) {
+    return FailedPrecondition("events is forbidden");
+  });
+  EventRecorder recorder(api, {.instance = "op"});
+  recorder.Emit(About("a"));
+  CHECK(Eventually([&] { return recorder.dropped() == 1; }));
+  CHECK(api.calls().size() == 1);
+}
+
+TEST_CASE("a recorder stops soon while the server is down") {
+  FakeApi api;
+  api.SetHook([](const std::string&, const std::string&) { return Unavailable("down"); });
+  const auto began = std::chrono::steady_clock::now();
+  {
+    EventRecorder recorder(api, {.instance = "op"});
+    for (int i = 0; i < 500; ++i) recorder.Emit(About(std::to_string(i)));
+  }
+  CHECK(std::chrono::steady_clock::now() - began < 3s);
+}
+
+}  // namespace
+}  // namespace rouse::kube
