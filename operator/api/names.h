@@ -1,0 +1,37 @@
+// Names that Rouse uses on Kubernetes objects and in pods (docs/protocols.md §5).
+
+#pragma once
+
+namespace rouse::api {
+
+inline constexpr char kGroupVersion[] = "rouse.dev/v1alpha1";
+inline constexpr char kKind[] = "ModelService";
+
+inline constexpr char kLabelModelService[] = "rouse.dev/modelservice";
+inline constexpr char kLabelRole[] = "rouse.dev/role";
+inline constexpr char kLabelLaunchIdentity[] = "rouse.dev/launch-identity";
+
+/// What the operator writes when it creates a pod.
+inline constexpr char kAnnotationPath[] = "rouse.dev/path";
+inline constexpr char kAnnotationPathReason[] = "rouse.dev/path-reason";
+inline constexpr char kAnnotationDecidedAtUs[] = "rouse.dev/decided-at-us";
+/// First 32 hex digits of the SHA-256 over everything in the spec that a running pod cannot take
+/// over: a pod with another value is outdated.
+inline constexpr char kAnnotationRevision[] = "rouse.dev/revision";
+
+/// What the agent reported last.
+inline constexpr char kAnnotationAgentState[] = "rouse.dev/agent-state";
+inline constexpr char kAnnotationAgentMessage[] = "rouse.dev/agent-message";
+inline constexpr char kAnnotationAgentAddress[] = "rouse.dev/agent-address";
+inline constexpr char kAnnotationWeights[] = "rouse.dev/weights";
+inline constexpr char kAnnotationBytesBySource[] = "rouse.dev/bytes-by-source";
+inline constexpr char kAnnotationTransport[] = "rouse.dev/transport";
+inline constexpr char kAnnotationTimeline[] = "rouse.dev/timeline";
+
+inline constexpr char kFieldManagerReport[] = "rouse-agent-report";
+inline constexpr char kFieldManager[] = "rouse-operator";
+
+inline constexpr char kAgentContainer[] = "agent";
+inline constexpr char kEngineContainer[] = "engine";
+
+}  // namespace rouse::api

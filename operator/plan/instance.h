@@ -1,0 +1,70 @@
+// One pod of a ModelService, reduced to what decisions depend on. A value; pure.
+
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "common/messages.h"
+#include "operator/api/time.h"
+
+namespace rouse::plan {
+
+using api::TimePoint;
+using json::Json;
+
+enum class Role { kActive, kGuard };
+inline constexpr json::EnumName<Role> kRoles[] = {{Role::kActive, "Active"}, {Role::kGuard, "Guard"}};
+
+struct Instance {
+  // Who it is.
+  std::string ns;
+  std::string name;
+  std::string uid;
+  std::string service;    ///< Label: name of its ModelService.
+  std::string owner_uid;  ///< uid of the controlling owner.
+  Role role = Role::kActive;
+  std::string launch_identity;
+  std::string revision;
+
+  // How its start was decided.
+  StartPath path = StartPath::kStorage;
+  std::string path_reason;
+  TimePoint decided_at;  ///< From the annotation, else when the pod was created.
+
+  // What the kubelet says.
+  std::string node;
+  std::string phase;  ///< "Pending", "Running", "Succeeded", "Failed", "Unknown".
+  std::string phase_message;
+  bool deleting = false;
+  bool ready = false;
+  std::string unschedulable;            ///< The scheduler's message; empty when it has a place.
+  std::optional<TimePoint> started_at;  ///< When the kubelet took it.
+  bool agent_down = false;              ///< Its container waits to be started again.
+  std::string crash_looping;  ///< "engine: ..." when a container crash-loops; else empty.
+  int restarts = 0;           ///< Of the crash-looping container.
+
+  // What the agent said last.
+  std::optional<AgentState> agent_state;
+  std::string agent_message;
+  std::string address;
+  std::optional<WeightsReport> weights;
+  BytesBySource bytes;
+  std::optional<Timeline> timeline;
+  /// The annotations as they stand, to write only what changed.
+  std::map<std::string, std::string> reported;
+
+  bool operator==(const Instance&) const = default;
+};
+
+/// Reads a pod. Only a pod without name, uid, or the label rouse.dev/modelservice is an error;
+/// annotations that do not parse read as not there, since anybody who may write pods may have
+/// written them.
+Result<Instance> InstanceFromPod(const Json& pod);
+
+/// NAME-ORDINAL for this service; nullopt when `pod` is not of that form.
+std::optional<int> Ordinal(const std::string& pod, const std::string& service);
+
+}  // namespace rouse::plan

@@ -1,0 +1,41 @@
+// What the planner is told: one ModelService and the pods that it controls. A value.
+
+#pragma once
+
+#include <chrono>
+#include <vector>
+
+#include "operator/api/model_service.h"
+#include "operator/plan/instance.h"
+
+namespace rouse::plan {
+
+/// The operator's own settings that decisions depend on; from its flags.
+struct Policy {
+  /// With weights.fallback Storage: how long after the decision for a source replicas wait for its
+  /// weights before they load from storage themselves.
+  std::chrono::milliseconds peer_wait{120'000};
+  /// An instance that has not served this long after the kubelet took it has failed.
+  std::chrono::milliseconds start_deadline{3'600'000};
+  /// A container that crash-loops after this many restarts has failed.
+  int max_restarts = 3;
+  /// Wait before a replacement: nothing after the first failure, then this, doubled each time.
+  std::chrono::milliseconds backoff_first{10'000};
+  std::chrono::milliseconds backoff_max{300'000};
+
+  bool operator==(const Policy&) const = default;
+};
+
+struct Observed {
+  api::ModelService service;
+  /// Pods with this ModelService's uid as controller, in any order. A pod of another owner never
+  /// gets here.
+  std::vector<Instance> instances;
+  /// Names of pods of others that look like ours: NAME-ORDINAL, not to be used.
+  std::vector<std::string> taken_names;
+  Policy policy;
+
+  bool operator==(const Observed&) const = default;
+};
+
+}  // namespace rouse::plan

@@ -1,0 +1,227 @@
+#include "operator/plan/render_pod.h"
+
+#include "common/messages.h"
+#include "operator/api/names.h"
+#include "operator/plan/overlay.h"
+
+namespace rouse::plan {
+namespace {
+
+constexpr int kUser = 2000;
+
+// A target that may not fall back gets no checkpoint volume at all: its files come from a peer.
+bool HasModelVolume(const api::ModelService& service, const CreateInstance& action) {
+  return action.path != StartPath::kPeer ||
+         service.spec.fast_start.weights_fallback == api::Fallback::kStorage;
+}
+
+Json Env(const char* name, std::string value) { return {{"name", name}, {"value", std::move(value)}}; }
+
+Json FieldEnv(const char* name, const char* field) {
+  return {{"name", name}, {"valueFrom", {{"fieldRef", {{"fieldPath", field}}}}}};
+}
+
+Json Mount(const char* volume, const char* path, bool read_only = false) {
+  Json mount = {{"name", volume}, {"mountPath", path}};
+  if (read_only) mount["readOnly"] = true;
+  return mount;
+}
+
+Json ModelMount(const api::ModelService& service, const CreateInstance& action, bool read_only) {
+  const api::Storage& storage = service.spec.model.storage;
+  const bool from_storage = HasModelVolume(service, action);
+  Json mount = Mount("model", kModelDir, read_only || from_storage);
+  if (from_storage && storage.kind == api::Storage::Kind::kPersistentVolumeClaim &&
+      !storage.path.empty()) {
+    mount["subPath"] = storage.path;
+  }
+  return mount;
+}
+
+Json ModelVolume(const api::ModelService& service, const CreateInstance& action) {
+  const api::Storage& storage = service.spec.model.storage;
+  if (!HasModelVolume(service, action)) return {{"name", "model"}, {"emptyDir", Json::object()}};
+  if (storage.kind == api::Storage::Kind::kHostPath) {
+    return {{"name", "model"}, {"hostPath", {{"path", storage.path}, {"type", "Directory"}}}};
+  }
+  // Read-only at the volume too: the kubelet then leaves the files' owners alone.
+  return {{"name", "model"},
+          {"persistentVolumeClaim", {{"claimName", storage.claim_name}, {"readOnly", true}}}};
+}
+
+Json ContainerSecurity() {
+  return {{"allowPrivilegeEscalation", false},
+          {"readOnlyRootFilesystem", true},
+          {"capabilities", {{"drop", {"ALL"}}}}};
+}
+
+Json Probe(const char* path, int period_s, int failures) {
+  return {{"httpGet", {{"path", path}, {"port", kAgentPort}}},
+          {"periodSeconds", period_s},
+          {"timeoutSeconds", 2},
+          {"failureThreshold", failures}};
+}
+
+Json AgentEnv(const api::ModelService& service, const CreateInstance& action,
+              const PodConfig& config) {
+  const api::Spec& spec = service.spec;
+  const bool files_from_storage = HasModelVolume(service, action);
+  return Json::array({
+      FieldEnv("ROUSE_NAMESPACE", "metadata.namespace"),
+      FieldEnv("ROUSE_POD", "metadata.name"),
+      FieldEnv("ROUSE_POD_UID", "metadata.uid"),
+      FieldEnv("ROUSE_POD_IP", "status.podIP"),
+      FieldEnv("ROUSE_NODE", "spec.nodeName"),
+      Env("ROUSE_OPERATOR_URL", config.agent_facing_url),
+      Env("ROUSE_PORT", std::to_string(kAgentPort)),
+      Env("ROUSE_DECIDED_AT_US", std::to_string(api::ToMicros(action.decided_at))),
+      Env("ROUSE_PATH", std::string(ToString(action.path))),
+      Env("ROUSE_LAUNCH_IDENTITY", action.launch_identity),
+      Env("ROUSE_MODEL_DIR", kModelDir),
+      Env("ROUSE_MODEL_FILES", files_from_storage ? "Storage" : "Peer"),
+      Env("ROUSE_WEIGHTS_FALLBACK",
+          std::string(json::NameOf<api::Fallback>(spec.fast_start.weights_fallback,
+                                                  api::kFallbacks))),
+      Env("ROUSE_PLUGIN_DIR", kPluginDir),
+      Env("ROUSE_ENGINE_SOCKET", kEngineSocket),
+      Env("ROUSE_ENGINE_URL", "http://127.0.0.1:" + std::to_string(spec.engine.port)),
+      Env("ROUSE_SERVED_MODEL", spec.model.name),
+      Env("ROUSE_LOG_LEVEL", config.agent_log_level),
+  });
+}
+
+Json Agent(const api::ModelService& service, const CreateInstance& action,
+           const PodConfig& config) {
+  Json agent = {
+      {"name", api::kAgentContainer},
+      {"image", config.agent_image},
+      {"restartPolicy", "Always"},  // A native sidecar: starts before the engine, ends after it.
+      {"env", AgentEnv(service, action, config)},
+      {"ports", {{{"name", "rouse-agent"}, {"containerPort", kAgentPort}, {"protocol", "TCP"}}}},
+      {"startupProbe", Probe("/startupz", 1, static_cast<int>(config.agent_startup.count()))},
+      {"readinessProbe", Probe("/readyz", 1, 3)},
+      {"livenessProbe", Probe("/healthz", 10, 6)},
+      {"resources", config.agent_resources},
+      {"securityContext", ContainerSecurity()},
+      {"volumeMounts",
+       {Mount("rouse-plugin", kPluginDir), Mount("rouse-run", kRunDir),
+        ModelMount(service, action, /*read_only=*/false), Mount("dshm", "/dev/shm"),
+        Mount("tmp", "/tmp")}}};
+  if (!config.agent_image_pull_policy.empty()) {
+    agent["imagePullPolicy"] = config.agent_image_pull_policy;
+  }
+  return agent;
+}
+
+Json EngineArgs(const api::Spec& spec) {
+  const Json extra = {{"socket", kEngineSocket}};
+  Json args = {kModelDir,       "--served-model-name", spec.model.name,
+               "--port",        std::to_string(spec.engine.port),
+               "--load-format", "rouse",
+               "--model-loader-extra-config", json::Canonical(extra)};
+  for (const std::string& arg : spec.engine.args) args.push_back(arg);
+  return args;
+}
+
+// The same in every pod, since vLLM's compile cache is keyed by it: nothing here may differ from
+// pod to pod. The user the engine runs as has no passwd entry in a stock image, and torch asks
+// for its name.
+Json EngineEnv(const api::Spec& spec) {
+  Json env = Json::array({Env("PYTHONPATH", kPluginDir), Env("HOME", kHomeDir), Env("USER", "rouse"),
+                          Env("LOGNAME", "rouse")});
+  return Overlay({{"env", env}}, {{"env", spec.engine.env}})["env"];
+}
+
+Json Engine(const api::ModelService& service, const CreateInstance& action) {
+  const api::Engine& engine = service.spec.engine;
+  Json container = {
+      {"name", api::kEngineContainer},
+      {"image", engine.image},
+      {"args", EngineArgs(service.spec)},
+      {"env", EngineEnv(service.spec)},
+      {"ports", {{{"name", "http"}, {"containerPort", engine.port}, {"protocol", "TCP"}}}},
+      {"resources", engine.resources},
+      {"securityContext", ContainerSecurity()},
+      {"volumeMounts",
+       {Mount("rouse-plugin", kPluginDir, true), Mount("rouse-run", kRunDir),
+        ModelMount(service, action, /*read_only=*/true), Mount("home", kHomeDir),
+        Mount("dshm", "/dev/shm"), Mount("tmp", "/tmp")}}};
+  if (!engine.image_pull_policy.empty()) container["imagePullPolicy"] = engine.image_pull_policy;
+  return container;
+}
+
+Json Volumes(const api::ModelService& service, const CreateInstance& action) {
+  const auto empty = [](const char* name) {
+    return Json{{"name", name}, {"emptyDir", Json::object()}};
+  };
+  return Json::array(
+      {empty("rouse-plugin"), empty("rouse-run"), ModelVolume(service, action), empty("home"),
+       Json{{"name", "dshm"}, {"emptyDir", {{"medium", "Memory"}, {"sizeLimit", "1Gi"}}}},
+       empty("tmp")});
+}
+
+Json Spec(const api::ModelService& service, const CreateInstance& action, const PodConfig& config) {
+  Json spec = {{"restartPolicy", "Always"},
+               {"terminationGracePeriodSeconds", config.termination_grace.count()},
+               {"automountServiceAccountToken", false},
+               // Service variables would differ from pod to pod, and name things nobody asked for.
+               {"enableServiceLinks", false},
+               {"securityContext",
+                {{"runAsNonRoot", true},
+                 {"runAsUser", kUser},
+                 {"runAsGroup", kUser},
+                 {"fsGroup", kUser},
+                 {"fsGroupChangePolicy", "OnRootMismatch"},
+                 {"seccompProfile", {{"type", "RuntimeDefault"}}}}},
+               {"initContainers", {Agent(service, action, config)}},
+               {"containers", {Engine(service, action)}},
+               {"volumes", Volumes(service, action)}};
+  for (const std::string& secret : config.image_pull_secrets) {
+    spec["imagePullSecrets"].push_back({{"name", secret}});
+  }
+  return spec;
+}
+
+}  // namespace
+
+Json RenderPod(const api::ModelService& service, const CreateInstance& action,
+               const PodConfig& config) {
+  const api::ObjectMeta& owner = service.metadata;
+  Json pod = {{"metadata", {{"labels", {{"app.kubernetes.io/name", owner.name},
+                                        {"app.kubernetes.io/managed-by", "rouse"}}},
+                            {"annotations", {{"kubectl.kubernetes.io/default-container",
+                                              api::kEngineContainer}}}}},
+              {"spec", Spec(service, action, config)}};
+  const Json& overlay = service.spec.pod_template;
+  Json wanted = Json::object();
+  if (overlay.contains("metadata")) {
+    for (const char* key : {"labels", "annotations"}) {
+      if (overlay["metadata"].contains(key)) wanted["metadata"][key] = overlay["metadata"][key];
+    }
+  }
+  if (overlay.contains("spec")) wanted["spec"] = overlay["spec"];
+  pod = Overlay(std::move(pod), wanted);
+
+  pod["apiVersion"] = "v1";
+  pod["kind"] = "Pod";
+  Json& metadata = pod["metadata"];
+  metadata["name"] = action.pod;
+  metadata["namespace"] = owner.ns;
+  metadata["ownerReferences"] = {{{"apiVersion", api::kGroupVersion},
+                                  {"kind", api::kKind},
+                                  {"name", owner.name},
+                                  {"uid", owner.uid},
+                                  {"controller", true},
+                                  {"blockOwnerDeletion", true}}};
+  metadata["labels"][api::kLabelModelService] = owner.name;
+  metadata["labels"][api::kLabelRole] = "Active";
+  metadata["labels"][api::kLabelLaunchIdentity] = action.launch_identity;
+  metadata["annotations"][api::kAnnotationPath] = ToString(action.path);
+  metadata["annotations"][api::kAnnotationPathReason] = action.path_reason;
+  metadata["annotations"][api::kAnnotationDecidedAtUs] =
+      std::to_string(api::ToMicros(action.decided_at));
+  metadata["annotations"][api::kAnnotationRevision] = action.revision;
+  return pod;
+}
+
+}  // namespace rouse::plan

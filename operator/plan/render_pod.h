@@ -1,0 +1,42 @@
+// The complete pod of one instance. Pure: the same arguments give the same pod, byte for byte.
+
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+#include "operator/api/model_service.h"
+#include "operator/plan/action.h"
+
+namespace rouse::plan {
+
+using json::Json;
+
+/// What the operator's flags say about pods.
+struct PodConfig {
+  std::string agent_image;
+  std::string agent_image_pull_policy;  ///< Empty: Kubernetes' own default.
+  std::string agent_facing_url;         ///< "http://10.96.0.7:7480", no name: pods may have no DNS.
+  Json agent_resources = Json::object();
+  std::vector<std::string> image_pull_secrets;
+  std::string agent_log_level = "info";
+  /// The agent's start-up probe gives up after this long, and the kubelet restarts the agent.
+  std::chrono::seconds agent_startup{3'600};
+  std::chrono::seconds termination_grace{30};
+};
+
+/// Where things are inside a pod (docs/protocols.md §5).
+inline constexpr char kModelDir[] = "/rouse/model";
+inline constexpr char kPluginDir[] = "/rouse/plugin";
+inline constexpr char kRunDir[] = "/rouse/run";
+inline constexpr char kHomeDir[] = "/rouse/home";
+inline constexpr char kEngineSocket[] = "/rouse/run/engine.sock";
+
+/// Renders the pod that `action` asks for: agent as native sidecar, engine, volumes, then
+/// spec.template laid over it (overlay.h), then what nobody may change: name, owner, and everything
+/// under rouse.dev/.
+Json RenderPod(const api::ModelService& service, const CreateInstance& action,
+               const PodConfig& config);
+
+}  // namespace rouse::plan

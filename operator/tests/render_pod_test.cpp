@@ -1,0 +1,254 @@
+#include <catch2/catch.hpp>
+
+#include "operator/plan/overlay.h"
+#include "operator/plan/render_pod.h"
+#include "operator/plan/instance.h"
+#include "operator/tests/state.h"
+
+using namespace rouse;
+using namespace rouse::plan;
+using namespace rouse::plan::testing;
+
+namespace {
+
+PodConfig Config() {
+  PodConfig config;
+  config.agent_image = "rouse-agent:1";
+  config.agent_facing_url = "http://10.96.0.7:7480";
+  return config;
+}
+
+CreateInstance Create(StartPath path) {
+  return {.pod = "demo-1",
+          .path = path,
+          .path_reason = "Wake: no guards",
+          .launch_identity = "identity",
+          .revision = "revision",
+          .decided_at = kNow};
+}
+
+Json Render(StartPath path, const Json& pod_template = Json::object(),
+            api::Fallback fallback = api::Fallback::kStorage) {
+  api::ModelService service = Service(2);
+  service.spec.fast_start.weights_fallback = fallback;
+  service.spec.pod_template = pod_template;
+  return RenderPod(service, Create(path), Config());
+}
+
+// The entry of a list with this name (or mount path).
+Json Find(const Json& list, const std::string& name, const char* key = "name") {
+  REQUIRE(list.is_array());
+  for (const Json& item : list) {
+    if (item.at(key) == name) return item;
+  }
+  FAIL("no " << name << " in " << list.dump());
+  return {};
+}
+
+Json AgentOf(const Json& pod) { return Find(pod["spec"]["initContainers"], "agent"); }
+Json EngineOf(const Json& pod) { return Find(pod["spec"]["containers"], "engine"); }
+std::string EnvOf(const Json& container, const std::string& name) {
+  return Find(container["env"], name).at("value");
+}
+
+}  // namespace
+
+TEST_CASE("a pod belongs to its ModelService and says how it was decided") {
+  const Json pod = Render(StartPath::kPeer);
+  CHECK(pod["apiVersion"] == "v1");
+  CHECK(pod["kind"] == "Pod");
+  const Json& meta = pod["metadata"];
+  CHECK(meta["name"] == "demo-1");
+  CHECK(meta["namespace"] == "default");
+  REQUIRE(meta["ownerReferences"].is_array());
+  REQUIRE(meta["ownerReferences"].size() == 1);
+  CHECK(meta["ownerReferences"][0] == Json{{"apiVersion", "rouse.dev/v1alpha1"},
+                                           {"kind", "ModelService"},
+                                           {"name", "demo"},
+                                           {"uid", "service-uid"},
+                                           {"controller", true},
+                                           {"blockOwnerDeletion", true}});
+  CHECK(meta["labels"]["rouse.dev/modelservice"] == "demo");
+  CHECK(meta["labels"]["rouse.dev/role"] == "Active");
+  CHECK(meta["labels"]["rouse.dev/launch-identity"] == "identity");
+  CHECK(meta["annotations"]["rouse.dev/path"] == "Peer");
+  CHECK(meta["annotations"]["rouse.dev/path-reason"] == "Wake: no guards");
+  CHECK(meta["annotations"]["rouse.dev/decided-at-us"] == std::to_string(kNowUs));
+}
+
+TEST_CASE("what is rendered reads back as the instance that was decided") {
+  Json pod = Render(StartPath::kPeer);
+  pod["metadata"]["uid"] = "pod-uid";
+  const auto instance = InstanceFromPod(pod);
+  REQUIRE(instance.ok());
+  CHECK(instance->service == "demo");
+  CHECK(instance->owner_uid == "service-uid");
+  CHECK(instance->role == Role::kActive);
+  CHECK(instance->path == StartPath::kPeer);
+  CHECK(instance->decided_at == kNow);
+  CHECK(instance->launch_identity == "identity");
+  CHECK(instance->revision == "revision");
+}
+
+TEST_CASE("the agent is a native sidecar with probes, and knows all it needs without DNS") {
+  const Json agent = AgentOf(Render(StartPath::kPeer));
+  CHECK(agent["image"] == "rouse-agent:1");
+  CHECK(agent["restartPolicy"] == "Always");
+  CHECK(agent["startupProbe"]["httpGet"] == Json{{"path", "/startupz"}, {"port", 7410}});
+  CHECK(agent["startupProbe"]["failureThreshold"] == 3600);
+  CHECK(agent["readinessProbe"]["httpGet"]["path"] == "/readyz");
+  CHECK(agent["ports"] ==
+        Json::parse(R"([{"name": "rouse-agent", "containerPort": 7410, "protocol": "TCP"}])"));
+  CHECK(agent["resources"] == Json::object());
+  CHECK(EnvOf(agent, "ROUSE_OPERATOR_URL") == "http://10.96.0.7:7480");
+  CHECK(EnvOf(agent, "ROUSE_DECIDED_AT_US") == std::to_string(kNowUs));
+  CHECK(EnvOf(agent, "ROUSE_PATH") == "Peer");
+  CHECK(EnvOf(agent, "ROUSE_LAUNCH_IDENTITY") == "identity");
+  CHECK(EnvOf(agent, "ROUSE_MODEL_DIR") == "/rouse/model");
+  CHECK(EnvOf(agent, "ROUSE_PLUGIN_DIR") == "/rouse/plugin");
+  CHECK(EnvOf(agent, "ROUSE_ENGINE_SOCKET") == "/rouse/run/engine.sock");
+  CHECK(EnvOf(agent, "ROUSE_ENGINE_URL") == "http://127.0.0.1:8000");
+  CHECK(EnvOf(agent, "ROUSE_SERVED_MODEL") == "org/model");
+  CHECK(EnvOf(agent, "ROUSE_PORT") == "7410");
+  CHECK(EnvOf(agent, "ROUSE_WEIGHTS_FALLBACK") == "Storage");
+  for (const auto& [name, path] : std::map<std::string, std::string>{
+           {"ROUSE_NAMESPACE", "metadata.namespace"},
+           {"ROUSE_POD", "metadata.name"},
+           {"ROUSE_POD_UID", "metadata.uid"},
+           {"ROUSE_POD_IP", "status.podIP"},
+           {"ROUSE_NODE", "spec.nodeName"}}) {
+    CHECK(Find(agent["env"], name)["valueFrom"]["fieldRef"]["fieldPath"] == path);
+  }
+  for (const char* path : {"/rouse/plugin", "/rouse/run", "/rouse/model", "/tmp", "/dev/shm"}) {
+    Find(agent["volumeMounts"], path, "mountPath");
+  }
+}
+
+TEST_CASE("the engine is a stock image with Rouse's arguments before the user's") {
+  const Json engine = EngineOf(Render(StartPath::kPeer));
+  CHECK(engine["image"] == "vllm:1");
+  CHECK_FALSE(engine.contains("command"));
+  CHECK(engine["args"] ==
+        Json{"/rouse/model", "--served-model-name", "org/model", "--port", "8000", "--load-format",
+             "rouse", "--model-loader-extra-config", R"({"socket":"/rouse/run/engine.sock"})",
+             "--max-model-len=256"});
+  CHECK(EnvOf(engine, "PYTHONPATH") == "/rouse/plugin");
+  CHECK(EnvOf(engine, "HOME") == "/rouse/home");
+  CHECK(EnvOf(engine, "A") == "1");
+  CHECK(engine["resources"]["limits"]["nvidia.com/gpu"] == "1");
+  CHECK(engine["ports"][0]["containerPort"] == 8000);
+  CHECK(Find(engine["volumeMounts"], "/rouse/model", "mountPath")["readOnly"] == true);
+  CHECK(Find(engine["volumeMounts"], "/rouse/home", "mountPath")["name"] == "home");
+}
+
+TEST_CASE("the engine's container is the same in every pod, since caches are keyed by it") {
+  Json a = EngineOf(Render(StartPath::kPeer));
+  Json b = EngineOf(Render(StartPath::kStorage));
+  CHECK(a["env"] == b["env"]);
+  CHECK(a["args"] == b["args"]);
+}
+
+TEST_CASE("pods run without any privilege") {
+  const Json pod = Render(StartPath::kStorage);
+  const Json& security = pod["spec"]["securityContext"];
+  CHECK(security["runAsNonRoot"] == true);
+  CHECK(security["runAsUser"] == 2000);
+  CHECK(security["seccompProfile"]["type"] == "RuntimeDefault");
+  CHECK(pod["spec"]["automountServiceAccountToken"] == false);
+  CHECK(pod["spec"]["enableServiceLinks"] == false);
+  for (const Json& container : {AgentOf(pod), EngineOf(pod)}) {
+    CHECK(container["securityContext"] ==
+          Json::parse(R"({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+                          "capabilities": {"drop": ["ALL"]}})"));
+  }
+  CHECK(Find(pod["spec"]["volumes"], "dshm")["emptyDir"] ==
+        Json{{"medium", "Memory"}, {"sizeLimit", "1Gi"}});
+}
+
+TEST_CASE("the model folder comes from storage, read-only, unless a target may not fall back") {
+  for (const StartPath path : {StartPath::kStorage, StartPath::kPeer}) {
+    const Json pod = Render(path);
+    CHECK(Find(pod["spec"]["volumes"], "model")["persistentVolumeClaim"] ==
+          Json{{"claimName", "models"}, {"readOnly", true}});
+    const Json mount = Find(AgentOf(pod)["volumeMounts"], "/rouse/model", "mountPath");
+    CHECK(mount["subPath"] == "m");
+    CHECK(mount["readOnly"] == true);
+    CHECK(EnvOf(AgentOf(pod), "ROUSE_MODEL_FILES") == "Storage");
+  }
+  const Json first = Render(StartPath::kStorage, Json::object(), api::Fallback::kNone);
+  CHECK(Find(first["spec"]["volumes"], "model").contains("persistentVolumeClaim"));
+  CHECK(EnvOf(AgentOf(first), "ROUSE_WEIGHTS_FALLBACK") == "None");
+
+  const Json target = Render(StartPath::kPeer, Json::object(), api::Fallback::kNone);
+  CHECK(Find(target["spec"]["volumes"], "model") ==
+        Json{{"name", "model"}, {"emptyDir", Json::object()}});
+  const Json agent_mount = Find(AgentOf(target)["volumeMounts"], "/rouse/model", "mountPath");
+  CHECK_FALSE(agent_mount.contains("readOnly"));
+  CHECK_FALSE(agent_mount.contains("subPath"));
+  CHECK(Find(EngineOf(target)["volumeMounts"], "/rouse/model", "mountPath")["readOnly"] == true);
+  CHECK(EnvOf(AgentOf(target), "ROUSE_MODEL_FILES") == "Peer");
+  CHECK(target.dump().find("\"models\"") == std::string::npos);
+}
+
+TEST_CASE("a hostPath is mounted as it is") {
+  api::ModelService service = Service(1);
+  service.spec.model.storage = {api::Storage::Kind::kHostPath, "", "/srv/model"};
+  const Json pod = RenderPod(service, Create(StartPath::kStorage), Config());
+  CHECK(Find(pod["spec"]["volumes"], "model")["hostPath"] ==
+        Json{{"path", "/srv/model"}, {"type", "Directory"}});
+  CHECK_FALSE(Find(EngineOf(pod)["volumeMounts"], "/rouse/model", "mountPath").contains("subPath"));
+}
+
+TEST_CASE("the template is laid over the pod, and cannot take it away from us") {
+  const Json overlay = Json::parse(R"({
+    "metadata": {"name": "other", "labels": {"team": "a", "rouse.dev/role": "Guard"},
+                 "annotations": {"rouse.dev/path": "Wake", "note": "x"}},
+    "spec": {
+      "nodeSelector": {"gpu": "h200"},
+      "tolerations": [{"key": "gpu", "operator": "Exists"}],
+      "securityContext": {"runAsUser": 1000},
+      "containers": [
+        {"name": "engine", "env": [{"name": "HOME", "value": "/h"}, {"name": "B", "value": "2"}],
+         "resources": {"limits": {"rdma/ib": 1}},
+         "volumeMounts": [{"name": "cache", "mountPath": "/cache"}]},
+        {"name": "extra", "image": "extra:1"}],
+      "volumes": [{"name": "cache", "emptyDir": {}}]}})");
+  const Json pod = Render(StartPath::kPeer, overlay);
+  CHECK(pod["metadata"]["name"] == "demo-1");
+  CHECK(pod["metadata"]["labels"]["team"] == "a");
+  CHECK(pod["metadata"]["labels"]["rouse.dev/role"] == "Active");
+  CHECK(pod["metadata"]["annotations"]["rouse.dev/path"] == "Peer");
+  CHECK(pod["metadata"]["annotations"]["note"] == "x");
+  CHECK(pod["spec"]["nodeSelector"]["gpu"] == "h200");
+  CHECK(pod["spec"]["tolerations"].size() == 1);
+  CHECK(pod["spec"]["securityContext"]["runAsUser"] == 1000);
+  CHECK(pod["spec"]["securityContext"]["runAsNonRoot"] == true);
+  const Json engine = EngineOf(pod);
+  CHECK(EnvOf(engine, "HOME") == "/h");
+  CHECK(EnvOf(engine, "B") == "2");
+  CHECK(EnvOf(engine, "PYTHONPATH") == "/rouse/plugin");
+  CHECK(engine["resources"]["limits"] == Json{{"nvidia.com/gpu", "1"}, {"rdma/ib", 1}});
+  CHECK(Find(engine["volumeMounts"], "/cache", "mountPath")["name"] == "cache");
+  Find(engine["volumeMounts"], "/rouse/model", "mountPath");
+  CHECK(Find(pod["spec"]["containers"], "extra")["image"] == "extra:1");
+  CHECK(Find(pod["spec"]["volumes"], "cache")["emptyDir"] == Json::object());
+}
+
+TEST_CASE("overlays merge maps and keyed lists, replace the rest, and remove by null") {
+  const auto overlay = [](const char* base, const char* patch) {
+    return Overlay(Json::parse(base), Json::parse(patch));
+  };
+  CHECK(overlay(R"({"a": {"b": 1, "c": 2}})", R"({"a": {"c": 3, "d": 4}})") ==
+        Json::parse(R"({"a": {"b": 1, "c": 3, "d": 4}})"));
+  CHECK(overlay(R"({"a": 1, "b": 2})", R"({"a": null})") == Json::parse(R"({"b": 2})"));
+  CHECK(overlay(R"({"args": ["x", "y"]})", R"({"args": ["z"]})") == Json::parse(R"({"args": ["z"]})"));
+  CHECK(overlay(R"({"ports": [{"containerPort": 1, "name": "a"}]})",
+                R"({"ports": [{"containerPort": 1, "name": "b"}, {"containerPort": 2}]})") ==
+        Json::parse(R"({"ports": [{"containerPort": 1, "name": "b"}, {"containerPort": 2}]})"));
+  CHECK(overlay(R"({"tolerations": [{"key": "a", "effect": "NoSchedule"}]})",
+                R"({"tolerations": [{"key": "a", "effect": "NoExecute"}]})")["tolerations"]
+            .size() == 2);
+  CHECK(overlay(R"({"a": "text"})", R"({"a": {"b": 1}})") == Json::parse(R"({"a": {"b": 1}})"));
+  CHECK(overlay(R"({"containers": [{"name": "e"}]})", R"({"containers": ["nonsense", {"name": "e", "x": 1}]})") ==
+        Json::parse(R"({"containers": [{"name": "e", "x": 1}, "nonsense"]})"));
+}
