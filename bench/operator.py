@@ -256,15 +256,8 @@ def main() -> None:
     figures = []
 
     def figure(what: str, value: float, unit: str, against: float) -> None:
-        figures.append(
-            {
-                "what": what,
-                "value": round(value, 4),
-                "unit": unit,
-                "against": against,
-                "ratio": round(value / against, 3),
-            }
-        )
+        numbers = {"value": round(value, 4), "unit": unit, "against": against}
+        figures.append({"what": what, **numbers, "ratio": round(value / against, 3)})
 
     with tempfile.TemporaryDirectory(prefix="rouse-bench-") as work:
         bench = Bench(options.operator, Path(work))
@@ -327,9 +320,8 @@ def write(out: Path, figures: list[dict]) -> None:
     out.write_text(json.dumps(document, indent=2) + "\n")
     width = max(len(x["what"]) for x in figures)
     for each in figures:
-        print(
-            f"{each['what']:<{width}}  {each['value']:>9.3f} {each['unit']:<3} against {each['against']:>6} ({each['ratio']:.2f})"
-        )
+        numbers = f"{each['value']:>9.3f} {each['unit']:<3} against {each['against']:>6}"
+        print(f"{each['what']:<{width}}  {numbers} ({each['ratio']:.2f})")
     print(f"written to {out}")
 
 

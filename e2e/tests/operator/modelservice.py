@@ -43,6 +43,10 @@ def pods(cluster: Cluster, namespace: str, name: str = NAME) -> dict[str, Object
     return {x["metadata"]["name"]: x for x in found if "deletionTimestamp" not in x["metadata"]}
 
 
+def uids(found: dict[str, Object]) -> set[str]:
+    return {x["metadata"]["uid"] for x in found.values()}
+
+
 def ready(pod: Object) -> bool:
     conditions = {x["type"]: x["status"] for x in pod["status"].get("conditions", [])}
     return conditions.get("Ready") == "True"

@@ -13,7 +13,16 @@ from rouse_e2e.processes import wait_until
 from .conftest import ACCOUNT, SYSTEM, Operator, World
 from .fake_agent_reports import FakeAgents, report, send
 from .fake_faulty_proxy import Answer, Cut, FakeFaultyProxy, Hook, Request, Stream
-from .modelservice import modelservice, peer, pods, scale, status, wait_pods, wait_status
+from .modelservice import (
+    modelservice,
+    peer,
+    pods,
+    scale,
+    status,
+    uids,
+    wait_pods,
+    wait_status,
+)
 
 WATCHED = ("modelservices", "pods")
 
@@ -57,7 +66,6 @@ def test_an_api_server_that_is_down_for_20_s_costs_nothing_but_that_time(
     time.sleep(20)
     cluster.control_plane.start_apiserver()
     assert time.monotonic() - ended >= 20
-    uids = lambda found: {x["metadata"]["uid"] for x in found.values()}  # noqa: E731
     assert uids(wait_pods(cluster, namespace, 3)) == uids(before), "running instances were to stay"
     scale(cluster, namespace, 5)
     wait_pods(cluster, namespace, 5, 60)
@@ -251,9 +259,11 @@ def test_killed_between_any_two_actions_of_a_scale_out_it_ends_with_exactly_the_
                 proxy.rule = rule
                 scale(cluster, namespace, 3)
                 where = f"write {number} of {len(ours)}, {moment}"
-                settled = lambda: (
-                    killed.is_set() or status(cluster, namespace).get("readyReplicas") == 3
-                )  # noqa: E731
+
+                def settled(killed: threading.Event = killed) -> bool:
+                    found = status(cluster, namespace)
+                    return killed.is_set() or found.get("readyReplicas") == 3
+
                 wait_until(f"the kill at {where}", 30, settled)
                 kills += killed.is_set()
                 victim.kill()
@@ -470,9 +480,11 @@ def test_a_report_is_kept_on_the_pod_so_that_a_restarted_operator_knows_it(
     first = make_operator("first").start()
     pod = wait_pods(cluster, namespace, {"m-0"})["m-0"]
     assert send(first.port, report(pod))[0] == 200
-    told = lambda: (
-        "rouse.dev/weights" in cluster.get("pod", "m-0", namespace)["metadata"]["annotations"]
-    )  # noqa: E731
+
+    def told() -> bool:
+        pod = cluster.get("pod", "m-0", namespace)
+        return "rouse.dev/weights" in pod["metadata"]["annotations"]
+
     wait_until("the report on the pod", 10, told)
     first.kill()
     world.forget_lease()

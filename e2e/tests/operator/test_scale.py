@@ -266,7 +266,10 @@ def test_an_agent_that_gave_up_has_its_pod_replaced_and_the_reason_told(
                 None,
             ),
         )
-        recovered = lambda: condition(cluster, namespace, "Degraded").get("status") == "False"  # noqa: E731
+
+        def recovered() -> bool:
+            return condition(cluster, namespace, "Degraded").get("status") == "False"
+
         wait_until("recovery to be told", 30, recovered)
 
 
