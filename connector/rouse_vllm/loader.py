@@ -19,7 +19,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
 
 from rouse_vllm import IMPORTED_AT_VARIABLE, identity, manifest, tensors
-from rouse_vllm.errors import AgentRefused, RouseError
+from rouse_vllm.errors import AgentRefused, ManifestError, RouseError, Unsupported
 from rouse_vllm.link import Link, Rank, Settings, now_us
 from rouse_vllm.session import PEER, STORAGE
 from rouse_vllm.version import TESTED_VLLM, is_tested_vllm
@@ -65,7 +65,10 @@ class RouseModelLoader(DefaultModelLoader):
             model = super().load_model(vllm_config, model_config, prefix)
             if self._finish(model):
                 break
-            del model  # Before the next one takes its memory.
+            # Before the next one takes its memory and its layers' names.
+            del model
+            vllm_config.compilation_config.static_forward_context.clear()
+            vllm_config.compilation_config.static_all_moe_layers.clear()
         self._phase("ModelReady")
         if self._link is not None:
             _open_links.append(self._link)
@@ -127,7 +130,7 @@ class RouseModelLoader(DefaultModelLoader):
         self._link = Link(self._settings, rank, moments)
         self._connect()
 
-    def _connect(self) -> None:
+    def _connect(self, after: RouseError | None = None) -> None:
         """Asks the agent, on a new connection, where the weights come from."""
         assert self._link is not None
         try:
@@ -144,7 +147,7 @@ class RouseModelLoader(DefaultModelLoader):
                 self._peer_attempts += 1
                 if self._peer_attempts > _MAX_PEER_ATTEMPTS:
                     self._source = STORAGE
-                    self._reason = f"{_MAX_PEER_ATTEMPTS} attempts to take weights from peers failed"
+                    self._reason = f"{_MAX_PEER_ATTEMPTS} attempts failed, the last one: {after}"
             logger.info("Rouse: weights come from %s (%s)", self._source, self._reason)
 
     def _give_up(self, error: RouseError) -> None:
@@ -164,9 +167,14 @@ class RouseModelLoader(DefaultModelLoader):
         started_us = now_us()
         try:
             described = self._link.take(model)
+        except (ManifestError, Unsupported) as error:
+            # They would not fit the next time either.
+            logger.warning("Rouse: the agent's weights are not for this model: %s", error)
+            self._source, self._reason = STORAGE, str(error)
+            return False
         except RouseError as error:
             logger.warning("Rouse: weights could not be taken from the agent: %s", error)
-            self._connect()
+            self._connect(after=error)
             return False
         logger.info(
             "Rouse: took %d tensors, %.1f MiB, from the agent in %.3f s",

@@ -263,7 +263,15 @@ def move_in(named: list[Named], layout: Layout, writable: ArenaView, private: Ar
 def copy_out(pairs: list[tuple[Named, Tensor]], view: ArenaView) -> None:
     """Copies the arena's bytes over the model's, at the addresses the model has."""
     for entry, place in pairs:
-        entry.tensor.data.copy_(view.tensor(place))
+        _distinct(entry.tensor.data).copy_(_distinct(view.tensor(place)))
+
+
+def _distinct(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of an expanded tensor that has memory of its own (the rest repeats it)."""
+    for dimension, step in enumerate(tensor.stride()):
+        if step == 0:
+            tensor = tensor.narrow(dimension, 0, 1)
+    return tensor
 
 
 def scalars(model: nn.Module) -> dict[str, Scalar]:
