@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from rouse_e2e import paths
 from rouse_e2e.cluster import wait_until
 from rouse_e2e.real import nodes_folder, sweep
