@@ -1,0 +1,56 @@
+// Starts the real rouse-agent program in a folder of its own, and ends it.
+
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <map>
+#include <optional>
+#include <string>
+
+namespace rouse::agent {
+
+/// A temporary folder, removed with all it contains.
+class TempFolder {
+ public:
+  TempFolder();
+  ~TempFolder();
+  TempFolder(const TempFolder&) = delete;
+  TempFolder& operator=(const TempFolder&) = delete;
+
+  const std::string& path() const { return path_; }
+  /// Writes a file below it, folders made.
+  void Write(const std::string& relative, const std::string& content) const;
+
+ private:
+  std::string path_;
+};
+
+class AgentProcess {
+ public:
+  /// `environment` adds to (or replaces) what an agent needs: ROUSE_... as the operator gives them.
+  AgentProcess(const std::string& pod, const std::string& operator_url,
+               std::map<std::string, std::string> environment);
+  /// Kills it if it still runs.
+  ~AgentProcess();
+  AgentProcess(const AgentProcess&) = delete;
+  AgentProcess& operator=(const AgentProcess&) = delete;
+
+  pid_t pid() const { return pid_; }
+  std::string socket() const { return folder_.path() + "/engine.sock"; }
+  std::string model_dir() const { return folder_.path() + "/model"; }
+  std::string plugin_dir() const { return folder_.path() + "/plugin"; }
+  const TempFolder& folder() const { return folder_; }
+  std::string log() const;
+
+  void Signal(int number) const;
+  /// The exit status (128 + signal when it was killed); nullopt when it still runs after `longest`.
+  std::optional<int> Wait(std::chrono::milliseconds longest = std::chrono::seconds(20));
+
+ private:
+  TempFolder folder_;
+  pid_t pid_ = -1;
+};
+
+}  // namespace rouse::agent

@@ -1,0 +1,359 @@
+// The agent program as a whole: real processes, the real socket, UCX over loopback.
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+#include <thread>
+
+#include "agent/tests/agent_process.h"
+#include "agent/tests/fake_engine.h"
+#include "agent/tests/fake_operator.h"
+#include "common/sha256.h"
+
+using namespace rouse;
+using namespace rouse::agent;
+
+namespace {
+
+// Three slabs of 8 MiB or less, the last chunk and the last slab cut short.
+constexpr std::size_t kArenaBytes = (20u << 20) + 512;
+
+std::map<std::string, std::string> Peer(std::map<std::string, std::string> more = {}) {
+  more.insert({{"ROUSE_PATH", "Peer"}});
+  return more;
+}
+
+/// An agent whose engine has published `bytes`, servable.
+void PublishOn(const AgentProcess& agent, const FakeOperator& fake_operator, const std::string& pod,
+               const std::string& bytes) {
+  auto engine = FakeEngine::Connect(agent.socket());
+  REQUIRE(engine.ok());
+  auto welcome = engine->Hello(TestIdentity());
+  REQUIRE(welcome.ok());
+  REQUIRE(welcome->body["source"] == "Storage");
+  auto published = engine->CreateFillPublish(TestIdentity(), 0, bytes);
+  REQUIRE(published.ok());
+  INFO(published->body.dump());
+  REQUIRE(published->type() == "Ok");
+  REQUIRE(fake_operator.WaitForServable(pod));
+}
+
+std::string Metrics(const AgentReport& report) {
+  auto client = http::Client::Create(report.address);
+  REQUIRE(client.ok());
+  auto answer = (*client)->Send({.target = "/metrics"});
+  REQUIRE(answer.ok());
+  return answer->body;
+}
+
+int Probe(const std::string& address, const std::string& path) {
+  auto client = http::Client::Create(address);
+  auto answer = (*client)->Send({.target = path});
+  return answer.ok() ? answer->status : -1;
+}
+
+}  // namespace
+
+TEST_CASE("An engine's weights reach a second agent, and a third from the second") {
+  FakeOperator fake_operator;
+  const std::string bytes = TestBytes(kArenaBytes, 1);
+  AgentProcess first("demo-0", fake_operator.url(), {});
+  PublishOn(first, fake_operator, "demo-0", bytes);
+  const auto source = fake_operator.Last("demo-0");
+  CHECK(source->bytes_by_source.storage == kArenaBytes);
+  CHECK(source->weights->bytes == kArenaBytes);
+  CHECK(source->weights->identity == IdentityDigest(TestIdentity()));
+
+  AgentProcess second("demo-1", fake_operator.url(), Peer());
+  REQUIRE(fake_operator.WaitForServable("demo-1"));
+  const auto target = fake_operator.Last("demo-1");
+  CHECK(target->bytes_by_source.peer == kArenaBytes);
+  CHECK(target->bytes_by_source.storage == 0);
+  CHECK(target->transport.find("tcp") != std::string::npos);
+  CHECK(target->weights->identity == source->weights->identity);
+  CHECK(Probe(target->address, "/startupz") == 200);
+  CHECK(Probe(target->address, "/readyz") == 503);
+
+  {
+    auto engine = FakeEngine::Connect(second.socket());
+    REQUIRE(engine.ok());
+    auto welcome = engine->Hello(TestIdentity());
+    REQUIRE(welcome.ok());
+    CHECK(welcome->body["source"] == "Peer");
+    auto got = engine->AwaitAndRead(0);
+    INFO(got.status().ToString());
+    REQUIRE(got.ok());
+    CHECK(*got == bytes);
+  }
+  // Killing the first must not matter to the third.
+  first.Signal(SIGKILL);
+  REQUIRE(first.Wait() == 128 + SIGKILL);
+  fake_operator.NamePeers({{.pod = "demo-1", .node = "node-a", .address = target->address}});
+  AgentProcess third("demo-2", fake_operator.url(), Peer());
+  REQUIRE(fake_operator.WaitForServable("demo-2"));
+  auto engine = FakeEngine::Connect(third.socket());
+  REQUIRE(engine->Hello(TestIdentity()).ok());
+  auto got = engine->AwaitAndRead(0);
+  REQUIRE(got.ok());
+  CHECK(*got == bytes);  // Also: nobody saw what the second's engine wrote into its private mapping.
+}
+
+TEST_CASE("Weights survive a crash of the engine") {
+  FakeOperator fake_operator;
+  const std::string bytes = TestBytes(kArenaBytes, 2);
+  AgentProcess agent("demo-0", fake_operator.url(), {});
+  PublishOn(agent, fake_operator, "demo-0", bytes);  // Its connection is gone after this.
+  auto engine = FakeEngine::Connect(agent.socket());
+  auto welcome = engine->Hello(TestIdentity());
+  REQUIRE(welcome.ok());
+  CHECK(welcome->body["source"] == "Peer");
+  CHECK(welcome->body["reason"] == "published by this pod's engine");
+  auto got = engine->AwaitAndRead(0);
+  REQUIRE(got.ok());
+  CHECK(*got == bytes);
+}
+
+TEST_CASE("An engine whose identity differs in one field is told which, and may load from storage") {
+  FakeOperator fake_operator;
+  const std::string bytes = TestBytes(kArenaBytes, 3);
+  AgentProcess first("demo-0", fake_operator.url(), {});
+  PublishOn(first, fake_operator, "demo-0", bytes);
+  Identity other = TestIdentity();
+  other["dtype"] = "float16";
+
+  SECTION("with fallback Storage") {
+    AgentProcess second("demo-1", fake_operator.url(), Peer());
+    REQUIRE(fake_operator.WaitForServable("demo-1"));
+    auto engine = FakeEngine::Connect(second.socket());
+    auto welcome = engine->Hello(other);
+    REQUIRE(welcome.ok());
+    INFO(welcome->body.dump());
+    CHECK(welcome->body["source"] == "Storage");
+    const std::string reason = welcome->body["reason"];
+    CHECK(reason.find("dtype: \"float16\" here, \"bfloat16\" there") != std::string::npos);
+    CHECK(reason.find("model:") == std::string::npos);
+    // What it loads itself takes the place of what was pulled.
+    const std::string own = TestBytes(kArenaBytes, 4);
+    auto published = engine->CreateFillPublish(other, 0, own);
+    REQUIRE(published.ok());
+    CHECK(published->type() == "Ok");
+    REQUIRE(fake_operator.WaitFor("demo-1", [&](const AgentReport& report) {
+      return report.weights && report.weights->servable &&
+             report.weights->identity == IdentityDigest(other);
+    }));
+  }
+  SECTION("with fallback None") {
+    AgentProcess second("demo-1", fake_operator.url(), Peer({{"ROUSE_WEIGHTS_FALLBACK", "None"}}));
+    REQUIRE(fake_operator.WaitForServable("demo-1"));
+    auto engine = FakeEngine::Connect(second.socket());
+    auto refused = engine->Hello(other);
+    REQUIRE(refused.ok());
+    CHECK(refused->type() == "Error");
+    CHECK(refused->code() == "FailedPrecondition");
+    CHECK(refused->message().find("dtype") != std::string::npos);
+    REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kFailed));
+    CHECK(fake_operator.Last("demo-1")->message.find("dtype") != std::string::npos);
+  }
+}
+
+TEST_CASE("Two ranks are pulled, and one that waits does not hold up the other") {
+  FakeOperator fake_operator;
+  const std::string bytes[] = {TestBytes(kArenaBytes, 5), TestBytes(kArenaBytes + 4096, 6)};
+  AgentProcess first("demo-0", fake_operator.url(), {});
+  {
+    auto rank0 = FakeEngine::Connect(first.socket());
+    auto rank1 = FakeEngine::Connect(first.socket());
+    REQUIRE(rank0->Hello(TestIdentity(0), 0, 2).ok());
+    REQUIRE(rank1->Hello(TestIdentity(1), 1, 2).ok());
+    CHECK(rank1->CreateFillPublish(TestIdentity(1), 1, bytes[1])->type() == "Ok");
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    CHECK_FALSE(fake_operator.Last("demo-0")->weights.has_value());  // One rank is not all of them.
+    CHECK(rank0->CreateFillPublish(TestIdentity(0), 0, bytes[0])->type() == "Ok");
+    REQUIRE(fake_operator.WaitForServable("demo-0"));
+  }
+  // The source stops right after it has handed out its keys: the pull is under way and does not move.
+  bool stopped = false;
+  FakeSourceProxy proxy(fake_operator.Last("demo-0")->address, [&](const auto& request, auto&) {
+    if (request.target != "/v1/weights/open" || stopped) return;
+    stopped = true;
+    first.Signal(SIGSTOP);
+  });
+  fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
+  AgentProcess second("demo-1", fake_operator.url(), Peer({{"ROUSE_PULL_STALL_SECONDS", "30"}}));
+  REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kReady));
+  auto rank0 = FakeEngine::Connect(second.socket());
+  auto rank1 = FakeEngine::Connect(second.socket());
+  REQUIRE(rank0->Hello(TestIdentity(0), 0, 2)->body["source"] == "Peer");
+  REQUIRE(rank0->Send(json::Dump({{"type", "AwaitWeights"}, {"rank", 0}, {"timeoutMs", 20000}})).ok());
+  const auto before = std::chrono::steady_clock::now();
+  REQUIRE(rank1->Hello(TestIdentity(1), 1, 2)->body["source"] == "Peer");
+  CHECK(rank1->Phase("LoadStarted")->type() == "Ok");
+  auto late = rank1->Ask({{"type", "AwaitWeights"}, {"rank", 1}, {"timeoutMs", 100}});
+  CHECK(late->code() == "DeadlineExceeded");
+  CHECK(std::chrono::steady_clock::now() - before < std::chrono::seconds(5));
+  first.Signal(SIGCONT);
+  auto answer = rank0->Receive();
+  REQUIRE(answer.ok());
+  CHECK(answer->type() == "Weights");
+  auto got1 = rank1->AwaitAndRead(1);
+  auto got0 = rank0->AwaitAndRead(0);
+  REQUIRE(got1.ok());
+  REQUIRE(got0.ok());
+  CHECK(*got1 == bytes[1]);
+  CHECK(*got0 == bytes[0]);
+}
+
+TEST_CASE("When a source dies in mid-pull, the next peer sends the weights") {
+  FakeOperator fake_operator;
+  const std::string bytes = TestBytes(kArenaBytes, 7);
+  AgentProcess dying("demo-0", fake_operator.url(), {});
+  PublishOn(dying, fake_operator, "demo-0", bytes);
+  AgentProcess living("demo-1", fake_operator.url(), {});
+  PublishOn(living, fake_operator, "demo-1", bytes);
+  FakeSourceProxy proxy(fake_operator.Last("demo-0")->address, [&](const auto& request, auto&) {
+    if (request.target == "/v1/weights/open") dying.Signal(SIGKILL);
+  });
+  fake_operator.NamePeers(
+      {{.pod = "demo-0", .node = "node-a", .address = proxy.url()},
+       {.pod = "demo-1", .node = "node-a", .address = fake_operator.Last("demo-1")->address}});
+  AgentProcess target("demo-2", fake_operator.url(), Peer());
+  REQUIRE(fake_operator.WaitForServable("demo-2"));
+  CHECK(target.log().find("demo-0") != std::string::npos);
+  const std::string metrics = Metrics(*fake_operator.Last("demo-2"));
+  CHECK(metrics.find("rouse_pull_seconds_count{outcome=\"error\"} 1") != std::string::npos);
+  CHECK(metrics.find("rouse_pull_seconds_count{outcome=\"success\"} 1") != std::string::npos);
+  auto engine = FakeEngine::Connect(target.socket());
+  CHECK(engine->Hello(TestIdentity())->body["reason"] == "pulled from demo-1");
+  auto got = engine->AwaitAndRead(0);
+  REQUIRE(got.ok());
+  CHECK(*got == bytes);
+}
+
+TEST_CASE("When the only source dies in mid-pull, the instance says so and takes its fallback") {
+  FakeOperator fake_operator;
+  AgentProcess dying("demo-0", fake_operator.url(), {});
+  PublishOn(dying, fake_operator, "demo-0", TestBytes(kArenaBytes, 8));
+  FakeSourceProxy proxy(fake_operator.Last("demo-0")->address, [&](const auto& request, auto&) {
+    if (request.target == "/v1/weights/open") dying.Signal(SIGKILL);
+  });
+  fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
+  SECTION("Storage") {
+    AgentProcess target("demo-1", fake_operator.url(), Peer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}}));
+    REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kReady));
+    auto early = FakeEngine::Connect(target.socket());
+    REQUIRE(early->Hello(TestIdentity())->body["source"] == "Peer");
+    // It waits, hears that nothing will come, and asks again on a new connection.
+    auto none = early->Ask({{"type", "AwaitWeights"}, {"rank", 0}, {"timeoutMs", 30000}});
+    REQUIRE(none.ok());
+    CHECK(none->code() == "Unavailable");
+    CHECK(none->message().find("demo-0") != std::string::npos);
+    auto again = FakeEngine::Connect(target.socket());
+    auto welcome = again->Hello(TestIdentity());
+    CHECK(welcome->body["source"] == "Storage");
+    CHECK(welcome->body["reason"].get<std::string>().find("demo-0") != std::string::npos);
+  }
+  SECTION("None") {
+    AgentProcess target("demo-1", fake_operator.url(),
+                        Peer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}, {"ROUSE_WEIGHTS_FALLBACK", "None"}}));
+    REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kFailed));
+    const std::string message = fake_operator.Last("demo-1")->message;
+    CHECK(message.find("fallback is None") != std::string::npos);
+    CHECK(message.find("demo-0") != std::string::npos);
+  }
+}
+
+TEST_CASE("A target that is killed in mid-pull costs its source nothing but a lease") {
+  FakeOperator fake_operator;
+  const std::string bytes = TestBytes(kArenaBytes, 9);
+  AgentProcess source("demo-0", fake_operator.url(), {{"ROUSE_LEASE_SECONDS", "2"}});
+  PublishOn(source, fake_operator, "demo-0", bytes);
+  const std::string address = fake_operator.Last("demo-0")->address;
+  AgentProcess* target = nullptr;
+  FakeSourceProxy proxy(address, [&](const auto& request, auto&) {
+    if (request.target == "/v1/weights/open" && target != nullptr) target->Signal(SIGKILL);
+  });
+  fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
+  {
+    AgentProcess killed("demo-1", fake_operator.url(), Peer({{"ROUSE_PEER_DEADLINE_SECONDS", "60"}}));
+    target = &killed;
+    REQUIRE(killed.Wait() == 128 + SIGKILL);
+    target = nullptr;
+  }
+  CHECK(Eventually([&] {
+    return Metrics(*fake_operator.Last("demo-0")).find("rouse_leases_open 0") != std::string::npos;
+  }));
+  fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = address}});
+  AgentProcess second("demo-2", fake_operator.url(), Peer());
+  REQUIRE(fake_operator.WaitForServable("demo-2"));
+}
+
+TEST_CASE("A source whose bytes do not fit its digests is not used") {
+  FakeOperator fake_operator;
+  const std::string bytes = TestBytes(kArenaBytes, 10);
+  AgentProcess source("demo-0", fake_operator.url(), {});
+  PublishOn(source, fake_operator, "demo-0", bytes);
+  FakeSourceProxy proxy(fake_operator.Last("demo-0")->address, [&](const auto& request, auto& answer) {
+    if (request.target != "/v1/weights/open") return;
+    json::Json body = json::Json::parse(answer.body);
+    std::string digest = body["ranks"][0]["manifest"]["digest"]["chunks"][1];
+    digest[0] = digest[0] == '0' ? '1' : '0';
+    body["ranks"][0]["manifest"]["digest"]["chunks"][1] = digest;
+    answer.body = body.dump();
+  });
+  fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
+  AgentProcess target("demo-1", fake_operator.url(),
+                      Peer({{"ROUSE_WEIGHTS_FALLBACK", "None"}, {"ROUSE_PEER_DEADLINE_SECONDS", "2"}}));
+  REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kFailed));
+  CHECK(fake_operator.Last("demo-1")->message.find("DataLoss") != std::string::npos);
+  CHECK(Metrics(*fake_operator.Last("demo-1")).find("rouse_digest_mismatch_total 0") == std::string::npos);
+}
+
+TEST_CASE("Agents of different versions or launches refuse each other politely") {
+  FakeOperator fake_operator;
+  AgentProcess source("demo-0", fake_operator.url(), {});
+  PublishOn(source, fake_operator, "demo-0", TestBytes(kArenaBytes, 11));
+  const std::string address = fake_operator.Last("demo-0")->address;
+  auto client = http::Client::Create(address);
+  REQUIRE(client.ok());
+  const auto open = [&](int version, const std::string& launch) {
+    const json::Json body = {{"protocol", "rouse-weights"},
+                             {"version", version},
+                             {"launchIdentity", launch},
+                             {"requester", "default/x"}};
+    return (*client)->Send({.method = "POST",
+                            .target = "/v1/weights/open",
+                            .headers = {{"Content-Type", "application/json"}},
+                            .body = body.dump()});
+  };
+  const auto newer = open(2, "launch-1");
+  CHECK(newer->status == 412);
+  CHECK(newer->body.find("rouse-weights 2") != std::string::npos);
+  CHECK(newer->body.find("rouse-weights 1") != std::string::npos);
+  const auto stranger = open(1, "launch-2");
+  CHECK(stranger->status == 412);
+  CHECK(stranger->body.find("launch-2") != std::string::npos);
+  CHECK(open(1, "launch-1")->status == 200);
+
+  FakeSourceProxy proxy(address, [](const auto& request, auto& answer) {
+    if (request.target != "/v1/weights/open") return;
+    json::Json body = json::Json::parse(answer.body);
+    body["version"] = 7;
+    answer.body = body.dump();
+  });
+  fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
+  AgentProcess target("demo-1", fake_operator.url(), Peer());
+  REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kReady));
+  auto engine = FakeEngine::Connect(target.socket());
+  auto welcome = engine->Hello(TestIdentity());
+  CHECK(welcome->body["source"] == "Storage");
+  const std::string reason = welcome->body["reason"];
+  CHECK(reason.find("rouse-weights 7") != std::string::npos);
+  CHECK(reason.find("rouse-weights 1") != std::string::npos);
+
+  auto old_engine = FakeEngine::Connect(target.socket());
+  auto refused = old_engine->Hello(TestIdentity(), 0, 1, 3);
+  CHECK(refused->code() == "FailedPrecondition");
+  CHECK(refused->message().find("rouse-engine 3") != std::string::npos);
+  CHECK(refused->message().find("rouse-engine 1") != std::string::npos);
+}

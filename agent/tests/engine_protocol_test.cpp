@@ -1,0 +1,94 @@
+#include <catch2/catch.hpp>
+#include <random>
+
+#include "agent/engine/protocol.h"
+
+using namespace rouse;
+using namespace rouse::agent;
+
+namespace {
+
+const std::string kHello =
+    R"({"type":"Hello","protocol":"rouse-engine","version":1,"pid":7,"rank":1,"worldSize":2,)"
+    R"("engine":"vllm","engineVersion":"0.26.0","identity":{"model":"m"},"newer":"ignored"})";
+
+std::string Replaced(std::string text, const std::string& from, const std::string& to) {
+  const auto at = text.find(from);
+  REQUIRE(at != std::string::npos);
+  return text.replace(at, from.size(), to);
+}
+
+}  // namespace
+
+TEST_CASE("Each request is decoded") {
+  const auto hello = DecodeEngineRequest(kHello, 0);
+  REQUIRE(hello.ok());
+  CHECK(std::get<HelloRequest>(*hello).rank == 1);
+  CHECK(std::get<HelloRequest>(*hello).identity.at("model") == "m");
+  CHECK(TypeName(*hello) == "Hello");
+  const auto phase = DecodeEngineRequest(R"({"type":"Phase","name":"WeightsReady","atUs":5})", 0);
+  CHECK(std::get<PhaseRequest>(*phase).phase == event::EnginePhase::kWeightsReady);
+  const auto await = DecodeEngineRequest(R"({"type":"AwaitWeights","rank":0,"timeoutMs":9})", 0);
+  CHECK(std::get<AwaitWeightsRequest>(*await).timeout_ms == 9);
+  const auto create = DecodeEngineRequest(R"({"type":"CreateArena","rank":0,"bytes":9})", 0);
+  CHECK(std::get<CreateArenaRequest>(*create).bytes == 9);
+  const auto slabs = DecodeEngineRequest(R"({"type":"GetSlabs","rank":0,"first":3,"count":64})", 0);
+  CHECK(std::get<GetSlabsRequest>(*slabs).count == 64);
+  const auto publish = DecodeEngineRequest(R"({"type":"Publish","rank":0,"manifestBytes":9})", 1);
+  CHECK(std::get<PublishRequest>(*publish).manifest_bytes == 9);
+}
+
+TEST_CASE("What is wrong with a request is named") {
+  struct Case {
+    std::string text;
+    std::size_t fds;
+    std::string said;
+  };
+  const Case cases[] = {
+      {"", 0, "engine request"},
+      {"[]", 0, "object"},
+      {R"({"type":"Nonsense"})", 0, "expected one of Hello, Phase"},
+      {R"({"type":7})", 0, "type"},
+      {kHello, 1, "came with 1 descriptors, expected 0"},
+      {R"({"type":"Publish","rank":0,"manifestBytes":9})", 0, "came with 0 descriptors, expected 1"},
+      {R"({"type":"Publish","rank":0,"manifestBytes":9})", 2, "came with 2 descriptors, expected 1"},
+      {R"({"type":"Publish","rank":0,"manifestBytes":99999999999})", 1, "manifestBytes"},
+      {Replaced(kHello, "\"version\":1", "\"version\":2"), 0, "rouse-engine 2"},
+      {Replaced(kHello, "rouse-engine", "other"), 0, "other 1"},
+      {Replaced(kHello, "\"rank\":1", "\"rank\":2"), 0, "rank: 2 is not below worldSize 2"},
+      {Replaced(kHello, "\"rank\":1", "\"rank\":-1"), 0, "rank"},
+      {Replaced(kHello, "\"worldSize\":2", "\"worldSize\":99999"), 0, "worldSize"},
+      {Replaced(kHello, "{\"model\":\"m\"}", "{\"model\":3}"), 0, "identity.model"},
+      {Replaced(kHello, "\"pid\":7,", ""), 0, "pid"},
+      {R"({"type":"Phase","name":"Coffee","atUs":5})", 0, "name"},
+      {R"({"type":"CreateArena","rank":0,"bytes":0})", 0, "bytes"},
+      {R"({"type":"CreateArena","rank":0,"bytes":1e300})", 0, "bytes"},
+      {R"({"type":"GetSlabs","rank":0,"first":0,"count":65})", 0, "count"},
+      {R"({"type":"GetSlabs","rank":0,"first":0,"count":0})", 0, "count"},
+      {R"({"type":"AwaitWeights","rank":0,"timeoutMs":-1})", 0, "timeoutMs"},
+  };
+  for (const Case& one : cases) {
+    const auto decoded = DecodeEngineRequest(one.text, one.fds);
+    INFO(one.text << " -> " << decoded.status().ToString());
+    REQUIRE_FALSE(decoded.ok());
+    CHECK(decoded.status().message().find(one.said) != std::string::npos);
+  }
+}
+
+TEST_CASE("Requests that were damaged anywhere are decoded or refused, never more") {
+  std::mt19937 random(3);
+  for (int round = 0; round < 20'000; ++round) {
+    std::string text = kHello;
+    for (unsigned i = 0; i < 1 + random() % 4; ++i) {
+      const std::size_t at = random() % text.size();
+      if (random() % 2 == 0) {
+        text[at] = static_cast<char>(random());
+      } else {
+        text.erase(at, random() % 8);
+      }
+      if (text.empty()) break;
+    }
+    const auto decoded = DecodeEngineRequest(text, random() % 3);
+    if (!decoded.ok()) CHECK_FALSE(decoded.status().message().empty());
+  }
+}

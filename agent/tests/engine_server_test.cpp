@@ -1,0 +1,296 @@
+// The engine socket against clients that are broken or hostile. A fake host stands in for the weights.
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <catch2/catch.hpp>
+#include <random>
+#include <thread>
+
+#include "agent/engine/document.h"
+#include "agent/engine/server.h"
+#include "agent/tests/fake_engine.h"
+
+using namespace rouse;
+using namespace rouse::agent;
+using namespace std::chrono_literals;
+
+namespace {
+
+class FakeHost final : public EngineHost {
+ public:
+  WeightOffer Offer(std::uint32_t) override {
+    return {.identity = TestIdentity(), .reason = "fake", .storage_allowed = true};
+  }
+  void OnRankConnected(const HelloRequest&, bool) override { ++connected; }
+  void OnRankDisconnected(std::uint32_t) override { --connected; }
+  void OnRefused(const HelloRequest&, const std::string&) override {}
+  void OnPhase(std::uint32_t, const PhaseRequest&) override {}
+  void OnAnswered(std::string_view, bool ok) override { ++(ok ? answered : errors); }
+  Result<std::optional<ReadyWeights>> Weights(std::uint32_t) override {
+    if (!arrived) return std::optional<ReadyWeights>();
+    return std::optional(ReadyWeights{.shape = {.arena_bytes = 1, .slab_bytes = {1}}, .manifest = "{}"});
+  }
+  Result<ArenaShape> CreateArena(const HelloRequest&, std::uint64_t bytes) override {
+    return ArenaShape{.arena_bytes = bytes, .slab_bytes = {bytes}};
+  }
+  Result<std::vector<OwnedFd>> Slabs(std::uint32_t, std::size_t, std::size_t count) override {
+    std::vector<OwnedFd> fds;
+    for (std::size_t i = 0; i < count; ++i) fds.push_back(*MakeDocument("slab", "slab"));
+    return fds;
+  }
+  Status Publish(const HelloRequest&, const OwnedFd& manifest, std::uint64_t bytes) override {
+    return ReadDocument(manifest.get(), bytes).status();
+  }
+
+  std::atomic<int> connected{0};
+  std::atomic<int> answered{0};
+  std::atomic<int> errors{0};
+  std::atomic<bool> arrived{false};
+};
+
+std::string SocketPath() {
+  static std::atomic<int> number{0};
+  return "/tmp/rouse-engine-test-" + std::to_string(::getpid()) + "-" + std::to_string(number++);
+}
+
+int OpenFds() {
+  int count = 0;
+  DIR* const folder = ::opendir("/proc/self/fd");
+  while (::readdir(folder) != nullptr) ++count;
+  ::closedir(folder);
+  return count;
+}
+
+template <typename Condition>
+bool Soon(Condition done, std::chrono::milliseconds longest = 10s) {
+  const auto until = std::chrono::steady_clock::now() + longest;
+  while (!done()) {
+    if (std::chrono::steady_clock::now() > until) return false;
+    std::this_thread::sleep_for(2ms);
+  }
+  return true;
+}
+
+struct Fixture {
+  explicit Fixture(EngineServerLimits limits = {}) {
+    auto started = EngineServer::Start(path, host, limits);
+    REQUIRE(started.ok());
+    server = *std::move(started);
+  }
+
+  FakeEngine Connect() {
+    auto engine = FakeEngine::Connect(path);
+    REQUIRE(engine.ok());
+    return *std::move(engine);
+  }
+
+  /// The server still serves somebody who behaves.
+  void CheckAlive() {
+    FakeEngine good = Connect();
+    auto welcome = good.Hello(TestIdentity());
+    REQUIRE(welcome.ok());
+    CHECK(welcome->type() == "Welcome");
+  }
+
+  FakeHost host;
+  std::string path = SocketPath();
+  std::unique_ptr<EngineServer> server;
+};
+
+}  // namespace
+
+TEST_CASE("Nonsense is answered with an error, and after enough of it the connection ends") {
+  Fixture fixture;
+  std::mt19937 random(7);
+  for (int client = 0; client < 20; ++client) {
+    FakeEngine engine = fixture.Connect();
+    for (int i = 0; i < 40; ++i) {
+      std::string text(1 + random() % 4096, '\0');
+      for (char& c : text) c = static_cast<char>(random());
+      if (!engine.Send(text).ok()) break;
+      auto answer = engine.Receive();
+      if (!answer.ok()) break;
+      CHECK(answer->type() == "Error");
+    }
+    CHECK_FALSE(engine.Hello(TestIdentity()).ok());  // It was ended.
+  }
+  fixture.CheckAlive();
+}
+
+TEST_CASE("Valid JSON of any shape is answered or refused") {
+  Fixture fixture;
+  std::mt19937 random(8);
+  const json::Json values[] = {nullptr, true, -1, 1e308, "x", json::Json::array({1}), json::Json::object(),
+                               UINT64_MAX, "Hello", 1};
+  const char* const types[] = {"Hello", "Phase", "AwaitWeights", "CreateArena", "GetSlabs", "Publish", "x"};
+  const char* const keys[] = {"rank", "first", "count", "bytes", "timeoutMs", "manifestBytes", "name",
+                              "atUs", "pid",   "worldSize", "identity", "protocol", "version", "engine"};
+  int answered = 0;
+  for (int client = 0; client < 100; ++client) {
+    FakeEngine engine = fixture.Connect();
+    if (client % 2 == 0) REQUIRE(engine.Hello(TestIdentity())->type() == "Welcome");
+    for (int i = 0; i < 30; ++i) {
+      json::Json request = {{"type", types[random() % std::size(types)]}};
+      for (const char* key : keys) {
+        if (random() % 2 == 0) request[key] = values[random() % std::size(values)];
+      }
+      request["timeoutMs"] = 0;
+      auto answer = engine.Ask(request);
+      if (!answer.ok()) break;
+      ++answered;
+    }
+  }
+  CHECK(answered > 1000);
+  fixture.CheckAlive();
+}
+
+TEST_CASE("Descriptors that nobody asked for are closed, however many") {
+  Fixture fixture;
+  fixture.CheckAlive();
+  const int before = OpenFds();
+  {
+    FakeEngine engine = fixture.Connect();
+    REQUIRE(engine.Hello(TestIdentity())->type() == "Welcome");
+    const std::vector<int> many(64, STDIN_FILENO);
+    for (int i = 0; i < 10; ++i) {
+      auto answer = engine.Ask({{"type", "Phase"}, {"name", "LoadStarted"}, {"atUs", 1}}, many);
+      REQUIRE(answer.ok());
+      CHECK(answer->message().find("64 descriptors") != std::string::npos);
+    }
+    // More than the protocol allows, past our own sending function.
+    const std::string text = "{}";
+    iovec part{const_cast<char*>(text.data()), text.size()};
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * 200)] = {};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* const header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int) * 200);
+    for (int i = 0; i < 200; ++i) std::memcpy(CMSG_DATA(header) + i * sizeof i, &many[0], sizeof(int));
+    REQUIRE(::sendmsg(engine.socket(), &message, 0) > 0);
+    CHECK(engine.Receive()->code() == "ResourceExhausted");
+  }
+  CHECK(Soon([&] { return OpenFds() <= before; }));
+  fixture.CheckAlive();
+}
+
+TEST_CASE("A message over 128 KiB is refused, and the conversation goes on") {
+  Fixture fixture;
+  FakeEngine engine = fixture.Connect();
+  const std::string huge(140 << 10, ' ');
+  REQUIRE(::send(engine.socket(), huge.data(), huge.size(), 0) > 0);
+  CHECK(engine.Receive()->code() == "ResourceExhausted");
+  CHECK(engine.Hello(TestIdentity())->type() == "Welcome");
+}
+
+TEST_CASE("A client that never reads costs its own connection and nobody's time") {
+  Fixture fixture({.max_connections = 16, .hello_deadline = 30s, .send_deadline = 300ms});
+  FakeEngine deaf = fixture.Connect();
+  REQUIRE(deaf.Hello(TestIdentity())->type() == "Welcome");
+  const int flags = ::fcntl(deaf.socket(), F_GETFL);
+  REQUIRE(::fcntl(deaf.socket(), F_SETFL, flags | O_NONBLOCK) == 0);
+  const std::string request = json::Dump({{"type", "GetSlabs"}, {"rank", 1}, {"first", 0}, {"count", 1}});
+  const auto flood_until = std::chrono::steady_clock::now() + 600ms;
+  while (std::chrono::steady_clock::now() < flood_until) {
+    if (::send(deaf.socket(), request.data(), request.size(), MSG_NOSIGNAL) < 0 && errno != EAGAIN) break;
+    fixture.CheckAlive();
+  }
+  CHECK(Soon([&] { return fixture.host.connected == 0; }));
+}
+
+TEST_CASE("A client that says nothing is let go after a while") {
+  Fixture fixture({.max_connections = 2, .hello_deadline = 200ms, .send_deadline = 1s});
+  FakeEngine silent1 = fixture.Connect();
+  FakeEngine silent2 = fixture.Connect();
+  FakeEngine refused = fixture.Connect();  // The third is one too many.
+  CHECK_FALSE(refused.Hello(TestIdentity()).ok());
+  CHECK(silent1.Receive(2s).status().code() == StatusCode::kUnavailable);
+  CHECK(silent2.Receive(2s).status().code() == StatusCode::kUnavailable);
+  fixture.CheckAlive();
+}
+
+TEST_CASE("Clients that die at any moment leave nothing behind") {
+  Fixture fixture;
+  fixture.CheckAlive();
+  const int before = OpenFds();
+  for (int i = 0; i < 50; ++i) {
+    FakeEngine engine = fixture.Connect();
+    if (i % 3 > 0) REQUIRE(engine.Hello(TestIdentity())->type() == "Welcome");
+    if (i % 3 == 1) {
+      REQUIRE(engine.Send(R"({"type":"AwaitWeights","rank":0,"timeoutMs":100000})").ok());
+    } else if (i % 3 == 2) {
+      REQUIRE(engine.Send(R"({"type":"CreateArena","rank":0,"bytes":4096})").ok());
+    }
+  }
+  CHECK(Soon([&] { return fixture.host.connected == 0 && OpenFds() <= before; }));
+}
+
+TEST_CASE("Waiting for weights ends with them, with the time, or with the agent") {
+  auto fixture = std::make_unique<Fixture>();
+  FakeEngine waiting = fixture->Connect();
+  REQUIRE(waiting.Hello(TestIdentity())->body["source"] == "Peer");
+  CHECK(waiting.Ask({{"type", "AwaitWeights"}, {"rank", 0}, {"timeoutMs", 50}})->code() ==
+        "DeadlineExceeded");
+  REQUIRE(waiting.Send(R"({"type":"AwaitWeights","rank":0,"timeoutMs":60000})").ok());
+  CHECK(waiting.Receive(100ms).status().code() == StatusCode::kDeadlineExceeded);
+  fixture->host.arrived = true;
+  fixture->server->Wake();
+  auto answer = waiting.Receive();
+  REQUIRE(answer.ok());
+  CHECK(answer->type() == "Weights");
+  CHECK(answer->fds.size() == 1);
+
+  fixture->host.arrived = false;
+  REQUIRE(waiting.Send(R"({"type":"AwaitWeights","rank":0,"timeoutMs":60000})").ok());
+  CHECK(waiting.Receive(50ms).status().code() == StatusCode::kDeadlineExceeded);
+  const std::string path = fixture->path;
+  fixture.reset();
+  CHECK(waiting.Receive().status().code() == StatusCode::kUnavailable);
+  CHECK(::access(path.c_str(), F_OK) != 0);
+}
+
+TEST_CASE("A manifest that is no memory, or of another size, is refused") {
+  Fixture fixture;
+  FakeEngine engine = fixture.Connect();
+  REQUIRE(engine.Hello(TestIdentity())->type() == "Welcome");
+  REQUIRE(engine.Ask({{"type", "CreateArena"}, {"rank", 0}, {"bytes", 4096}})->type() == "Arena");
+  int pipe[2];
+  REQUIRE(::pipe(pipe) == 0);
+  const OwnedFd out(pipe[0]);
+  const OwnedFd in(pipe[1]);
+  const auto publish = [&](int fd) {
+    return engine.Ask({{"type", "Publish"}, {"rank", 0}, {"manifestBytes", 2}}, {fd});
+  };
+  CHECK(publish(out.get())->message().find("no memfd") != std::string::npos);
+  const OwnedFd other = *MakeDocument("{ }", "x");
+  CHECK(publish(other.get())->message().find("3 bytes, 2 were announced") != std::string::npos);
+  const OwnedFd good = *MakeDocument("{}", "x");
+  CHECK(publish(good.get())->type() == "Ok");
+}
+
+TEST_CASE("A stale socket is replaced, anything else at its path is not") {
+  const std::string path = SocketPath();
+  FakeHost host;
+  {
+    auto server = EngineServer::Start(path, host);
+    REQUIRE(server.ok());
+    REQUIRE(::link(path.c_str(), (path + ".stale").c_str()) == 0);
+  }
+  REQUIRE(::rename((path + ".stale").c_str(), path.c_str()) == 0);
+  CHECK(EngineServer::Start(path, host).ok());
+  const OwnedFd file(::open(path.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+  REQUIRE(file.valid());
+  CHECK(EngineServer::Start(path, host).status().code() == StatusCode::kAlreadyExists);
+  CHECK(::access(path.c_str(), F_OK) == 0);
+  ::unlink(path.c_str());
+  CHECK(EngineServer::Start(std::string(200, 'x'), host).status().code() == StatusCode::kInvalidArgument);
+}

@@ -1,0 +1,128 @@
+#include "agent/tests/fake_operator.h"
+
+#include <stdexcept>
+#include <thread>
+
+namespace rouse::agent {
+namespace {
+
+std::unique_ptr<http::Server> MustListen(http::Handler handler) {
+  auto server = http::Server::Listen("127.0.0.1", 0, std::move(handler));
+  if (!server.ok()) throw std::runtime_error(server.status().ToString());
+  return *std::move(server);
+}
+
+}  // namespace
+
+bool Eventually(const std::function<bool()>& done, std::chrono::milliseconds longest) {
+  const auto until = std::chrono::steady_clock::now() + longest;
+  while (!done()) {
+    if (std::chrono::steady_clock::now() >= until) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return true;
+}
+
+FakeOperator::FakeOperator()
+    : server_(MustListen([this](const http::Request& in) { return Handle(in); })) {}
+
+http::Response FakeOperator::Handle(const http::Request& request) {
+  if (away_) return http::ErrorResponse(Unavailable("the operator is away"));
+  if (request.method != "POST" || request.target != "/v1/agents/report") {
+    return http::ErrorResponse(NotFound(request.target));
+  }
+  const auto document = json::Parse(request.body, "report");
+  if (!document.ok()) return http::ErrorResponse(document.status());
+  const auto report = AgentReportFromJson(*document);
+  if (!report.ok()) return http::ErrorResponse(report.status());
+  const std::scoped_lock lock(mutex_);
+  last_[report->pod] = *report;
+  ++counts_[report->pod];
+  Assignment assignment{.path = StartPath::kStorage, .peers = {}, .report_after_ms = 100};
+  if (named_) {
+    assignment.peers = *named_;
+  } else {
+    for (const auto& [pod, other] : last_) {
+      if (pod == report->pod || !other.weights || !other.weights->servable) continue;
+      assignment.peers.push_back({.pod = pod, .node = other.node, .address = other.address});
+    }
+  }
+  return http::JsonResponse(json::Dump(ToJson(assignment)));
+}
+
+std::optional<AgentReport> FakeOperator::Last(const std::string& pod) const {
+  const std::scoped_lock lock(mutex_);
+  const auto found = last_.find(pod);
+  return found == last_.end() ? std::nullopt : std::optional(found->second);
+}
+
+int FakeOperator::reports(const std::string& pod) const {
+  const std::scoped_lock lock(mutex_);
+  const auto found = counts_.find(pod);
+  return found == counts_.end() ? 0 : found->second;
+}
+
+void FakeOperator::NamePeers(std::vector<Peer> peers) {
+  const std::scoped_lock lock(mutex_);
+  named_ = std::move(peers);
+}
+
+bool FakeOperator::WaitFor(const std::string& pod, const std::function<bool(const AgentReport&)>& is,
+                           std::chrono::milliseconds longest) const {
+  return Eventually(
+      [&] {
+        const auto report = Last(pod);
+        return report && is(*report);
+      },
+      longest);
+}
+
+bool FakeOperator::WaitForState(const std::string& pod, AgentState state) const {
+  return WaitFor(pod, [&](const AgentReport& report) { return report.state == state; });
+}
+
+bool FakeOperator::WaitForServable(const std::string& pod) const {
+  return WaitFor(pod, [](const AgentReport& report) { return report.weights && report.weights->servable; });
+}
+
+FakeEngineHttp::FakeEngineHttp()
+    : server_(MustListen([this](const http::Request& in) { return Handle(in); })) {}
+
+http::Response FakeEngineHttp::Handle(const http::Request& request) {
+  if (request.target == "/health") {
+    http::Response answer;
+    answer.status = healthy_ ? 200 : 503;
+    return answer;
+  }
+  ++canaries_;
+  {
+    const std::scoped_lock lock(mutex_);
+    last_canary_ = request.body;
+  }
+  if (!answers_) return {.status = 500, .headers = {}, .body = "no token today"};
+  return http::JsonResponse(R"({"choices": [{"text": "x"}]})");
+}
+
+std::string FakeEngineHttp::last_canary() const {
+  const std::scoped_lock lock(mutex_);
+  return last_canary_;
+}
+
+FakeSourceProxy::FakeSourceProxy(const std::string& source, Change change) : change_(std::move(change)) {
+  auto client = http::Client::Create(source);
+  if (!client.ok()) throw std::runtime_error(client.status().ToString());
+  source_ = *std::move(client);
+  server_ = MustListen([this](const http::Request& in) {
+    http::Request out{.method = in.method, .target = in.target, .headers = {}, .body = in.body};
+    if (!in.body.empty()) out.headers["Content-Type"] = "application/json";
+    auto answer = source_->Send(out);
+    http::Response passed = answer.ok() ? http::Response{.status = answer->status,
+                                                         .headers = {{"Content-Type", "application/json"}},
+                                                         .body = answer->body}
+                                        : http::ErrorResponse(answer.status());
+    change_(in, passed);
+    return passed;
+  });
+}
+
+}  // namespace rouse::agent

@@ -1,0 +1,91 @@
+// Stands in for the operator and for an engine's HTTP port, over real HTTP on loopback.
+
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/http.h"
+#include "common/messages.h"
+
+namespace rouse::agent {
+
+/// Polls until `done`, at most `longest`.
+bool Eventually(const std::function<bool()>& done,
+                std::chrono::milliseconds longest = std::chrono::seconds(30));
+
+/// Keeps the last report of each pod, and names every servable pod to all others as a peer.
+class FakeOperator {
+ public:
+  FakeOperator();
+
+  std::string url() const { return "http://127.0.0.1:" + std::to_string(server_->port()); }
+
+  std::optional<AgentReport> Last(const std::string& pod) const;
+  int reports(const std::string& pod) const;
+  /// Names these peers instead, best first.
+  void NamePeers(std::vector<Peer> peers);
+  /// Answers with 503 while true.
+  void SetAway(bool away) { away_ = away; }
+
+  bool WaitFor(const std::string& pod, const std::function<bool(const AgentReport&)>& is,
+               std::chrono::milliseconds longest = std::chrono::seconds(30)) const;
+  bool WaitForState(const std::string& pod, AgentState state) const;
+  bool WaitForServable(const std::string& pod) const;
+
+ private:
+  http::Response Handle(const http::Request& request);
+
+  mutable std::mutex mutex_;
+  std::map<std::string, AgentReport> last_;
+  std::map<std::string, int> counts_;
+  std::optional<std::vector<Peer>> named_;
+  std::atomic<bool> away_{false};
+  std::unique_ptr<http::Server> server_;
+};
+
+/// GET /health and POST /v1/completions.
+class FakeEngineHttp {
+ public:
+  FakeEngineHttp();
+
+  std::string url() const { return "http://127.0.0.1:" + std::to_string(server_->port()); }
+  void SetHealthy(bool healthy) { healthy_ = healthy; }
+  void SetAnswers(bool answers) { answers_ = answers; }
+  int canaries() const { return canaries_; }
+  std::string last_canary() const;
+
+ private:
+  http::Response Handle(const http::Request& request);
+
+  std::atomic<bool> healthy_{false};
+  std::atomic<bool> answers_{true};
+  std::atomic<int> canaries_{0};
+  mutable std::mutex mutex_;
+  std::string last_canary_;
+  std::unique_ptr<http::Server> server_;
+};
+
+/// Between a target and its real source: passes everything on, and lets a test change each answer or act at
+/// that moment.
+class FakeSourceProxy {
+ public:
+  using Change = std::function<void(const http::Request&, http::Response&)>;
+  FakeSourceProxy(const std::string& source, Change change);
+
+  std::string url() const { return "http://127.0.0.1:" + std::to_string(server_->port()); }
+
+ private:
+  std::unique_ptr<http::Client> source_;
+  Change change_;
+  std::unique_ptr<http::Server> server_;
+};
+
+}  // namespace rouse::agent

@@ -1,0 +1,140 @@
+#include <catch2/catch.hpp>
+
+#include "agent/startup/machine.h"
+
+using namespace rouse;
+using namespace rouse::agent;
+namespace ev = rouse::agent::event;
+
+namespace {
+
+const StartPlan kFromStorage{.path = StartPath::kStorage, .decided_at_us = 100, .agent_started_us = 200};
+const StartPlan kFromPeer{.path = StartPath::kPeer,
+                          .files_from_peer = true,
+                          .fall_back_to_storage = true,
+                          .decided_at_us = 100,
+                          .agent_started_us = 200};
+
+AgentState After(const StartPlan& plan, const std::vector<Event>& events) {
+  StartupMachine machine(plan);
+  for (const Event& happened : events) machine.Apply(happened);
+  return machine.state();
+}
+
+ev::Phase Phase(ev::EnginePhase phase, std::int64_t at) { return {phase, at}; }
+
+}  // namespace
+
+TEST_CASE("A start from storage is Ready at once and then follows the engine") {
+  std::vector<Event> events;
+  CHECK(After(kFromStorage, events) == AgentState::kStarting);
+  const std::pair<Event, AgentState> story[] = {
+      {ev::Begun{}, AgentState::kReady},
+      {Phase(ev::EnginePhase::kEngineImported, 300), AgentState::kReady},
+      {ev::RankConnected{0, 400}, AgentState::kLoading},
+      {Phase(ev::EnginePhase::kLoadStarted, 410), AgentState::kLoading},
+      {Phase(ev::EnginePhase::kWeightsReady, 500), AgentState::kWarming},
+      {ev::RankDisconnected{0}, AgentState::kWarming},
+      {Phase(ev::EnginePhase::kModelReady, 600), AgentState::kWarming},
+      {ev::EngineHealthy{700}, AgentState::kWarming},
+      {ev::CanaryFailed{"no"}, AgentState::kWarming},
+      {ev::FirstToken{800}, AgentState::kServing}};
+  for (const auto& [happened, state] : story) {
+    events.push_back(happened);
+    INFO(events.size());
+    CHECK(After(kFromStorage, events) == state);
+  }
+}
+
+TEST_CASE("A start from a peer waits for files and an opened pull, in either order, not for its end") {
+  const Event files = ev::FilesInPlace{300};
+  const Event opened = ev::PullOpened{"demo-0", 400};
+  CHECK(After(kFromPeer, {ev::Begun{}}) == AgentState::kHydrating);
+  CHECK(After(kFromPeer, {ev::Begun{}, files}) == AgentState::kPulling);
+  CHECK(After(kFromPeer, {ev::Begun{}, opened}) == AgentState::kHydrating);
+  CHECK(After(kFromPeer, {ev::Begun{}, files, opened}) == AgentState::kReady);
+  CHECK(After(kFromPeer, {ev::Begun{}, opened, files}) == AgentState::kReady);
+  CHECK(After(kFromPeer, {opened, files}) == AgentState::kStarting);
+
+  StartupMachine machine(kFromPeer);
+  machine.Apply(ev::Begun{});
+  machine.Apply(files);
+  CHECK_FALSE(machine.engine_may_start());
+  machine.Apply(opened);
+  CHECK(machine.engine_may_start());
+  CHECK(machine.moments().engine_may_start_us == 400);
+  CHECK(machine.message() == "waiting for the engine to start, weights are arriving from demo-0");
+  machine.Apply(ev::PullComplete{500});
+  CHECK(machine.message() == "waiting for the engine to start");
+  CHECK(machine.moments().engine_may_start_us == 400);
+}
+
+TEST_CASE("A pull that is given up lets the engine start from storage, or fails when it may not") {
+  CHECK(After(kFromPeer, {ev::Begun{}, ev::FilesInPlace{300}, ev::PullAbandoned{"nobody", 400}}) ==
+        AgentState::kReady);
+  StartPlan strict = kFromPeer;
+  strict.fall_back_to_storage = false;
+  StartupMachine machine(strict);
+  machine.Apply(ev::Begun{});
+  machine.Apply(ev::FilesInPlace{300});
+  machine.Apply(ev::PullAbandoned{"nobody has them", 400});
+  CHECK(machine.state() == AgentState::kFailed);
+  CHECK(machine.message() == "no weights from a peer, and the fallback is None: nobody has them");
+  CHECK_FALSE(machine.engine_may_start());
+}
+
+TEST_CASE("Failure is final and keeps its first reason") {
+  StartupMachine machine(kFromStorage);
+  machine.Apply(ev::Begun{});
+  machine.Apply(ev::Failure{"first"});
+  machine.Apply(ev::Failure{"second"});
+  machine.Apply(ev::EngineHealthy{1});
+  machine.Apply(ev::FirstToken{2});
+  CHECK(machine.state() == AgentState::kFailed);
+  CHECK(machine.message() == "first");
+}
+
+TEST_CASE("An engine that is started again loses what its last run had reached, the timeline stays") {
+  StartupMachine machine(kFromStorage);
+  for (const Event& happened : std::vector<Event>{
+           ev::Begun{}, ev::RankConnected{0, 300}, Phase(ev::EnginePhase::kLoadStarted, 310),
+           Phase(ev::EnginePhase::kWeightsReady, 400), ev::EngineHealthy{500}, ev::FirstToken{600}}) {
+    machine.Apply(happened);
+  }
+  const auto timeline = machine.timeline();
+  REQUIRE(timeline.has_value());
+  CHECK(timeline->total_us == 500);
+  machine.Apply(ev::EngineUnhealthy{"it does not answer"});
+  CHECK(machine.state() == AgentState::kWarming);
+  CHECK(machine.message() == "it does not answer");
+  machine.Apply(ev::RankDisconnected{0});
+  machine.Apply(ev::RankConnected{0, 900});
+  CHECK(machine.state() == AgentState::kLoading);
+  machine.Apply(Phase(ev::EnginePhase::kWeightsReady, 950));
+  machine.Apply(ev::EngineHealthy{1000});
+  machine.Apply(ev::FirstToken{1100});
+  CHECK(machine.state() == AgentState::kServing);
+  CHECK(machine.timeline() == timeline);
+}
+
+TEST_CASE("A second connection of a rank that is still there is no restart") {
+  StartupMachine machine(kFromStorage);
+  machine.Apply(ev::Begun{});
+  machine.Apply(ev::RankConnected{0, 300});
+  machine.Apply(Phase(ev::EnginePhase::kWeightsReady, 400));
+  machine.Apply(ev::RankConnected{0, 500});
+  CHECK(machine.state() == AgentState::kWarming);
+  machine.Apply(ev::RankConnected{1, 500});
+  CHECK(machine.state() == AgentState::kWarming);
+}
+
+TEST_CASE("With several ranks a phase begins with the first and ends with the last") {
+  StartupMachine machine(kFromStorage);
+  machine.Apply(ev::Begun{});
+  for (const std::int64_t at : {320, 310, 330}) {
+    machine.Apply(Phase(ev::EnginePhase::kLoadStarted, at));
+    machine.Apply(Phase(ev::EnginePhase::kWeightsReady, at + 100));
+  }
+  CHECK(machine.moments().load_started_us == 310);
+  CHECK(machine.moments().weights_ready_us == 430);
+}

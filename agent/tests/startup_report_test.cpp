@@ -1,0 +1,45 @@
+#include <catch2/catch.hpp>
+
+#include "agent/startup/report.h"
+
+using namespace rouse;
+using namespace rouse::agent;
+using namespace std::chrono_literals;
+
+TEST_CASE("A report says who, in which state, with which weights, and passes the strict decoder") {
+  const AgentIdentity self{.pod_namespace = "default",
+                           .pod = "demo-0",
+                           .pod_uid = "u",
+                           .node = "n",
+                           .address = "http://10.0.0.1:7410"};
+  StartupMachine machine({.path = StartPath::kStorage, .decided_at_us = 100, .agent_started_us = 200});
+  machine.Apply(event::Begun{});
+  machine.Apply(event::EngineHealthy{300});
+  machine.Apply(event::FirstToken{400});
+  Holdings holdings;
+  holdings.weights = WeightsReport{
+      .form = WeightForm::kLoaded, .identity = "abc", .bytes = 7, .ranks = 1, .servable = true};
+  holdings.bytes_by_source = {.peer = 0, .storage = 7};
+  const AgentReport report = BuildReport(self, machine, holdings);
+  CHECK(report.state == AgentState::kServing);
+  CHECK(report.timeline->total_us == 300);
+  const auto decoded = AgentReportFromJson(ToJson(report));
+  REQUIRE(decoded.ok());
+  CHECK(*decoded == report);
+}
+
+TEST_CASE("A message of any length is one that the operator takes") {
+  StartupMachine machine({});
+  machine.Apply(event::Failure{std::string(100'000, 'x')});
+  const AgentReport report = BuildReport({"ns", "p", "u", "n", "http://a"}, machine, {});
+  CHECK(AgentReportFromJson(ToJson(report)).ok());
+}
+
+TEST_CASE("Reports pause longer with each failure, with jitter, and not for ever") {
+  CHECK(NextReport(0, 2000ms, 0.7) == 2000ms);
+  CHECK(NextReport(1, 2000ms, 0.0) == 100ms);
+  CHECK(NextReport(1, 2000ms, 1.0) == 200ms);
+  CHECK(NextReport(3, 2000ms, 1.0) == 800ms);
+  CHECK(NextReport(1000, 2000ms, 1.0) == 10s);
+  CHECK(NextReport(1000, 2000ms, 0.0) == 5s);
+}
