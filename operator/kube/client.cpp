@@ -86,6 +86,10 @@ struct Client::Impl {
     return !stopped.wait_for(lock, wait, [this] { return stop; });
   }
 
+  void NoteAnswer(const std::string& method, int code) const {
+    if (options.on_answer) options.on_answer(method, code);
+  }
+
   // Sends until there is an answer that stands.
   Result<http::Response> Send(const std::string& method, const std::string& target,
                               const std::string& body, const std::string& content_type,
@@ -98,6 +102,7 @@ struct Client::Impl {
       if (!content_type.empty()) prepared->headers["Content-Type"] = content_type;
       ++counters.requests;
       auto answer = http->Send(*prepared, kMaxObjectBytes);
+      NoteAnswer(method, answer.ok() ? answer->status : 0);
       if (!answer.ok()) {
         ++counters.errors;
         return NotReached(answer.status(), what);
@@ -277,6 +282,7 @@ Result<Json> Client::ListPage(const Resource& resource, const std::string& ns,
   if (!request.ok()) return request.status().WithContext(what);
   ++impl_->counters.requests;
   auto answer = impl_->http->Send(*request);
+  impl_->NoteAnswer("GET", answer.ok() ? answer->status : 0);
   if (!answer.ok()) {
     ++impl_->counters.errors;
     return impl_->NotReached(answer.status(), what);
@@ -312,6 +318,7 @@ Status Client::Watch(const Resource& resource, const std::string& ns, const List
   http::Response refused;
   refused.status = 0;
   Status status = impl_->http->Stream(*request, cancel, on_line, &refused);
+  impl_->NoteAnswer("GET", status.ok() ? 200 : refused.status);
   if (status.ok()) return status;
   if (refused.status != 0 && refused.status != 200) {
     ++impl_->counters.errors;

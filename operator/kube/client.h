@@ -26,6 +26,8 @@ struct ClientOptions {
   std::chrono::milliseconds timeout{30'000};    ///< Longest silence of the server in one call.
   int retries = 3;                              ///< Of calls that the server asks to repeat.
   std::chrono::milliseconds retry_wait{5'000};  ///< Longest wait before one of them.
+  /// Told of each answer: method and HTTP status, 0 when there was none. For metrics; any thread.
+  std::function<void(const std::string& method, int code)> on_answer;
 };
 
 /// Plain counters for metrics; readable at any time.

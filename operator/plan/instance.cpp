@@ -135,6 +135,7 @@ Result<Instance> InstanceFromPod(const Json& pod) {
   out.decided_at = DecidedAt(metadata);
 
   out.node = Text(At(pod, "spec"), "nodeName");
+  out.ip = Text(status, "podIP");
   out.phase = Text(status, "phase");
   out.phase_message = Text(status, "reason");
   if (const std::string message = Text(status, "message"); !message.empty()) {

@@ -36,6 +36,7 @@ struct Instance {
 
   // What the kubelet says.
   std::string node;
+  std::string ip;     ///< Of the pod; empty until the kubelet has told.
   std::string phase;  ///< "Pending", "Running", "Succeeded", "Failed", "Unknown".
   std::string phase_message;
   bool deleting = false;

@@ -185,6 +185,13 @@ Plan Planner::Run() {
   plan.status = MakeStatus(observed, summary, now);
   plan.new_scale_outs = NewScaleOuts(observed.service.status, plan.status);
   plan.notes = MakeNotes(observed, summary, plan.status, plan.new_scale_outs);
+  for (const Instance* instance : summary.uncounted) {
+    if (instance->timeline) continue;
+    const double seconds = std::chrono::duration<double>(now - instance->decided_at).count();
+    plan.failed_starts.push_back({instance->name, instance->path, seconds});
+  }
+  std::sort(plan.failed_starts.begin(), plan.failed_starts.end(),
+            [](const FailedStart& a, const FailedStart& b) { return a.pod < b.pod; });
   plan.actions = std::move(actions);
   if (replan_at && !observed.service.metadata.deleting) {
     const auto wait = std::chrono::ceil<std::chrono::milliseconds>(*replan_at - now);

@@ -49,6 +49,15 @@ struct Note {
   bool operator==(const Note&) const = default;
 };
 
+/// A start that failed before it ever served.
+struct FailedStart {
+  std::string pod;
+  StartPath path = StartPath::kStorage;
+  double seconds = 0;  ///< From the decision to when it was found to have failed.
+
+  bool operator==(const FailedStart&) const = default;
+};
+
 /// What shall happen now, what the status says, and when to look again.
 struct Plan {
   /// In the order in which to perform them; deletions come first. Empty when all is as wanted.
@@ -58,6 +67,8 @@ struct Plan {
   std::vector<Note> notes;
   /// Starts that reached their first token and are new in status.scale_outs, oldest first.
   std::vector<api::ScaleOut> new_scale_outs;
+  /// Starts whose failure the new status counts for the first time.
+  std::vector<FailedStart> failed_starts;
   /// When to plan again even if nothing changes; nullopt means wait for the next change.
   std::optional<std::chrono::milliseconds> replan_after;
 

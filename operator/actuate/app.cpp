@@ -1,0 +1,310 @@
+#include "operator/actuate/app.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <fstream>
+
+#include "common/log.h"
+#include "operator/api/names.h"
+
+namespace rouse::actuate {
+namespace {
+
+using std::chrono::milliseconds;
+
+api::TimePoint Now() {
+  return std::chrono::time_point_cast<std::chrono::microseconds>(std::chrono::system_clock::now());
+}
+
+double ResidentBytes() {
+  std::ifstream statm("/proc/self/statm");
+  double total = 0, resident = 0;
+  statm >> total >> resident;
+  return resident * static_cast<double>(::sysconf(_SC_PAGESIZE));
+}
+
+http::Response Text(int status, std::string body) {
+  http::Response response;
+  response.status = status;
+  response.headers["Content-Type"] = "text/plain; charset=utf-8";
+  response.body = std::move(body);
+  return response;
+}
+
+}  // namespace
+
+App::App(AppOptions options, std::shared_ptr<Metrics> metrics)
+    : options_(std::move(options)),
+      metrics_(std::move(metrics)),
+      queue_(kube::BackoffPolicy{milliseconds(50), milliseconds(30'000)}),
+      cache_(
+          [this](const std::string& key) {
+            metrics_->QueueAdded();
+            queue_.Add(key);
+          },
+          [this](const plan::Instance* before, const plan::Instance* after) {
+            const plan::Instance& pod = after != nullptr ? *after : *before;
+            pending_.Seen(ServiceKey(pod), pod.uid, after);
+          }) {}
+
+Result<std::unique_ptr<App>> App::Create(const kube::Config& config, AppOptions options) {
+  auto metrics = std::make_shared<Metrics>();
+  std::unique_ptr<App> app(new App(std::move(options), metrics));
+  const auto client = [&](std::chrono::milliseconds timeout, int retries) {
+    kube::ClientOptions o;
+    o.timeout = timeout;
+    o.retries = retries;
+    o.on_answer = [metrics](const std::string& method, int code) {
+      metrics->RequestAnswered(method, code);
+    };
+    return kube::Client::Create(config, o);
+  };
+  ROUSE_ASSIGN_OR_RETURN(app->client_, client(app->options_.call_timeout, 3));
+  ROUSE_ASSIGN_OR_RETURN(app->lease_client_, client(app->options_.lease.retry * 3 / 2, 0));
+  ROUSE_ASSIGN_OR_RETURN(app->report_client_, client(milliseconds(5'000), 0));
+  app->reports_ = std::make_unique<Reports>(*app->report_client_, app->cache_, *metrics);
+  kube::EventOptions events;
+  events.instance = app->options_.own_name;
+  app->events_ = std::make_unique<kube::EventRecorder>(*app->client_, events);
+  metrics->OnScrape([raw = app.get()](Metrics& m) { raw->Scrape(m); });
+  ROUSE_ASSIGN_OR_RETURN(
+      app->server_,
+      http::Server::Listen(app->options_.listen_host, app->options_.port,
+                           [raw = app.get()](const http::Request& r) { return raw->Answer(r); },
+                           1u << 20));
+  return app;
+}
+
+App::~App() {
+  server_.reset();
+  metrics_->OnScrape({});
+  if (services_) services_->Stop();
+  if (pods_) pods_->Stop();
+}
+
+void App::Stop() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  if (client_) client_->StopWaiting();
+}
+
+Status App::Run() {
+  const auto informer = [&](kube::Resource resource, kube::StoreSink& sink, std::string labels) {
+    kube::InformerOptions o;
+    o.resource = std::move(resource);
+    o.ns = options_.watch_namespace;
+    o.label_selector = std::move(labels);
+    o.silence = options_.watch_silence;
+    return std::make_unique<kube::Informer>(*client_, sink, o);
+  };
+  {
+    std::lock_guard lock(mutex_);
+    services_ = informer(kube::ModelServices(), cache_.service_sink(), "");
+    pods_ = informer(kube::Pods(), cache_.pod_sink(), api::kLabelModelService);
+  }
+  if (!WaitUntilReady()) return Status();
+
+  reconciler_ = std::make_unique<Reconciler>(
+      *client_, cache_, pending_, *metrics_,
+      [this](const api::ObjectMeta& service, const plan::Note& note) { Tell(service, note); },
+      [this] { return Leading(); },
+      ReconcilerOptions{.policy = options_.policy, .pods = options_.pods, .clock = Now});
+
+  kube::LeaderOptions leader;
+  leader.lease = {options_.own_namespace, options_.lease_name};
+  leader.identity = kube::UniqueIdentity(options_.own_name);
+  leader.timing = options_.lease;
+  leader.on_elected = [this] {
+    std::lock_guard lock(mutex_);
+    elected_ = true;
+    changed_.notify_all();
+  };
+  leader.on_lost = [this](const std::string& why) {
+    std::lock_guard lock(mutex_);
+    lost_ = why;
+    changed_.notify_all();
+  };
+  ROUSE_ASSIGN_OR_RETURN(auto elector, kube::LeaderElector::Start(*lease_client_, leader));
+  {
+    std::unique_lock lock(mutex_);
+    elector_ = std::move(elector);
+    changed_.wait(lock, [this] { return stopping_ || elected_; });
+    if (elected_ && !stopping_) {
+      lock.unlock();
+      StartWorkers();
+      lock.lock();
+    }
+    changed_.wait(lock, [this] { return stopping_ || !lost_.empty(); });
+  }
+  // Nothing may be written once another could lead: workers end before the lease is given back.
+  client_->StopWaiting();
+  queue_.ShutDown();
+  for (std::thread& worker : workers_) worker.join();
+  {
+    std::lock_guard lock(mutex_);
+    elector = std::move(elector_);
+  }
+  elector.reset();  // Its thread may want the lock.
+  std::lock_guard lock(mutex_);
+  return lost_.empty() ? Status() : Unavailable("the leadership was lost: " + lost_);
+}
+
+// Without the caches every plan would be wrong, without the URL every pod.
+bool App::WaitUntilReady() {
+  for (;;) {
+    std::string missing;
+    if (!services_->WaitSynced(milliseconds(200))) {
+      missing = "modelservices are not listed yet: " + services_->last_error();
+    } else if (!pods_->WaitSynced(milliseconds(200))) {
+      missing = "pods are not listed yet: " + pods_->last_error();
+    } else {
+      missing = FindAgentFacingUrl();
+    }
+    std::unique_lock lock(mutex_);
+    if (stopping_) return false;
+    not_ready_ = missing;
+    if (missing.empty()) return true;
+    changed_.wait_for(lock, milliseconds(300), [this] { return stopping_; });
+  }
+}
+
+// A pod may have no DNS, so agents are told an address and not a name.
+std::string App::FindAgentFacingUrl() {
+  if (!options_.pods.agent_facing_url.empty()) return "";
+  const std::string unknown = "the address that agents report to is not known yet: ";
+  const kube::ObjectName name{options_.own_namespace, options_.service_name};
+  auto service = client_->Get(kube::Services(), name);
+  if (!service.ok()) return unknown + service.status().ToString();
+  const Json spec = service->value("spec", Json::object());
+  const std::string ip = spec.value("clusterIP", "");
+  if (ip.empty() || ip == "None") {
+    return unknown + "service " + name.Key() +
+           " has no ClusterIP: give it one, or set --agent-facing-url";
+  }
+  int port = options_.port;
+  for (const Json& p : spec.value("ports", Json::array())) {
+    if (p.value("name", "") == "http") port = p.value("port", port);
+  }
+  const std::string host = ip.find(':') == std::string::npos ? ip : "[" + ip + "]";
+  options_.pods.agent_facing_url = "http://" + host + ":" + std::to_string(port);
+  log::Info("agents report to", {{"url", options_.pods.agent_facing_url}});
+  return "";
+}
+
+bool App::Leading() const {
+  std::lock_guard lock(mutex_);
+  return elector_ && elector_->leading();
+}
+
+void App::StartWorkers() {
+  for (int i = 0; i < options_.workers; ++i) {
+    workers_.emplace_back([this, i] {
+      pthread_setname_np(pthread_self(), ("reconcile-" + std::to_string(i)).c_str());
+      Work();
+    });
+  }
+}
+
+void App::Work() {
+  while (const auto key = queue_.Get()) {
+    const auto begin = std::chrono::steady_clock::now();
+    const auto again = reconciler_->Reconcile(*key);
+    std::string result = "success";
+    if (!again.ok()) {
+      const auto delay = queue_.AddRateLimited(*key);
+      metrics_->QueueRetried();
+      result = "error";
+      log::Warning("reconcile failed", {{"modelservice", *key},
+                                        {"error", again.status().ToString()},
+                                        {"retry_ms", delay.count()}});
+    } else {
+      queue_.Forget(*key);
+      if (again->count() == 0) {
+        queue_.Add(*key);
+        result = "requeue";
+      } else {
+        queue_.AddAfter(*key, *again);
+        result = "requeue_after";
+      }
+    }
+    queue_.Done(*key);
+    const auto took = std::chrono::steady_clock::now() - begin;
+    metrics_->Reconciled(result, std::chrono::duration<double>(took).count());
+  }
+}
+
+void App::Tell(const api::ObjectMeta& service, const plan::Note& note) {
+  metrics_->Notes(note.warning);
+  events_->Emit({.regarding = kube::ReferenceTo(kube::ModelServices(), {service.ns, service.name},
+                                                service.uid),
+                 .type = note.warning ? kube::EventType::kWarning : kube::EventType::kNormal,
+                 .reason = note.reason,
+                 .action = note.action,
+                 .note = note.text});
+}
+
+std::string App::NotReady() const {
+  std::lock_guard lock(mutex_);
+  return not_ready_;
+}
+
+http::Response App::Answer(const http::Request& request) {
+  const std::string path = request.target.substr(0, request.target.find('?'));
+  const bool get = request.method == "GET" || request.method == "HEAD";
+  if (path == "/v1/agents/report") {
+    if (request.method != "POST") return Text(405, "POST a report here\n");
+    if (const std::string why = NotReady(); !why.empty()) {
+      return http::ErrorResponse(Unavailable("the operator is not ready: " + why));
+    }
+    return reports_->Handle(request);
+  }
+  if (!get) return Text(405, "only GET is answered here\n");
+  if (path == "/healthz") return Text(200, "ok\n");
+  if (path == "/readyz") {
+    const std::string why = NotReady();
+    return why.empty() ? Text(200, "ok\n") : Text(503, why + "\n");
+  }
+  if (path == "/metrics") {
+    http::Response response = Text(200, metrics_->Text());
+    response.headers["Content-Type"] = "text/plain; version=0.0.4; charset=utf-8";
+    return response;
+  }
+  return Text(404, "there is /metrics, /healthz, /readyz and /v1/agents/report\n");
+}
+
+void App::Scrape(Metrics& metrics) const {
+  metrics.SetGauge("leader_election_master_status", "1 if this operator leads",
+                   {{"name", options_.lease_name}}, Leading() ? 1 : 0);
+  metrics.SetGauge("workqueue_depth", "Keys that wait for a worker", {{"name", "modelservice"}},
+                   static_cast<double>(queue_.depth()));
+  metrics.SetGauge("process_resident_memory_bytes", "Resident memory", {}, ResidentBytes());
+  metrics.SetGauge("rouse_cached_objects", "Objects in the cache", {{"resource", "modelservices"}},
+                   static_cast<double>(cache_.service_count()));
+  metrics.SetGauge("rouse_cached_objects", "Objects in the cache", {{"resource", "pods"}},
+                   static_cast<double>(cache_.pod_count()));
+  const auto informer = [&](const char* resource, const kube::InformerCounters& c) {
+    const std::map<std::string, std::string> labels = {{"resource", resource}};
+    const auto counter = [&](const char* name, const char* help, std::uint64_t value) {
+      metrics.RaiseCounter(name, help, labels, static_cast<double>(value));
+    };
+    counter("rouse_watch_starts_total", "Watches begun", c.watches);
+    counter("rouse_watch_lists_total", "Full lists", c.lists);
+    counter("rouse_watch_gone_total", "Watches or lists ended by 410 Gone", c.gone);
+    counter("rouse_watch_broken_total", "Watches that broke or fell silent", c.broken);
+    counter("rouse_watch_garbage_total", "Watches ended because what came made no sense", c.garbage);
+    counter("rouse_watch_events_total", "Events taken in", c.events);
+    metrics.SetGauge("rouse_watch_last_list_seconds", "How long the last full list took", labels,
+                     static_cast<double>(c.last_list_us) / 1e6);
+  };
+  std::lock_guard lock(mutex_);
+  if (services_) informer("modelservices", services_->counters());
+  if (pods_) informer("pods", pods_->counters());
+  metrics.RaiseCounter("rouse_events_dropped_total", "Kubernetes Events that were lost", {},
+                       static_cast<double>(events_->dropped()));
+}
+
+}  // namespace rouse::actuate

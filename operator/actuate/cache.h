@@ -1,0 +1,60 @@
+// The operator's view of the cluster: stores for ModelServices and their pods, already decoded into
+// what decisions need (a thousand pods as JSON would take tens of megabytes).
+//
+// The informers write from their threads, everybody reads from any thread.
+
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "operator/api/model_service.h"
+#include "operator/kube/store.h"
+#include "operator/plan/instance.h"
+
+namespace rouse::actuate {
+
+using kube::Json;
+
+/// A ModelService, or why its spec cannot be read. metadata and status are there in both cases.
+struct StoredService {
+  api::ModelService service;
+  rouse::Status error;
+};
+
+class Cache {
+ public:
+  /// `on_change` is called with the key "ns/name" of a ModelService whenever it or one of its pods
+  /// changed; `on_pod` for each pod that came, changed (after) or went (nullptr, with its last state
+  /// in before). Both on an informer's thread, after the change is visible; must be quick.
+  using OnChange = std::function<void(const std::string& key)>;
+  using OnPod = std::function<void(const plan::Instance* before, const plan::Instance* after)>;
+  Cache(OnChange on_change, OnPod on_pod);
+
+  kube::StoreSink& service_sink() { return services_; }
+  kube::StoreSink& pod_sink() { return pods_; }
+
+  /// nullptr when there is none.
+  std::shared_ptr<const StoredService> Service(const std::string& key) const {
+    return services_.Get(key);
+  }
+  /// Pods that carry the label of this ModelService, whoever owns them.
+  std::vector<std::shared_ptr<const plan::Instance>> PodsOf(const std::string& key) const {
+    return pods_.ByIndex(key);
+  }
+  std::shared_ptr<const plan::Instance> Pod(const std::string& key) const { return pods_.Get(key); }
+
+  std::size_t service_count() const { return services_.size(); }
+  std::size_t pod_count() const { return pods_.size(); }
+
+ private:
+  kube::Store<StoredService> services_;
+  kube::Store<plan::Instance> pods_;
+};
+
+/// The key of the ModelService that `instance` says it belongs to.
+std::string ServiceKey(const plan::Instance& instance);
+
+}  // namespace rouse::actuate

@@ -1,0 +1,62 @@
+// What we have just done and the cache does not show yet.
+//
+// Between a create call's answer and its watch event a second reconcile would not see the pod, and a
+// pod that went meanwhile could be replaced twice. An entry lives until the cache has seen the pod,
+// at most a while. It is only a shortcut: after a restart the first list shows the truth.
+// Thread-safe.
+
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "operator/plan/observed.h"
+
+namespace rouse::actuate {
+
+class Pending {
+ public:
+  using Time = std::chrono::steady_clock::time_point;
+  using Clock = std::function<Time()>;
+
+  explicit Pending(std::chrono::seconds lifetime = std::chrono::seconds(30),
+                   Clock clock = std::chrono::steady_clock::now)
+      : lifetime_(lifetime), clock_(std::move(clock)) {}
+
+  /// The API server has made this pod. `known` is asked under the lock whether the cache has it
+  /// already: its event may be faster than the answer to the call.
+  void Created(const std::string& key, const plan::Instance& pod,
+               const std::function<bool()>& known);
+  /// The API server has accepted the deletion of the pod with this uid.
+  void Deleted(const std::string& key, const std::string& uid);
+  /// A pod of somebody else has this name.
+  void Taken(const std::string& key, const std::string& name);
+
+  /// The cache shows this pod now, or shows that it is gone (`after` is nullptr).
+  void Seen(const std::string& key, const std::string& uid, const plan::Instance* after);
+
+  /// Adds what the cache does not show to what was read from it.
+  void AddTo(const std::string& key, plan::Observed& observed);
+
+  void Forget(const std::string& key);
+
+ private:
+  struct Entry {
+    std::map<std::string, std::pair<plan::Instance, Time>> created;  ///< By uid.
+    std::map<std::string, Time> deleted;                             ///< By uid.
+    std::map<std::string, Time> taken;                               ///< By name.
+  };
+
+  void Expire(Entry& entry, Time now) const;
+
+  const std::chrono::seconds lifetime_;
+  const Clock clock_;
+  std::mutex mutex_;
+  std::map<std::string, Entry> entries_;  ///< Guarded by mutex_.
+};
+
+}  // namespace rouse::actuate

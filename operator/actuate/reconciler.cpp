@@ -1,0 +1,112 @@
+#include "operator/actuate/reconciler.h"
+
+#include <algorithm>
+
+#include "common/log.h"
+#include "operator/api/names.h"
+
+namespace rouse::actuate {
+namespace {
+
+// A status that is already as wanted is not written: the write would come back as a change, for ever.
+bool Same(const api::ServiceStatus& a, const api::ServiceStatus& b) {
+  return api::ToJson(a) == api::ToJson(b);
+}
+
+}  // namespace
+
+std::optional<plan::Observed> Observe(const std::string& key, const Cache& cache, Pending& pending,
+                                      const plan::Policy& policy) {
+  const auto stored = cache.Service(key);
+  if (!stored) return std::nullopt;
+  plan::Observed observed;
+  observed.service = stored->service;
+  observed.policy = policy;
+  for (const auto& pod : cache.PodsOf(key)) {
+    if (pod->owner_uid == observed.service.metadata.uid) {
+      observed.instances.push_back(*pod);
+    } else {
+      observed.taken_names.push_back(pod->name);
+    }
+  }
+  pending.AddTo(key, observed);
+  return observed;
+}
+
+Reconciler::Reconciler(kube::Api& api, const Cache& cache, Pending& pending, Metrics& metrics,
+                       Tell tell, std::function<bool()> may_act, ReconcilerOptions options)
+    : api_(api),
+      cache_(cache),
+      pending_(pending),
+      metrics_(metrics),
+      tell_(std::move(tell)),
+      may_act_(std::move(may_act)),
+      options_(std::move(options)),
+      executor_(api, cache, pending, may_act_) {}
+
+Result<std::chrono::milliseconds> Reconciler::Reconcile(const std::string& key) {
+  const auto stored = cache_.Service(key);
+  const auto observed = Observe(key, cache_, pending_, options_.policy);
+  if (!stored || !observed) {
+    // Its pods go by their owner references; only our own traces are left to be wiped.
+    const auto name = kube::ObjectName::FromKey(key);
+    metrics_.ForgetInstances(name.ns, name.name);
+    pending_.Forget(key);
+    return options_.resync;
+  }
+  const api::ModelService& service = observed->service;
+  const api::TimePoint now = options_.clock();
+  if (!stored->error.ok()) {
+    log::Warning("spec cannot be read", {{"modelservice", key}, {"error", stored->error.ToString()}});
+    const api::ServiceStatus status = plan::InvalidSpecStatus(
+        service.status, service.metadata.generation, stored->error.message(), now);
+    ROUSE_RETURN_IF_ERROR(Publish(service, status));
+    return options_.resync;
+  }
+
+  plan::Plan plan = plan::MakePlan(*observed, now);
+  Outcome outcome = executor_.Perform(service, plan.actions, options_.pods);
+  for (const plan::Note& note : outcome.notes) tell_(service.metadata, note);
+  for (const std::string& error : outcome.errors) {
+    tell_(service.metadata, {true, "ActionFailed", "Act", error});
+  }
+  plan::AddActionErrors(plan.status, outcome.errors, now);
+
+  // Before publishing, so that a scrape shows what runs even while the API server refuses writes.
+  Count(service, plan);
+  ROUSE_RETURN_IF_ERROR(Publish(service, plan.status));
+  // Told and counted only now: what is in the status is not told again after a restart.
+  for (const plan::Note& note : plan.notes) tell_(service.metadata, note);
+  for (const api::ScaleOut& scale_out : plan.new_scale_outs) metrics_.ScaleOutFinished(scale_out);
+  for (const plan::FailedStart& start : plan.failed_starts) {
+    metrics_.ScaleOutFailed(std::string(ToString(start.path)), start.seconds);
+  }
+  if (!outcome.errors.empty()) return Unavailable(outcome.errors.front());
+  if (outcome.replan) return std::chrono::milliseconds(0);
+  return std::min(options_.resync, plan.replan_after.value_or(options_.resync));
+}
+
+Status Reconciler::Publish(const api::ModelService& service, const api::ServiceStatus& status) {
+  if (Same(service.status, status)) return Status();
+  if (!may_act_()) return Unavailable("this operator does not lead any more");
+  // Conditional: a status computed from an old object must not overwrite a newer one.
+  const Json patch = {{"metadata", {{"resourceVersion", service.metadata.resource_version}}},
+                      {"status", api::ToJson(status)}};
+  const kube::ObjectName name{service.metadata.ns, service.metadata.name};
+  auto written = api_.MergePatch(kube::ModelServices(), name, patch,
+                                 {.field_manager = api::kFieldManager, .subresource = "status"});
+  if (written.ok() || written.status().code() == StatusCode::kNotFound) return Status();
+  return written.status();
+}
+
+void Reconciler::Count(const api::ModelService& service, const plan::Plan& plan) {
+  const api::ServiceStatus& s = plan.status;
+  metrics_.Instances(service.metadata.ns, service.metadata.name,
+                     {{"ready", s.ready},
+                      {"starting", s.active - s.ready},
+                      {"failed", s.failed},
+                      {"guard", s.guards},
+                      {"waking", s.waking}});
+}
+
+}  // namespace rouse::actuate

@@ -1,0 +1,136 @@
+#include "operator/actuate/reports.h"
+
+#include <map>
+
+#include "common/log.h"
+#include "common/messages.h"
+#include "operator/api/names.h"
+#include "operator/plan/source.h"
+
+namespace rouse::actuate {
+namespace {
+
+constexpr std::size_t kMaxReport = 256 << 10;
+// Each write holds a library thread; the rest of them must stay free for what answers the writes.
+constexpr int kMaxWrites = 8;
+
+Status NotOurs(const AgentReport& report, const std::string& why) {
+  return NotFound("pod " + report.pod_namespace + "/" + report.pod + ": " + why);
+}
+
+// An agent may only name itself as a source: others are sent to this address.
+Status CheckAddress(const AgentReport& report, const plan::Instance& pod) {
+  if (report.address.empty() || pod.ip.empty()) return Status();
+  const std::string host = pod.ip.find(':') == std::string::npos ? pod.ip : "[" + pod.ip + "]";
+  if (report.address.starts_with("http://" + host + ":")) return Status();
+  return InvalidArgument("address: " + report.address + " is not an address of the pod, whose IP is " +
+                         pod.ip);
+}
+
+}  // namespace
+
+std::map<std::string, std::string> ReportAnnotations(const AgentReport& report) {
+  std::map<std::string, std::string> out = {
+      {api::kAnnotationAgentState, std::string(ToString(report.state))},
+      {api::kAnnotationBytesBySource, json::Canonical(ToJson(report.bytes_by_source))}};
+  if (!report.message.empty()) out[api::kAnnotationAgentMessage] = report.message;
+  if (!report.address.empty()) out[api::kAnnotationAgentAddress] = report.address;
+  if (!report.transport.empty()) out[api::kAnnotationTransport] = report.transport;
+  if (report.weights) out[api::kAnnotationWeights] = json::Canonical(ToJson(*report.weights));
+  if (report.timeline) out[api::kAnnotationTimeline] = json::Canonical(ToJson(*report.timeline));
+  return out;
+}
+
+bool NeedsWrite(const plan::Instance& pod, const AgentReport& report) {
+  auto said = ReportAnnotations(report);
+  auto known = pod.reported;
+  if (report.state != AgentState::kServing && report.state != AgentState::kFailed &&
+      known.contains(api::kAnnotationBytesBySource)) {
+    said.erase(api::kAnnotationBytesBySource);
+    known.erase(api::kAnnotationBytesBySource);
+  }
+  return said != known;
+}
+
+std::int64_t ReportAfterMs(AgentState state) {
+  switch (state) {
+    case AgentState::kStarting:
+    case AgentState::kHydrating:
+    case AgentState::kPulling:
+      return 500;
+    case AgentState::kReady:
+    case AgentState::kLoading:
+    case AgentState::kWarming:
+      return 2'000;
+    case AgentState::kServing:
+    case AgentState::kFailed:
+      return 10'000;
+  }
+  return 2'000;
+}
+
+http::Response Reports::Handle(const http::Request& request) {
+  auto assignment = Take(request);
+  http::Response response = assignment.ok()
+                                ? http::JsonResponse(json::Dump(ToJson(*assignment)))
+                                : http::ErrorResponse(assignment.status());
+  metrics_.Reported(response.status);
+  return response;
+}
+
+Result<Assignment> Reports::Take(const http::Request& request) {
+  ROUSE_ASSIGN_OR_RETURN(const Json body, json::Parse(request.body, "report", kMaxReport));
+  ROUSE_ASSIGN_OR_RETURN(const AgentReport report, AgentReportFromJson(body));
+  const auto pod = cache_.Pod(kube::ObjectName{report.pod_namespace, report.pod}.Key());
+  if (!pod || pod->owner_uid.empty()) return NotOurs(report, "not a pod of a ModelService");
+  if (pod->uid != report.pod_uid) {
+    return NotOurs(report, "its uid is " + pod->uid + ", the report is from " + report.pod_uid);
+  }
+  ROUSE_RETURN_IF_ERROR(CheckAddress(report, *pod));
+  if (NeedsWrite(*pod, report)) {
+    const Status written = Write(*pod, report);
+    if (!written.ok()) {
+      log::Warning("report not written", {{"pod", report.pod_namespace + "/" + report.pod},
+                                          {"error", written.ToString()}});
+      return written;
+    }
+  }
+
+  std::vector<std::shared_ptr<const plan::Instance>> held = cache_.PodsOf(ServiceKey(*pod));
+  std::vector<const plan::Instance*> others;
+  for (const auto& other : held) others.push_back(other.get());
+  return Assignment{.path = pod->path,
+                    .peers = plan::PeersFor(*pod, others),
+                    .report_after_ms = ReportAfterMs(report.state)};
+}
+
+Status Reports::Write(const plan::Instance& pod, const AgentReport& report) {
+  struct Slot {
+    std::atomic<int>& count;
+    const bool taken;
+    explicit Slot(std::atomic<int>& c) : count(c), taken(c.fetch_add(1) < kMaxWrites) {}
+    ~Slot() { --count; }
+  } slot(writing_);
+  if (!slot.taken) return Unavailable("too many reports at once: report again in a moment");
+
+  const Json object = {{"apiVersion", "v1"},
+                       {"kind", "Pod"},
+                       {"metadata",
+                        {{"name", pod.name},
+                         {"namespace", pod.ns},
+                         {"uid", pod.uid},  // Never onto a later pod of the same name.
+                         {"annotations", ReportAnnotations(report)}}}};
+  auto applied = api_.Apply(kube::Pods(), object,
+                            {.field_manager = api::kFieldManagerReport, .force = true, .subresource = ""});
+  if (applied.ok()) return Status();
+  const StatusCode code = applied.status().code();
+  if (code == StatusCode::kNotFound || code == StatusCode::kConflict) {
+    return NotOurs(report, "it is gone: " + applied.status().message());
+  }
+  return applied.status().code() == StatusCode::kUnavailable ||
+                 applied.status().code() == StatusCode::kDeadlineExceeded
+             ? applied.status()
+             : Unavailable("the API server refused the report: " + applied.status().message());
+}
+
+}  // namespace rouse::actuate

@@ -1,0 +1,50 @@
+// The agents' end of the operator: POST /v1/agents/report (docs/protocols.md §1).
+//
+// What a report says is kept as annotations on the pod, never in memory, so every replica of the
+// operator answers alike, leader or not, and a restarted one knows what its predecessor was told.
+
+#pragma once
+
+#include <atomic>
+#include <string>
+#include <vector>
+
+#include "common/http.h"
+#include "operator/actuate/cache.h"
+#include "operator/actuate/metrics.h"
+#include "operator/kube/api.h"
+
+namespace rouse::actuate {
+
+/// The annotations that stand for `report`. An absent one is to be removed.
+std::map<std::string, std::string> ReportAnnotations(const AgentReport& report);
+
+/// Whether `report` has to be written over what `pod` has. Bytes that only grow while weights arrive
+/// are not: the next change of state brings them along.
+bool NeedsWrite(const plan::Instance& pod, const AgentReport& report);
+
+/// How soon the agent should report again: soon while it waits for something that an answer can
+/// bring, rarely once it serves.
+std::int64_t ReportAfterMs(AgentState state);
+
+class Reports {
+ public:
+  /// References must outlive it. `api` should have a short timeout and no retries: the agent comes
+  /// again anyway.
+  Reports(kube::Api& api, const Cache& cache, Metrics& metrics)
+      : api_(api), cache_(cache), metrics_(metrics) {}
+
+  /// Answers one request. Thread-safe; blocks for one call to the API server at most.
+  http::Response Handle(const http::Request& request);
+
+ private:
+  Result<Assignment> Take(const http::Request& request);
+  Status Write(const plan::Instance& pod, const AgentReport& report);
+
+  kube::Api& api_;
+  const Cache& cache_;
+  Metrics& metrics_;
+  std::atomic<int> writing_{0};
+};
+
+}  // namespace rouse::actuate

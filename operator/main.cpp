@@ -1,0 +1,215 @@
+// rouse-operator: keeps ModelServices running (docs/operator.md tells its flags by --help).
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <CLI/CLI.hpp>
+#include <charconv>
+#include <cstdlib>
+#include <iostream>
+#include <thread>
+
+#include "common/http.h"
+#include "common/log.h"
+#include "operator/actuate/app.h"
+
+namespace {
+
+using rouse::actuate::App;
+using rouse::actuate::AppOptions;
+using std::chrono::milliseconds;
+
+// "300ms", "5s", "2m", "1h".
+std::string ParseDuration(const std::string& text, milliseconds* out) {
+  long value = 0;
+  const auto [unit, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const std::string suffix(unit, text.data() + text.size());
+  const long scale = suffix == "ms"  ? 1
+                     : suffix == "s" ? 1'000
+                     : suffix == "m" ? 60'000
+                     : suffix == "h" ? 3'600'000
+                                     : 0;
+  if (error != std::errc() || scale == 0 || value <= 0 || value > 86'400'000 / scale * 7) {
+    return "expected a time such as 500ms, 5s, 2m or 1h, at most a week";
+  }
+  *out = milliseconds(value * scale);
+  return "";
+}
+
+void AddDuration(CLI::App& cli, const std::string& name, milliseconds& value,
+                 const std::string& help) {
+  const auto take = [&value](const std::string& text) { return ParseDuration(text, &value); };
+  const auto ms = value.count();
+  const std::string shown = ms % 60'000 == 0  ? std::to_string(ms / 60'000) + "m"
+                            : ms % 1'000 == 0 ? std::to_string(ms / 1'000) + "s"
+                                              : std::to_string(ms) + "ms";
+  cli.add_option_function<std::string>(
+         name, [](const std::string&) {}, help)
+      ->check(CLI::Validator(take, "TIME"))
+      ->default_str(shown);
+}
+
+struct Flags {
+  std::string kubeconfig;
+  std::string context;
+  std::string log_level = "info";
+  std::string agent_resources;
+  AppOptions app;
+};
+
+void Declare(CLI::App& cli, Flags& f) {
+  using rouse::plan::PodConfig;
+  AppOptions& a = f.app;
+  PodConfig& pods = a.pods;
+  cli.set_version_flag("--version", ROUSE_VERSION);
+  cli.add_option("--kubeconfig", f.kubeconfig,
+                 "Kubeconfig file; default: $KUBECONFIG, else the pod's service account, else "
+                 "~/.kube/config");
+  cli.add_option("--context", f.context, "Context in it; default: its current-context");
+  cli.add_option("--namespace", a.watch_namespace, "Watch this namespace only; default: all");
+  cli.add_option("--pod-namespace", a.own_namespace,
+                 "Namespace of the Lease and the Service; default: the kubeconfig's")
+      ->envname("POD_NAMESPACE");
+  cli.add_option("--pod-name", a.own_name, "Who holds the Lease; default: the host's name")
+      ->envname("POD_NAME");
+  cli.add_option("--listen", a.listen_host, "Address to listen on")->capture_default_str();
+  cli.add_option("--port", a.port, "Port for reports of agents, /metrics, /healthz and /readyz")
+      ->check(CLI::Range(1, 65535))
+      ->capture_default_str();
+  cli.add_option("--service-name", a.service_name,
+                 "The operator's Service, whose ClusterIP agents are told");
+  cli.add_option("--agent-facing-url", pods.agent_facing_url,
+                 "What agents are told instead, for example http://10.0.0.7:7480");
+  cli.add_option("--agent-image", pods.agent_image, "Image of the agent in each pod")
+      ->required()
+      ->envname("ROUSE_AGENT_IMAGE");
+  cli.add_option("--agent-pull-policy", pods.agent_image_pull_policy, "Its pull policy")
+      ->check(CLI::IsMember({"Always", "IfNotPresent", "Never"}));
+  cli.add_option("--agent-resources", f.agent_resources,
+                 "Its resources as JSON; default: none, since the weights it maps count for it");
+  cli.add_option("--agent-log-level", pods.agent_log_level, "Its log level")->capture_default_str();
+  cli.add_option("--image-pull-secret", pods.image_pull_secrets, "Given to each pod; repeatable");
+  cli.add_option("--workers", a.workers, "ModelServices reconciled at a time")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  AddDuration(cli, "--peer-wait", a.policy.peer_wait,
+              "How long replicas wait for a starting instance's weights before they load from "
+              "storage themselves (weights.fallback Storage)");
+  AddDuration(cli, "--start-deadline", a.policy.start_deadline,
+              "An instance that does not serve this long after its node took it has failed");
+  cli.add_option("--max-restarts", a.policy.max_restarts,
+                 "A container that crash-loops after so many restarts has failed")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  AddDuration(cli, "--backoff-first", a.policy.backoff_first,
+              "Wait before a replacement after the second failure in a row; doubled each time");
+  AddDuration(cli, "--backoff-max", a.policy.backoff_max, "The longest such wait");
+  AddDuration(cli, "--watch-silence", a.watch_silence,
+              "A watch that sends nothing for so long, not even a bookmark, counts as dead");
+  cli.add_option("--lease-name", a.lease_name, "Lease for leader election")->capture_default_str();
+  AddDuration(cli, "--lease-duration", a.lease.duration, "Others wait this long for a dead leader");
+  AddDuration(cli, "--lease-renew-deadline", a.lease.renew_deadline,
+              "The leader gives up after this long without renewal");
+  AddDuration(cli, "--lease-retry", a.lease.retry, "Between renewals");
+  cli.add_option("--log-level", f.log_level, "trace, debug, info, warn or error")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "warning", "error"}))
+      ->capture_default_str();
+}
+
+// What no flag's own check sees. Empty when all is well.
+std::string Check(Flags& f) {
+  if (f.app.pods.agent_image.empty()) return "--agent-image: must not be empty";
+  if (f.app.service_name.empty() && f.app.pods.agent_facing_url.empty()) {
+    return "--service-name or --agent-facing-url: one of them is needed, or agents could not report";
+  }
+  if (!f.app.pods.agent_facing_url.empty() &&
+      !f.app.pods.agent_facing_url.starts_with("http://")) {
+    return "--agent-facing-url: expected http://ADDRESS:PORT";
+  }
+  if (!f.agent_resources.empty()) {
+    auto parsed = rouse::json::Parse(f.agent_resources, "--agent-resources");
+    if (!parsed.ok()) return parsed.status().message();
+    if (!parsed->is_object()) return "--agent-resources: expected an object";
+    f.app.pods.agent_resources = *std::move(parsed);
+  }
+  f.app.pods.agent_startup =
+      std::chrono::ceil<std::chrono::seconds>(f.app.policy.start_deadline);
+  const auto lease = rouse::kube::Check(f.app.lease);
+  return lease.ok() ? "" : lease.message();
+}
+
+rouse::log::Level LogLevel(const std::string& text) {
+  if (text == "trace" || text == "debug") return rouse::log::Level::kDebug;
+  if (text == "warn" || text == "warning") return rouse::log::Level::kWarning;
+  if (text == "error") return rouse::log::Level::kError;
+  return rouse::log::Level::kInfo;
+}
+
+// Waits for SIGTERM or SIGINT on a thread of its own; all other threads have them blocked.
+class SignalWaiter {
+ public:
+  SignalWaiter(const sigset_t& signals, App& app)
+      : thread_([signals, &app] {
+          pthread_setname_np(pthread_self(), "signals");
+          int signal = 0;
+          while (sigwait(&signals, &signal) != 0) {
+          }
+          rouse::log::Info("stopping", {{"signal", signal}});
+          app.Stop();
+        }) {}
+  ~SignalWaiter() {
+    pthread_kill(thread_.native_handle(), SIGTERM);
+    thread_.join();
+  }
+  SignalWaiter(const SignalWaiter&) = delete;
+  SignalWaiter& operator=(const SignalWaiter&) = delete;
+
+ private:
+  std::thread thread_;
+};
+
+int Fail(const std::string& why) {
+  rouse::log::Error("cannot run", {{"error", why}});
+  return 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  ::signal(SIGPIPE, SIG_IGN);
+
+  Flags flags;
+  CLI::App cli("Keeps ModelServices running: starts, replaces and stops instances of vLLM.",
+               "rouse-operator");
+  Declare(cli, flags);
+  CLI11_PARSE(cli, argc, argv);
+  rouse::log::Init("rouse-operator", LogLevel(flags.log_level));
+  if (const std::string why = Check(flags); !why.empty()) return Fail(why);
+
+  rouse::http::SetThreads(24);
+  const auto config = rouse::kube::LoadConfig(flags.kubeconfig, flags.context);
+  if (!config.ok()) return Fail(config.status().ToString());
+  if (flags.app.own_namespace.empty()) flags.app.own_namespace = config->ns;
+  if (flags.app.own_name.empty()) {
+    char host[256] = {};
+    gethostname(host, sizeof host - 1);
+    flags.app.own_name = host;
+  }
+  auto app = App::Create(*config, flags.app);
+  if (!app.ok()) return Fail(app.status().ToString());
+  rouse::log::Info("running", {{"server", config->server}, {"port", (*app)->port()}});
+  rouse::Status ended;
+  {
+    SignalWaiter waiter(signals, **app);
+    ended = (*app)->Run();
+  }
+  app->reset();
+  if (!ended.ok()) return Fail(ended.ToString());
+  rouse::log::Info("ended");
+  return 0;
+}
