@@ -1,6 +1,7 @@
 """engine.py JSON: runs one vLLM engine offline as a user's would run, prints its tokens as one line.
 
-JSON: {"model", "loadFormat", "extra"}. The plugin comes in through the environment alone.
+JSON: {"model", "loadFormat", "extra"}. The plugin comes in through the environment alone. The engine
+stays up until its standard input ends.
 """
 
 import json
@@ -26,6 +27,7 @@ def main() -> None:
     greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False)
     (result,) = llm.generate([{"prompt_token_ids": PROMPT}], greedy, use_tqdm=False)
     print("TOKENS " + json.dumps(list(result.outputs[0].token_ids)), flush=True)
+    sys.stdin.read()
 
 
 if __name__ == "__main__":  # Engine processes import this file again.

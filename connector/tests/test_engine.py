@@ -1,135 +1,190 @@
-"""Real engines: one from storage, one that publishes, one that takes its weights from the first."""
+"""Real engines and real agents: one instance loads from storage, the next one from the first.
+
+Only the operator is missing; a few lines answer the agents' reports in its place.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
-import sys
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake_agent import FakeAgent
-from tiny_models import make_moe, without_weights
-
-TIME_LIMIT_S = 240
+from engines import Engine, run_engine
+from tiny_models import make_moe
 
 
-@dataclass
-class Run:
-    status: int
-    tokens: list[int]
-    log: str
+class FakeOperator:
+    """Answers every report with the peers that report servable weights."""
+
+    def __init__(self) -> None:
+        self.reports: dict[str, dict[str, Any]] = {}
+        operator = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                report = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                operator.reports[report["pod"]] = report
+                answer = json.dumps(operator.assignment(report["pod"])).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def assignment(self, pod: str) -> dict[str, Any]:
+        peers = [
+            {"pod": r["pod"], "node": r["node"], "address": r["address"]}
+            for r in list(self.reports.values())
+            if r["pod"] != pod and (r["weights"] or {}).get("servable")
+        ]
+        path = "Storage" if pod == "demo-0" else "Peer"
+        return {
+            "protocol": "rouse-agent",
+            "version": 1,
+            "path": path,
+            "peers": peers,
+            "reportAfterMs": 200,
+        }
+
+    def wait(self, pod: str, ready: Callable[[dict[str, Any]], bool], limit_s: float = 60) -> dict[str, Any]:
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            report = self.reports.get(pod)
+            if report is not None and ready(report):
+                return report
+            time.sleep(0.05)
+        raise AssertionError(f"{pod} did not get there, last report: {self.reports.get(pod)}")
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
-def run_engine(model: Path, socket: Path | None, **extra: object) -> Run:
-    request = {
-        "model": str(model),
-        "loadFormat": "auto" if socket is None else "rouse",
-        "extra": {} if socket is None else {"socket": str(socket), **extra},
-    }
-    environment = os.environ | {
-        "TORCHDYNAMO_DISABLE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "engine.py"), json.dumps(request)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=TIME_LIMIT_S,
-    )
-    tokens = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("TOKENS ")]
-    return Run(done.returncode, tokens[0] if tokens else [], done.stdout)
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("engine")
+class Agent:
+    """A real rouse-agent with folders of its own."""
+
+    def __init__(self, folder: Path, operator: FakeOperator, pod: str, *arguments: str) -> None:
+        program = os.environ["ROUSE_TEST_AGENT"]
+        assert Path(program).exists(), f"build rouse-agent first: {program} is missing"
+        folder.mkdir()
+        self.socket = folder / "engine.sock"
+        self.plugin = folder / "plugin"  # a volume in the pod: it is there before the agent
+        self.plugin.mkdir()
+        self.log_path = folder / "agent.log"
+        self._log = self.log_path.open("w")
+        self._process = subprocess.Popen(
+            [
+                program,
+                *("--namespace", "default", "--pod", pod, "--pod-uid", f"uid-{pod}", "--node", "node"),
+                *("--pod-ip", "127.0.0.1", "--listen-host", "127.0.0.1", "--port", str(_free_port())),
+                *("--operator-url", operator.url, "--launch-identity", "launch"),
+                *("--engine-socket", str(self.socket), "--drain-seconds", "1"),
+                *("--plugin-source", os.environ["ROUSE_TEST_PLUGIN"], "--plugin-dir", str(self.plugin)),
+                *("--slab-mib", "1"),
+                *arguments,
+            ],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def phases(self) -> dict[str, int]:
+        """The phases that its engine told it, in order; microseconds since the epoch."""
+        lines = [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
+        return {line["phase"]: line["atUs"] for line in lines if line["message"] == "engine phase"}
+
+    def close(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
 
 
-@pytest.fixture(scope="module")
-def checkpoint(folder: Path) -> Path:
-    return make_moe(folder / "model")
+@pytest.fixture
+def operator() -> Iterator[FakeOperator]:
+    operator = FakeOperator()
+    yield operator
+    operator.close()
 
 
-@pytest.fixture(scope="module")
-def stock(checkpoint: Path) -> Run:
-    """vLLM without any of ours in use."""
-    run = run_engine(checkpoint, None)
-    assert run.status == 0, run.log
-    return run
-
-
-@pytest.fixture(scope="module")
-def source(checkpoint: Path, folder: Path) -> tuple[Run, FakeAgent]:
-    with FakeAgent(folder / "source.sock") as agent:
-        run = run_engine(checkpoint, agent.path)
-        assert run.status == 0, run.log
-    return run, agent
-
-
-@pytest.fixture(scope="module")
-def target(checkpoint: Path, folder: Path, source: tuple[Run, FakeAgent]) -> tuple[Run, FakeAgent]:
-    published = source[1].published
-    assert published is not None
-    model = without_weights(checkpoint, folder / "target")
-    with FakeAgent(folder / "target.sock", weights=published.pulled()) as agent:
-        run = run_engine(model, agent.path)
-        assert run.status == 0, run.log
-    return run, agent
-
-
-def test_source_publishes_and_answers_as_stock_vllm_does(
-    stock: Run, source: tuple[Run, FakeAgent]
+def test_a_second_instance_takes_its_weights_from_the_first(
+    operator: FakeOperator, tmp_path: Path
 ) -> None:
-    run, agent = source
-    assert len(stock.tokens) == 24
+    checkpoint = make_moe(tmp_path / "model", seed=5)
+    stock = run_engine(checkpoint, None)
+    assert stock.status == 0 and len(stock.tokens) == 24
     assert len(set(stock.tokens)) > 3  # A constant answer would compare nothing.
-    assert run.tokens == stock.tokens
-    assert agent.types() == [
-        "Hello", "Phase", "Phase", "CreateArena", "GetSlabs", "Publish", "Phase", "Phase",
-    ]  # fmt: skip
-    assert agent.writable_at_publish == []
 
+    open_things: list[Agent | Engine] = []
+    try:
+        first = Agent(tmp_path / "a0", operator, "demo-0", "--model-dir", str(checkpoint))
+        open_things.append(first)
+        operator.wait("demo-0", lambda r: True)
+        source = Engine(checkpoint, first.socket, plugin=first.plugin)
+        open_things.append(source)
+        assert source.tokens() == stock.tokens
+        report = operator.wait("demo-0", lambda r: (r["weights"] or {}).get("servable", False))
+        assert report["weights"]["form"] == "Loaded"
+        assert report["bytesBySource"]["peer"] == 0
+        assert report["bytesBySource"]["storage"] == report["weights"]["bytes"]
 
-def test_target_without_weight_files_answers_the_same(
-    stock: Run, target: tuple[Run, FakeAgent]
-) -> None:
-    run, agent = target
-    assert run.tokens == stock.tokens
-    assert agent.types() == ["Hello", "Phase", "Phase", "AwaitWeights", "GetSlabs", "Phase", "Phase"]
+        folder = tmp_path / "target"
+        folder.mkdir()
+        second = Agent(
+            tmp_path / "a1", operator, "demo-1",
+            "--path", "Peer", "--model-files", "Peer", "--model-dir", str(folder),
+        )  # fmt: skip
+        open_things.append(second)
+        operator.wait("demo-1", lambda r: r["bytesBySource"]["peer"] > 0 and (folder / "config.json").exists())
+        assert not list(folder.glob("*.safetensors"))
+        target = Engine(folder, second.socket, plugin=second.plugin)
+        open_things.append(target)
+        assert target.tokens() == stock.tokens
+        got = operator.reports["demo-1"]
+        assert got["bytesBySource"] == {"peer": report["weights"]["bytes"], "storage": 0}
+        assert got["weights"]["identity"] == report["weights"]["identity"]
 
+        for phases in (first.phases(), second.phases()):
+            assert list(phases) == ["EngineImported", "LoadStarted", "WeightsReady", "ModelReady"]
+            times = list(phases.values())
+            assert times == sorted(times)
+            # Imported by the first process, seconds before the worker that tells the agent.
+            assert phases["LoadStarted"] - phases["EngineImported"] > 1_000_000
 
-def test_phases_are_in_order_and_begin_with_the_first_process(target: tuple[Run, FakeAgent]) -> None:
-    phases = target[1].phases()
-    assert list(phases) == ["EngineImported", "LoadStarted", "WeightsReady", "ModelReady"]
-    times = list(phases.values())
-    assert times == sorted(times)
-    # The API process calls the plugin seconds before the worker that reports it.
-    assert phases["LoadStarted"] - phases["EngineImported"] > 1_000_000
-
-
-def test_published_bytes_stay_as_they_were_published(
-    source: tuple[Run, FakeAgent], checkpoint: Path, folder: Path
-) -> None:
-    """The engine post-processed and served after publishing; a target still finds loaded weights."""
-    import torch
-    from safetensors import safe_open
-
-    published = source[1].published
-    assert published is not None
-    manifest = json.loads(published.manifest)
-    content = published.content()
-    (row,) = [t for t in manifest["tensors"] if t["name"] == "lm_head.weight"]
-    begin = manifest["allocations"][row["allocation"]]["offset"] + row["offset"]
-    bytes_ = content[begin : begin + 2 * row["shape"][0] * row["shape"][1]]
-    ours = torch.frombuffer(bytearray(bytes_), dtype=torch.bfloat16).reshape(row["shape"])
-    index = json.loads((checkpoint / "model.safetensors.index.json").read_text())["weight_map"]
-    with safe_open(checkpoint / index["lm_head.weight"], "pt") as file:
-        assert torch.equal(ours, file.get_tensor("lm_head.weight"))
+        # The agent keeps the weights when its engine goes: the next one takes them from it.
+        assert source.close() == 0
+        again = Engine(checkpoint, first.socket, plugin=first.plugin)
+        open_things[1] = again
+        assert again.tokens() == stock.tokens
+        assert "took" in again.log and "from the agent" in again.log
+    except BaseException:
+        for thing in open_things:
+            if isinstance(thing, Agent):
+                print(thing.log_path.read_text()[-6000:])
+        raise
+    finally:
+        for thing in reversed(open_things):
+            thing.close()

@@ -101,8 +101,11 @@ def load(parallel_state: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load
             **(rouse if socket is not None else {}),
             **arguments,
         ).create_engine_config()
-        with set_current_vllm_config(config):
-            get_model(vllm_config=config)
+        try:
+            with set_current_vllm_config(config):
+                get_model(vllm_config=config)
+        finally:
+            torch.set_default_dtype(torch.float32)  # vLLM leaves the model's when loading fails
         assert config.load_config.load_format == ("rouse" if socket is not None else "auto")
         return seen[-1]
 
@@ -149,6 +152,25 @@ def test_a_target_has_the_sources_weights_in_the_agents_memory(
         rows = {t["name"]: t for t in json.loads(published.manifest)["tensors"]}
         embed = rows["model.embed_tokens.weight"]
         assert rows["lm_head.weight"] == embed | {"name": "lm_head.weight"}
+
+
+def test_a_source_and_a_target_say_what_the_protocol_has_them_say(
+    load: Load, moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(rouse_vllm.IMPORTED_AT_VARIABLE, "1234567")
+    with FakeAgent(tmp_path / "s0") as agent:
+        load(moe, agent.path)
+    assert agent.types() == [
+        "Hello", "Phase", "Phase", "CreateArena", "GetSlabs", "Publish", "Phase", "Phase",
+    ]  # fmt: skip
+    assert agent.published is not None
+    with FakeAgent(tmp_path / "s1", weights=agent.published.pulled()) as other:
+        load(moe, other.path)
+    assert other.types() == ["Hello", "Phase", "Phase", "AwaitWeights", "GetSlabs", "Phase", "Phase"]
+    for phases in (agent.phases(), other.phases()):
+        assert list(phases) == ["EngineImported", "LoadStarted", "WeightsReady", "ModelReady"]
+        times = list(phases.values())
+        assert times[0] == 1234567 and times == sorted(times)
 
 
 def test_nobody_can_write_to_what_was_published(load: Load, moe: Path, tmp_path: Path) -> None:

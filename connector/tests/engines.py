@@ -1,0 +1,108 @@
+"""Starts real vLLM engines as programs of their own (engine.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+TIME_LIMIT_S = 240
+
+_ENVIRONMENT = {
+    "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+@dataclass
+class Run:
+    status: int | None
+    tokens: list[int]
+    log: str
+
+
+class Engine:
+    """An engine that is starting or up; close() ends it."""
+
+    def __init__(
+        self, model: Path, socket: Path | None, plugin: Path | None = None, **extra: object
+    ) -> None:
+        request = {
+            "model": str(model),
+            "loadFormat": "auto" if socket is None else "rouse",
+            "extra": {} if socket is None else {"socket": str(socket), **extra},
+        }
+        environment = os.environ | _ENVIRONMENT
+        if plugin is not None:
+            environment["PYTHONPATH"] = f"{plugin}:{_without_our_plugin(environment['PYTHONPATH'])}"
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "engine.py"), json.dumps(request)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._lines: list[str] = []
+        self._tokens: queue.Queue[list[int] | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.append(line)
+            if line.startswith("TOKENS "):
+                self._tokens.put(json.loads(line[7:]))
+        self._tokens.put(None)
+
+    @property
+    def log(self) -> str:
+        return "".join(self._lines)
+
+    def tokens(self) -> list[int]:
+        """The tokens it answered with. AssertionError with its log when it ended without any."""
+        try:
+            tokens = self._tokens.get(timeout=TIME_LIMIT_S)
+        except queue.Empty:
+            tokens = None
+        assert tokens is not None, self.log
+        return tokens
+
+    def close(self) -> int:
+        """Lets it end; returns its exit status."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass  # It has ended before.
+        try:
+            return self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+        finally:
+            self._reader.join(timeout=10)
+
+
+def _without_our_plugin(path: str) -> str:
+    ours = os.environ.get("ROUSE_TEST_PLUGIN", "")
+    return ":".join(folder for folder in path.split(":") if folder != ours)
+
+
+def run_engine(model: Path, socket: Path | None, **extra: object) -> Run:
+    """Starts an engine, takes its tokens, ends it."""
+    engine = Engine(model, socket, **extra)
+    try:
+        tokens = engine.tokens()
+    finally:
+        status = engine.close()
+    return Run(status, tokens, engine.log)
