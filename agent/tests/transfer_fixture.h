@@ -64,8 +64,9 @@ class PeerProcess {
   /// The next line of its standard output. Throws when it has ended.
   std::string ReadLine();
   void WriteLine(const std::string& line);
-  /// SIGKILL, SIGSTOP, SIGCONT.
+  /// To the process, or to it and its children.
   void Signal(int signal);
+  void SignalGroup(int signal);
   bool Alive() const;
 
  private:
@@ -76,10 +77,13 @@ class PeerProcess {
 };
 
 /// A peer that publishes RandomArena(bytes, slab_bytes, seed) and serves until destroyed.
-class SourceProcess : public PeerProcess {
+class TestSource : public PeerProcess {
  public:
-  explicit SourceProcess(std::vector<std::string> arguments);
+  explicit TestSource(std::vector<std::string> arguments);
+  /// What it answered last.
   const OpenResponse& answer() const { return answer_; }
+  /// Asks again: a new lease.
+  void Reopen();
 
  private:
   OpenResponse answer_;

@@ -1,11 +1,9 @@
 // A peer for the tests of pulls, in a process that can be stopped and killed.
 //
-//   publish   publishes an arena with known bytes, writes its OpenResponse as one line of JSON, and serves
-//             until standard input ends
+//   publish   publishes an arena with known bytes, writes an OpenResponse as one line of JSON, and another for
+//             each line it reads, until standard input ends
 //   pull      reads such a line, pulls `--bytes` of it over and over, and writes "moving" once bytes have
 //             arrived and the outcome at the end
-
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -25,19 +23,20 @@ struct Options {
   std::uint64_t chunk_bytes = kChunkBytes;
   std::uint64_t seed = 1;
   std::int64_t flip = -1;
+  std::uint64_t piece_bytes = 64u << 10;
+  std::uint32_t window = 2;
 };
 
 void Publish(const Options& options) {
-  const auto context = Must(ucx::Context::Create());
+  std::string line;
   const auto arena = RandomArena(options.bytes, options.slab_bytes, options.seed);
   WeightManifest manifest = ManifestOf(*arena, 0, options.chunk_bytes);
   if (options.flip >= 0) arena->span()[static_cast<std::size_t>(options.flip)] ^= std::byte{0x10};
-  const auto publisher = Must(Publisher::Create(context, {}));
-  Must(publisher->Publish(Must(RegisteredArena::Create(context, arena)), std::move(manifest)));
-  std::cout << json::Dump(ToJson(Must(publisher->Open("test/target")))) << std::endl;
-  char byte = 0;
-  while (::read(STDIN_FILENO, &byte, 1) > 0) {
-  }
+  const auto publisher = Must(Publisher::Create({}));
+  Must(publisher->Publish(arena, std::move(manifest)));
+  do {
+    std::cout << json::Dump(ToJson(Must(publisher->Open("test/target")))) << std::endl;
+  } while (std::getline(std::cin, line));
 }
 
 void PullAll(const Options& options) {
@@ -46,8 +45,8 @@ void PullAll(const Options& options) {
   const OpenResponse answer = Must(OpenResponseFromJson(Must(json::Parse(line, "answer"))));
   const auto target = EmptyArena(Must(ucx::Context::Create()), options.bytes, options.slab_bytes);
   bool told = false;
-  const auto report = Pull(Repeated(answer, options.bytes), *target, {.piece_bytes = 64 * 1024, .window = 2},
-                           {}, [&](const PullProgress& now) {
+  const auto report = Pull(Repeated(answer, options.bytes), *target, {.piece_bytes = options.piece_bytes, .window = options.window}, {},
+                           [&](const PullProgress& now) {
                              if (!told && now.counters.bytes_verified > 0) std::cout << "moving" << std::endl;
                              told = told || now.counters.bytes_verified > 0;
                            });
@@ -67,6 +66,8 @@ int Main(int argc, char** argv) {
   publish->add_option("--chunk-bytes", options.chunk_bytes);
   publish->add_option("--seed", options.seed);
   publish->add_option("--flip", options.flip, "Flip a bit of this byte after the digests were taken");
+  pull->add_option("--piece-bytes", options.piece_bytes);
+  pull->add_option("--window", options.window);
   CLI11_PARSE(app, argc, argv);
   log::Init("transfer-peer", log::Level::kWarning);
   if (*publish) Publish(options);
@@ -78,6 +79,7 @@ int Main(int argc, char** argv) {
 }  // namespace rouse::transfer
 
 int main(int argc, char** argv) {
+  if (rouse::transfer::IsSourceProcess(argc, argv)) return rouse::transfer::RunSourceProcess();
   try {
     return rouse::transfer::Main(argc, argv);
   } catch (const std::exception& error) {

@@ -31,7 +31,11 @@ PeerProcess::PeerProcess(const std::vector<std::string>& arguments) {
   ::posix_spawn_file_actions_init(&actions);
   ::posix_spawn_file_actions_adddup2(&actions, to_child[0], STDIN_FILENO);
   ::posix_spawn_file_actions_adddup2(&actions, from_child[1], STDOUT_FILENO);
-  const int error = ::posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ);
+  posix_spawnattr_t group;
+  ::posix_spawnattr_init(&group);
+  ::posix_spawnattr_setflags(&group, POSIX_SPAWN_SETPGROUP);
+  const int error = ::posix_spawn(&pid_, argv[0], &actions, &group, argv.data(), environ);
+  ::posix_spawnattr_destroy(&group);
   ::posix_spawn_file_actions_destroy(&actions);
   ::close(to_child[0]);
   ::close(from_child[1]);
@@ -41,7 +45,7 @@ PeerProcess::PeerProcess(const std::vector<std::string>& arguments) {
 PeerProcess::~PeerProcess() {
   ::close(input_);
   ::close(output_);
-  ::kill(pid_, SIGCONT);
+  ::kill(-pid_, SIGCONT);
   ::waitpid(pid_, nullptr, 0);
 }
 
@@ -69,6 +73,7 @@ void PeerProcess::WriteLine(const std::string& line) {
 }
 
 void PeerProcess::Signal(int signal) { ::kill(pid_, signal); }
+void PeerProcess::SignalGroup(int signal) { ::kill(-pid_, signal); }
 
 bool PeerProcess::Alive() const {
   siginfo_t info = {};
@@ -85,8 +90,13 @@ std::vector<std::string> Publish(std::vector<std::string> arguments) {
 
 }  // namespace
 
-SourceProcess::SourceProcess(std::vector<std::string> arguments)
+TestSource::TestSource(std::vector<std::string> arguments)
     : PeerProcess(Publish(std::move(arguments))),
       answer_(Must(OpenResponseFromJson(Must(json::Parse(ReadLine(), "answer"))))) {}
+
+void TestSource::Reopen() {
+  WriteLine("open");
+  answer_ = Must(OpenResponseFromJson(Must(json::Parse(ReadLine(), "answer"))));
+}
 
 }  // namespace rouse::transfer

@@ -11,6 +11,8 @@ namespace {
 
 constexpr std::uint64_t kMiB = 1u << 20;
 
+const PublisherOptions kPublisher = {.leases = {}, .program = ROUSE_TRANSFER_PEER};
+
 std::string Text(std::uint64_t value) { return std::to_string(value); }
 
 Result<PullReport> PullNow(const PullSource& source, RegisteredArena& arena,
@@ -30,7 +32,7 @@ TEST_CASE("a pull from another process brings every byte, over TCP and over shar
       std::pair<std::string, std::string>{"posix", "posix/memory"});
   const ScopedVariable variable("UCX_TLS", tls);
   const std::uint64_t bytes = 37 * kMiB + 1234;
-  SourceProcess source({"--bytes", Text(bytes), "--slab-bytes", Text(16 * kMiB), "--seed", "5"});
+  TestSource source({"--bytes", Text(bytes), "--slab-bytes", Text(16 * kMiB), "--seed", "5"});
   const auto context = Must(ucx::Context::Create());
   const auto target = EmptyArena(context, bytes, 12 * kMiB);  // slabs of another size than the source's
   std::vector<PullProgress> progress;
@@ -49,7 +51,7 @@ TEST_CASE("a pull from another process brings every byte, over TCP and over shar
 }
 
 TEST_CASE("what UCX picks by itself inside a machine is shared memory", "[transfer]") {
-  SourceProcess source({"--bytes", Text(kMiB)});
+  TestSource source({"--bytes", Text(kMiB)});
   const auto context = Must(ucx::Context::Create());
   const auto target = EmptyArena(context, kMiB, kMiB);
   const auto report = PullNow(SourceOf(source.answer()), *target);
@@ -60,7 +62,7 @@ TEST_CASE("what UCX picks by itself inside a machine is shared memory", "[transf
 TEST_CASE("arenas of one byte and of odd sizes arrive", "[transfer]") {
   const ScopedVariable variable("UCX_TLS", "tcp");
   const std::uint64_t bytes = GENERATE(1u, 4095u, 4097u, 65536u * 3 + 7);
-  SourceProcess source(
+  TestSource source(
       {"--bytes", Text(bytes), "--slab-bytes", "65536", "--chunk-bytes", "8192", "--seed", "9"});
   const auto target = EmptyArena(Must(ucx::Context::Create()), bytes, 32768);
   const auto report = PullNow(SourceOf(source.answer()), *target, {.piece_bytes = 5000, .window = 7});
@@ -71,12 +73,11 @@ TEST_CASE("arenas of one byte and of odd sizes arrive", "[transfer]") {
 TEST_CASE("several targets pull from one source at a time, several ranks each", "[transfer]") {
   const ScopedVariable variable("UCX_TLS", "tcp");
   const auto context = Must(ucx::Context::Create());
-  const auto publisher = Must(Publisher::Create(context, {}));
+  const auto publisher = Must(Publisher::Create(kPublisher));
   std::vector<std::shared_ptr<memory::Arena>> sent;
   for (std::uint32_t rank = 0; rank < 2; ++rank) {
     sent.push_back(RandomArena((3 + rank) * kMiB, 2 * kMiB, 100 + rank));
-    Must(publisher->Publish(Must(RegisteredArena::Create(context, sent.back())),
-                            ManifestOf(*sent.back(), rank, 256 * 1024)));
+    Must(publisher->Publish(sent.back(), ManifestOf(*sent.back(), rank, 256 * 1024)));
   }
   std::vector<Status> outcomes(4);
   {
@@ -99,54 +100,55 @@ TEST_CASE("several targets pull from one source at a time, several ranks each", 
 
 TEST_CASE("an arena that was pulled can be published in turn", "[transfer]") {
   const ScopedVariable variable("UCX_TLS", "tcp");
-  SourceProcess source({"--bytes", Text(3 * kMiB), "--seed", "11"});
+  TestSource source({"--bytes", Text(3 * kMiB), "--seed", "11"});
   const auto context = Must(ucx::Context::Create());
   const auto middle = EmptyArena(context, 3 * kMiB, kMiB);
   Must(PullNow(SourceOf(source.answer()), *middle));
-  const auto publisher = Must(Publisher::Create(context, {}));
-  Must(publisher->Publish(middle, source.answer().ranks[0].manifest));
+  const auto publisher = Must(Publisher::Create(kPublisher));
+  Must(publisher->Publish(middle->shared_arena(), source.answer().ranks[0].manifest));
   const auto last = EmptyArena(context, 3 * kMiB, kMiB);
   Must(PullNow(SourceOf(Must(publisher->Open("test/last"))), *last));
   REQUIRE(SameBytes(last->arena(), *RandomArena(3 * kMiB, kMiB, 11)));
 }
 
 TEST_CASE("publishing seals the arena and refuses what does not fit", "[transfer]") {
-  const auto context = Must(ucx::Context::Create());
-  const auto publisher = Must(Publisher::Create(context, {}));
+  const auto publisher = Must(Publisher::Create(kPublisher));
   REQUIRE(publisher->Open("test/early").status().code() == StatusCode::kUnavailable);
 
   const auto arena = RandomArena(kMiB, kMiB, 1);
-  const auto registered = Must(RegisteredArena::Create(context, arena));
   WeightManifest manifest = ManifestOf(*arena, 0, kChunkBytes);
   WeightManifest bare = manifest;
   bare.chunk_digests.clear();
-  REQUIRE(publisher->Publish(registered, bare).code() == StatusCode::kInvalidArgument);
+  REQUIRE(publisher->Publish(arena, bare).code() == StatusCode::kInvalidArgument);
   REQUIRE_FALSE(arena->sealed());
-  REQUIRE(publisher->Publish(registered, manifest).ok());
+  REQUIRE(publisher->Publish(arena, manifest).ok());
   REQUIRE(arena->sealed());
-  REQUIRE(publisher->Publish(registered, manifest).code() == StatusCode::kAlreadyExists);
+  REQUIRE(publisher->Publish(arena, manifest).code() == StatusCode::kAlreadyExists);
   REQUIRE(publisher->rank_count() == 1);
 }
 
-TEST_CASE("a withdrawn arena stays while a lease lives, and no longer", "[transfer]") {
+TEST_CASE("a withdrawn arena can be read while a lease lives, and no longer", "[transfer]") {
   const auto context = Must(ucx::Context::Create());
-  const auto publisher =
-      Must(Publisher::Create(context, {.duration = std::chrono::milliseconds(200), .max_leases = 2}));
+  const auto publisher = Must(Publisher::Create(
+      {.leases = {.duration = std::chrono::milliseconds(3000), .max_leases = 2},
+       .program = ROUSE_TRANSFER_PEER}));
   auto arena = RandomArena(kMiB, kMiB, 1);
-  const std::weak_ptr<memory::Arena> watch = arena;
-  Must(publisher->Publish(Must(RegisteredArena::Create(context, arena)), ManifestOf(*arena, 0, kChunkBytes)));
+  Must(publisher->Publish(arena, ManifestOf(*arena, 0, kChunkBytes)));
   arena.reset();
   const auto closed = Must(publisher->Open("test/a"));
   const auto forgotten = Must(publisher->Open("test/b"));
+  const auto forgotten_at = std::chrono::steady_clock::now();
   REQUIRE(publisher->Open("test/c").status().code() == StatusCode::kResourceExhausted);
   publisher->Withdraw();
   REQUIRE(publisher->Open("test/d").status().code() == StatusCode::kUnavailable);
   Must(publisher->Close(closed.lease));
-  REQUIRE_FALSE(watch.expired());
-  std::this_thread::sleep_for(std::chrono::milliseconds(250));
+
+  const auto target = EmptyArena(context, kMiB, kMiB);
+  REQUIRE(PullNow(SourceOf(forgotten), *target).status() == Status());
+  std::this_thread::sleep_until(forgotten_at + std::chrono::milliseconds(3100));
   publisher->Expire();
-  REQUIRE(watch.expired());
   REQUIRE(publisher->Renew(forgotten.lease).code() == StatusCode::kNotFound);
+  REQUIRE_FALSE(PullNow(SourceOf(forgotten), *target, {.progress_deadline = std::chrono::milliseconds(1000)}).ok());
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <array>
 #include <cerrno>
 #include <utility>
+#include <vector>
 
 #include "agent/memory/chunk_digest.h"
 #include "common/log.h"
@@ -29,55 +30,66 @@ Result<std::string> RandomId() {
   return id;
 }
 
-Result<std::vector<RemoteSlab>> Describe(const RegisteredArena& arena) {
-  std::vector<RemoteSlab> slabs;
-  for (std::size_t i = 0; i < arena.arena().slab_count(); ++i) {
-    ROUSE_ASSIGN_OR_RETURN(std::string key, arena.slab(i).PackKey());
-    slabs.push_back({.address = arena.slab(i).address(),
-                     .bytes = arena.slab(i).range().size(),
-                     .rkey = std::move(key)});
-  }
-  return slabs;
-}
-
 }  // namespace
 
-Publisher::Publisher(std::unique_ptr<ucx::Worker> worker, std::string address,
-                     const LeaseLimits& limits)
-    : address_(std::move(address)),
-      leases_(limits),
-      worker_(std::move(worker)),
-      progress_(std::make_unique<ucx::ProgressThread>(*worker_, "ucx-source")) {}
-
-Result<std::unique_ptr<Publisher>> Publisher::Create(std::shared_ptr<ucx::Context> context,
-                                                     const LeaseLimits& limits) {
-  ROUSE_ASSIGN_OR_RETURN(auto worker, ucx::Worker::Create(std::move(context)));
-  ROUSE_ASSIGN_OR_RETURN(std::string address, worker->Address());
-  return std::unique_ptr<Publisher>(new Publisher(std::move(worker), std::move(address), limits));
+Result<std::unique_ptr<Publisher>> Publisher::Create(const PublisherOptions& options) {
+  std::unique_ptr<Publisher> publisher(new Publisher(options));
+  const std::lock_guard lock(publisher->mutex_);
+  ROUSE_RETURN_IF_ERROR(publisher->EnsureProcess());
+  return publisher;
 }
 
-Status Publisher::Publish(std::shared_ptr<RegisteredArena> arena, WeightManifest manifest) {
+// Requires mutex_. A new process has other addresses and keys, so every published rank is described anew.
+Status Publisher::EnsureProcess() {
+  std::string why;
+  if (process_ != nullptr && process_->Alive(&why)) return {};
+  if (process_ != nullptr) {
+    log::Error("the weight source process died; pulls from it fail and must be opened again",
+               {{"cause", why}, {"leases", leases_.Count(Now())}});
+    process_.reset();
+  }
+  ROUSE_ASSIGN_OR_RETURN(auto process, SourceProcess::Start(options_.program));
+  process_ = std::move(process);
+  stale_ = false;
+  for (auto& [rank, published] : published_) {
+    if (const Status status = Describe(published); !status.ok()) {
+      process_.reset();
+      return status.WithContext("offer rank " + std::to_string(rank) + " again");
+    }
+  }
+  return {};
+}
+
+Status Publisher::Describe(Published& published) {
+  std::vector<RemoteSlab> slabs;
+  for (std::size_t i = 0; i < published.arena->slab_count(); ++i) {
+    ROUSE_ASSIGN_OR_RETURN(RemoteSlab slab, process_->Offer(published.arena->slab(i)));
+    slabs.push_back(std::move(slab));
+  }
+  published.description.slabs = std::move(slabs);
+  return {};
+}
+
+Status Publisher::Publish(std::shared_ptr<memory::Arena> arena, WeightManifest manifest) {
   const std::uint32_t rank = manifest.rank;
   const std::string what = "publish rank " + std::to_string(rank);
-  ROUSE_RETURN_IF_ERROR(
-      memory::CheckManifest(manifest, arena->arena().bytes(), true).WithContext(what));
-  ROUSE_RETURN_IF_ERROR(arena->arena().Seal().WithContext(what));
-  auto slabs = Describe(*arena);
-  if (!slabs.ok()) return slabs.status().WithContext(what);
-
+  ROUSE_RETURN_IF_ERROR(memory::CheckManifest(manifest, arena->bytes(), true).WithContext(what));
+  ROUSE_RETURN_IF_ERROR(arena->Seal().WithContext(what));
   const std::lock_guard lock(mutex_);
   if (published_.contains(rank)) {
     return Status(StatusCode::kAlreadyExists, what + ": it is published");
   }
-  published_.emplace(rank, Published{.arena = std::move(arena),
-                                     .description = {.manifest = std::move(manifest),
-                                                     .slabs = *std::move(slabs)}});
+  ROUSE_RETURN_IF_ERROR(EnsureProcess().WithContext(what));
+  Published published{.arena = std::move(arena),
+                      .description = {.manifest = std::move(manifest), .slabs = {}}};
+  ROUSE_RETURN_IF_ERROR(Describe(published).WithContext(what));
+  published_.emplace(rank, std::move(published));
   return {};
 }
 
 void Publisher::Withdraw() {
   const std::lock_guard lock(mutex_);
-  for (auto& [rank, published] : published_) withdrawn_.push_back(std::move(published.arena));
+  stale_ = stale_ || !published_.empty();
   published_.clear();
   Collect(Now());
 }
@@ -88,11 +100,12 @@ Result<OpenResponse> Publisher::Open(const std::string& requester) {
   const TimePoint now = Now();
   Collect(now);
   if (published_.empty()) return Unavailable("no weights are published here yet");
+  ROUSE_RETURN_IF_ERROR(EnsureProcess());
   ROUSE_RETURN_IF_ERROR(leases_.Open(id, requester, now));
   OpenResponse answer;
   answer.lease = id;
   answer.lease_ms = leases_.duration().count();
-  answer.worker_address = address_;
+  answer.worker_address = process_->worker_address();
   for (const auto& [rank, published] : published_) answer.ranks.push_back(published.description);
   return answer;
 }
@@ -113,14 +126,22 @@ Status Publisher::Close(const std::string& lease) {
 void Publisher::Expire() {
   const std::lock_guard lock(mutex_);
   Collect(Now());
+  if (published_.empty()) return;
+  if (const Status status = EnsureProcess(); !status.ok()) {
+    log::Error("the weight source process cannot be started", {{"error", status.ToString()}});
+  }
 }
 
-// Requires mutex_.
+// Requires mutex_. The source process holds what it was ever offered, so it goes with the last lease on something
+// withdrawn; what is still published gets a new one.
 void Publisher::Collect(TimePoint now) {
   for (const std::string& requester : leases_.Expire(now)) {
     log::Warning("weight lease ended without being closed", {{"requester", requester}});
   }
-  if (leases_.Count(now) == 0) withdrawn_.clear();
+  if (stale_ && leases_.Count(now) == 0) {
+    process_.reset();
+    stale_ = false;
+  }
 }
 
 std::size_t Publisher::lease_count() const {

@@ -1,13 +1,14 @@
 // The source's side of a pull: hands out what peers need to read our arenas one-sidedly.
 //
-//   auto publisher = Publisher::Create(context, {});
-//   publisher->Publish(registered_arena, manifest_with_digests);     // once for each rank
+//   auto publisher = Publisher::Create({});
+//   publisher->Publish(arena, manifest_with_digests);                // once for each rank
 //   OpenResponse answer = *publisher->Open("default/demo-1");        // POST /v1/weights/open
 //
-// A published arena stays mapped and registered while it is published or a lease lives. Bytes go by UCX on
-// one thread of the publisher's own ("ucx-source"); HTTP is the caller's.
+// A published arena stays mapped and registered, in a process of its own (source_process.h says why), while
+// it is published or a lease lives. When that process dies it is started again by the next Open or Expire; pulls
+// under way fail then, and their targets open anew. HTTP is the caller's.
 //
-// Threads: every method from any thread.
+// Threads: every method from any thread; they may take some milliseconds, a restart a second.
 
 #pragma once
 
@@ -17,22 +18,28 @@
 #include <string>
 #include <vector>
 
+#include "agent/memory/arena.h"
 #include "agent/transfer/lease_table.h"
-#include "agent/transfer/registered_arena.h"
-#include "agent/ucx/worker.h"
+#include "agent/transfer/source_process.h"
 #include "common/messages.h"
 #include "common/result.h"
 
 namespace rouse::transfer {
 
+struct PublisherOptions {
+  LeaseLimits leases;
+  /// The program to run as source process: one whose main asks IsSourceProcess first.
+  std::string program = "/proc/self/exe";
+};
+
 class Publisher {
  public:
-  static Result<std::unique_ptr<Publisher>> Create(std::shared_ptr<ucx::Context> context,
-                                                   const LeaseLimits& limits);
+  /// Starts the source process.
+  static Result<std::unique_ptr<Publisher>> Create(const PublisherOptions& options);
 
   /// Offers one rank's arena. The manifest must describe it and bring the digest of every chunk
   /// (InvalidArgument). AlreadyExists when this rank is published. The arena is sealed if it is not yet.
-  Status Publish(std::shared_ptr<RegisteredArena> arena, WeightManifest manifest);
+  Status Publish(std::shared_ptr<memory::Arena> arena, WeightManifest manifest);
 
   /// Stops offering anything. The arenas stay readable until the last lease has ended.
   void Withdraw();
@@ -44,8 +51,8 @@ class Publisher {
   /// NotFound when the lease has ended: open again.
   Status Renew(const std::string& lease);
   Status Close(const std::string& lease);
-  /// Drops leases that have ended, and withdrawn arenas that no lease needs any more. Open and Close do
-  /// this too; call it every few seconds so that it also happens when nobody asks.
+  /// Drops leases that have ended and withdrawn arenas that no lease needs any more, and starts the source
+  /// process again if it died. Open does this too; call it every few seconds for when nobody asks.
   void Expire();
 
   /// Live leases; published ranks.
@@ -54,20 +61,22 @@ class Publisher {
 
  private:
   struct Published {
-    std::shared_ptr<RegisteredArena> arena;
-    RemoteRank description;
+    std::shared_ptr<memory::Arena> arena;
+    RemoteRank description;  // its slabs belong to process_
   };
 
-  Publisher(std::unique_ptr<ucx::Worker> worker, std::string address, const LeaseLimits& limits);
+  explicit Publisher(const PublisherOptions& options)
+      : options_(options), leases_(options.leases) {}
+  Status EnsureProcess();
+  Status Describe(Published& published);
   void Collect(TimePoint now);
 
-  const std::string address_;
+  const PublisherOptions options_;
   mutable std::mutex mutex_;
   LeaseTable leases_;
-  std::map<std::uint32_t, Published> published_;       // by rank
-  std::vector<std::shared_ptr<RegisteredArena>> withdrawn_;  // kept for the leases that live
-  std::unique_ptr<ucx::Worker> worker_;
-  std::unique_ptr<ucx::ProgressThread> progress_;  // last: stops before the worker goes
+  std::map<std::uint32_t, Published> published_;  // by rank
+  bool stale_ = false;  // process_ has slabs that are kept for live leases only
+  std::unique_ptr<SourceProcess> process_;
 };
 
 }  // namespace rouse::transfer

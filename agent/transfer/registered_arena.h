@@ -1,6 +1,4 @@
-// An arena whose slabs are registered with UCX: what a pull writes into and a publisher hands out.
-//
-// Registering costs more than the transfer on RDMA hardware, so it happens once for both.
+// An arena whose slabs are registered with UCX: what a pull writes into.
 
 #pragma once
 
