@@ -1,4 +1,4 @@
-// rouse-operator: keeps ModelServices running (docs/operator.md tells its flags by --help).
+// rouse-operator: keeps ModelServices running. Its flags: rouse-operator --help.
 
 #include <pthread.h>
 #include <signal.h>
@@ -183,6 +183,13 @@ int main(int argc, char** argv) {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   ::signal(SIGPIPE, SIG_IGN);
 
+  // CLI11 would take the next argument as the value of "--flag=".
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument.starts_with("--") && argument.ends_with("=")) {
+      return Fail(argument + ": a value is missing after '='");
+    }
+  }
   Flags flags;
   CLI::App cli("Keeps ModelServices running: starts, replaces and stops instances of vLLM.",
                "rouse-operator");

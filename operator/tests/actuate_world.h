@@ -1,0 +1,102 @@
+// An API server in memory, and the operator's caches fed from it when the test says so. Between two
+// feedings the cache is as stale as the test wants it.
+
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "operator/actuate/reconciler.h"
+#include "operator/actuate/reports.h"
+#include "operator/api/names.h"
+#include "operator/tests/fake_api.h"
+#include "operator/tests/state.h"
+
+namespace rouse::actuate::testing {
+
+using plan::testing::kNow;
+using plan::testing::ServiceJson;
+
+inline constexpr char kKey[] = "default/demo";
+
+/// One process of the operator: what it remembers dies with it.
+class Process {
+ public:
+  explicit Process(kube::FakeApi& api)
+      : cache([](const std::string&) {},
+              [this](const plan::Instance* before, const plan::Instance* after) {
+                const plan::Instance& pod = after != nullptr ? *after : *before;
+                pending.Seen(ServiceKey(pod), pod.uid, after);
+              }),
+        reports(api, cache, metrics),
+        api_(api) {
+    ReconcilerOptions options;
+    options.pods.agent_image = "agent:1";
+    options.pods.agent_facing_url = "http://10.96.0.7:7480";
+    options.clock = [this] { return now; };
+    reconciler = std::make_unique<Reconciler>(
+        api, cache, pending, metrics,
+        [this](const api::ObjectMeta&, const plan::Note& note) { notes.push_back(note); },
+        [this] { return leads; }, options);
+  }
+
+  /// A full list arrives from the API server.
+  void Sync() {
+    Feed(cache.service_sink(), kube::ModelServices());
+    Feed(cache.pod_sink(), kube::Pods());
+  }
+
+  std::vector<std::string> Reasons() const {
+    std::vector<std::string> out;
+    for (const plan::Note& note : notes) out.push_back(note.reason);
+    return out;
+  }
+
+  Pending pending;
+  Metrics metrics;
+  Cache cache;
+  Reports reports;
+  std::unique_ptr<Reconciler> reconciler;
+  std::vector<plan::Note> notes;
+  api::TimePoint now = kNow;
+  bool leads = true;
+
+ private:
+  void Feed(kube::StoreSink& sink, const kube::Resource& resource) {
+    using Kind = kube::StoreEvent::Kind;
+    sink.Take({Kind::kInitBegin, nullptr});
+    for (const kube::Json& object : api_.Objects(resource)) sink.Take({Kind::kInitApply, object});
+    sink.Take({Kind::kInitDone, nullptr});
+  }
+
+  kube::FakeApi& api_;
+};
+
+inline void PutService(kube::FakeApi& api, int replicas, const std::string& source = "Storage") {
+  kube::Json service = ServiceJson(replicas);
+  service["spec"]["fastStart"] = {{"weights", {{"source", source}}}};
+  api.Put(kube::ModelServices(), service);
+}
+
+inline std::vector<std::string> PodNames(kube::FakeApi& api) {
+  std::vector<std::string> out;
+  for (const kube::Json& pod : api.Objects(kube::Pods())) out.push_back(kube::NameOf(pod).name);
+  return out;
+}
+
+inline kube::Json PodJson(kube::FakeApi& api, const std::string& name) {
+  auto pod = api.Get(kube::Pods(), {"default", name});
+  return pod.ok() ? *pod : kube::Json();
+}
+
+/// The calls that change something, without the objects' namespaces.
+inline std::vector<std::string> Writes(kube::FakeApi& api) {
+  std::vector<std::string> out;
+  for (const std::string& call : api.calls()) {
+    if (!call.starts_with("get ") && !call.starts_with("list ")) out.push_back(call);
+  }
+  return out;
+}
+
+}  // namespace rouse::actuate::testing

@@ -1,0 +1,198 @@
+#include <catch2/catch.hpp>
+
+#include "common/messages.h"
+#include "operator/tests/actuate_world.h"
+
+using namespace rouse;
+using namespace rouse::actuate;
+using namespace rouse::actuate::testing;
+using kube::Json;
+
+namespace {
+
+// Three instances of one ModelService on two nodes.
+struct Agents {
+  kube::FakeApi api;
+  std::unique_ptr<Process> process;
+
+  Agents() {
+    PutService(api, 3);
+    process = std::make_unique<Process>(api);
+    process->Sync();
+    REQUIRE(process->reconciler->Reconcile(kKey).ok());
+    for (int i = 0; i < 3; ++i) {
+      Json pod = PodJson(api, "demo-" + std::to_string(i));
+      pod["spec"]["nodeName"] = i == 2 ? "node-b" : "node-a";
+      pod["status"]["podIP"] = "10.0.0." + std::to_string(i);
+      api.Put(kube::Pods(), pod);
+    }
+    process->Sync();
+  }
+
+  Json Report(const std::string& pod, const std::string& state = "Serving") {
+    const Json object = PodJson(api, pod);
+    return {{"protocol", "rouse-agent"},
+            {"version", 1},
+            {"namespace", "default"},
+            {"pod", pod},
+            {"podUid", object["metadata"]["uid"]},
+            {"node", object["spec"]["nodeName"]},
+            {"address", "http://" + object["status"]["podIP"].get<std::string>() + ":7410"},
+            {"state", state},
+            {"message", ""},
+            {"weights", {{"form", "Loaded"}, {"identity", std::string(64, 'a')}, {"bytes", 9},
+                         {"ranks", 1}, {"servable", true}}},
+            {"bytesBySource", {{"peer", 0}, {"storage", 9}}},
+            {"transport", ""},
+            {"timeline", nullptr}};
+  }
+
+  http::Response Send(const Json& report) { return SendText(report.dump()); }
+  http::Response SendText(const std::string& text) {
+    http::Request request;
+    request.method = "POST";
+    request.target = "/v1/agents/report";
+    request.body = text;
+    return process->reports.Handle(request);
+  }
+  std::size_t Applies() {
+    std::size_t n = 0;
+    for (const auto& call : api.calls()) n += call.starts_with("apply");
+    return n;
+  }
+};
+
+std::string Code(const http::Response& response) {
+  return Json::parse(response.body)["error"]["code"];
+}
+
+}  // namespace
+
+TEST_CASE("a report is kept on the pod and answered with the other instances, nearest first") {
+  Agents agents;
+  for (const char* pod : {"demo-0", "demo-2"}) {
+    const auto response = agents.Send(agents.Report(pod));
+    INFO(response.body);
+    REQUIRE(response.status == 200);
+  }
+  const Json annotations = PodJson(agents.api, "demo-0")["metadata"]["annotations"];
+  CHECK(annotations["rouse.dev/agent-state"] == "Serving");
+  CHECK(annotations["rouse.dev/agent-address"] == "http://10.0.0.0:7410");
+  CHECK(annotations["rouse.dev/path"] == "Storage");
+  agents.process->Sync();
+
+  const auto response = agents.Send(agents.Report("demo-1"));
+  REQUIRE(response.status == 200);
+  const auto assignment = AssignmentFromJson(Json::parse(response.body));
+  REQUIRE(assignment.ok());
+  CHECK(assignment->path == StartPath::kStorage);
+  CHECK(assignment->peers == std::vector<Peer>{{"demo-0", "node-a", "http://10.0.0.0:7410"},
+                                               {"demo-2", "node-b", "http://10.0.0.2:7410"}});
+  CHECK(assignment->report_after_ms == 10'000);
+}
+
+TEST_CASE("a report that says nothing new is not written again") {
+  Agents agents;
+  Json report = agents.Report("demo-0", "Pulling");
+  report["weights"] = nullptr;
+  REQUIRE(agents.Send(report).status == 200);
+  agents.process->Sync();
+  CHECK(agents.Applies() == 1);
+  REQUIRE(agents.Send(report).status == 200);
+  CHECK(agents.Applies() == 1);
+  report["bytesBySource"]["peer"] = 1000;  // Bytes that merely grow are not worth a write.
+  REQUIRE(agents.Send(report).status == 200);
+  CHECK(agents.Applies() == 1);
+  report["state"] = "Serving";
+  REQUIRE(agents.Send(report).status == 200);
+  CHECK(agents.Applies() == 2);
+  CHECK(PodJson(agents.api, "demo-0")["metadata"]["annotations"]["rouse.dev/bytes-by-source"] ==
+        R"({"peer":1000,"storage":9})");
+  agents.process->Sync();
+  report["bytesBySource"]["peer"] = 2000;  // Once it serves they are final.
+  REQUIRE(agents.Send(report).status == 200);
+  CHECK(agents.Applies() == 3);
+}
+
+TEST_CASE("what a later report leaves out is taken from the pod") {
+  AgentReport report;
+  report.state = AgentState::kServing;
+  report.weights = WeightsReport{.servable = true};
+  CHECK(ReportAnnotations(report).contains("rouse.dev/weights"));
+  plan::Instance pod;
+  pod.reported = ReportAnnotations(report);
+  CHECK_FALSE(NeedsWrite(pod, report));
+  report.weights.reset();
+  CHECK_FALSE(ReportAnnotations(report).contains("rouse.dev/weights"));
+  CHECK(NeedsWrite(pod, report));
+}
+
+TEST_CASE("a report of a pod that is not there, or was another, is NotFound and changes nothing") {
+  Agents agents;
+  Json report = agents.Report("demo-0");
+  report["podUid"] = "of-its-predecessor";
+  auto response = agents.Send(report);
+  CHECK(response.status == 404);
+  CHECK(Code(response) == "NotFound");
+  CHECK(response.body.find("default/demo-0") != std::string::npos);
+  report["pod"] = "stranger";
+  CHECK(agents.Send(report).status == 404);
+
+  agents.api.Put(kube::Pods(), {{"metadata", {{"name", "loose"}, {"namespace", "default"},
+                                              {"labels", {{"rouse.dev/modelservice", "demo"}}}}}});
+  agents.process->Sync();
+  report["pod"] = "loose";
+  report["podUid"] = PodJson(agents.api, "loose")["metadata"]["uid"];
+  CHECK(agents.Send(report).status == 404);
+  CHECK(agents.Applies() == 0);
+}
+
+TEST_CASE("an agent may not send others to an address that is not its own") {
+  Agents agents;
+  for (const char* address : {"http://10.0.0.1:7410", "http://10.0.0.0", "http://10.0.0.0.evil:7410",
+                              "https://10.0.0.0:7410", "http://evil"}) {
+    Json report = agents.Report("demo-0");
+    report["address"] = address;
+    const auto response = agents.Send(report);
+    INFO(address);
+    CHECK(response.status == 400);
+    CHECK(response.body.find("address") != std::string::npos);
+  }
+  CHECK(agents.Applies() == 0);
+}
+
+TEST_CASE("nonsense is refused by name, and never written") {
+  Agents agents;
+  const auto with = [&](const char* pointer, const Json& value) {
+    Json report = agents.Report("demo-0");
+    report[Json::json_pointer(pointer)] = value;
+    return agents.Send(report);
+  };
+  CHECK(agents.SendText("{").status == 400);
+  CHECK(agents.SendText("").status == 400);
+  CHECK(agents.SendText("[]").status == 400);
+  CHECK(agents.SendText(std::string(1 << 20, ' ')).status == 507);
+  CHECK(with("/version", 2).status == 412);
+  CHECK(with("/protocol", "rouse-weights").status == 412);
+  CHECK(with("/state", "Sleeping").body.find("state: unknown value") != std::string::npos);
+  CHECK(with("/weights/form", "Raw").body.find("weights.form") != std::string::npos);
+  CHECK(with("/bytesBySource", nullptr).body.find("bytesBySource") != std::string::npos);
+  CHECK(with("/message", std::string(5000, 'x')).body.find("message") != std::string::npos);
+  CHECK(agents.Applies() == 0);
+}
+
+TEST_CASE("a report that the API server does not take is to be sent again") {
+  Agents agents;
+  Status refusal;
+  agents.api.SetHook([&](const std::string& verb, const std::string&) {
+    return verb == "apply" ? refusal : Status();
+  });
+  refusal = Unavailable("apply pod default/demo-0: connection refused");
+  CHECK(agents.Send(agents.Report("demo-0")).status == 503);
+  refusal = FailedPrecondition("forbidden");
+  CHECK(agents.Send(agents.Report("demo-0")).status == 503);
+  refusal = NotFound("pods \"demo-0\" not found");
+  CHECK(agents.Send(agents.Report("demo-0")).status == 404);
+  refusal = Status(StatusCode::kConflict, "uid mismatch");
+  CHECK(agents.Send(agents.Report("demo-0")).status == 404);
+}
