@@ -5,11 +5,14 @@
 
 #include "agent/options.h"
 #include "agent/server/agent.h"
+#include "agent/transfer/source_process.h"
 #include "common/http.h"
 #include "common/log.h"
 
 int main(int argc, char** argv) {
   using namespace rouse;
+  // The same program holds the weights open for peers, as a child process of its own.
+  if (transfer::IsSourceProcess(argc, argv)) return transfer::RunSourceProcess();
   // Before any thread: all of them leave these signals to main.
   sigset_t ends;
   sigemptyset(&ends);
@@ -21,7 +24,7 @@ int main(int argc, char** argv) {
   auto parsed = agent::ParseOptions(argc, argv);
   if (const int* const status = std::get_if<int>(&parsed)) return *status;
   agent::ProgramOptions& options = std::get<agent::ProgramOptions>(parsed);
-  log::Init("rouse-agent", options.debug ? log::Level::kDebug : log::Level::kInfo);
+  log::Init("rouse-agent", options.log_level);
   http::SetThreads(options.http_threads);
 
   auto running = agent::Agent::Start(std::move(options.agent));

@@ -13,6 +13,7 @@ struct Raw {
   std::string files = "Storage";
   std::string fallback = "Storage";
   std::string pod_ip;
+  std::string log_level = "info";
   std::int64_t slab_mib = 1024;
   std::int64_t peer_deadline_s = 120;
   std::int64_t drain_s = 5;
@@ -107,7 +108,10 @@ void AddTuning(CLI::App& app, ProgramOptions& options, Raw& raw) {
       ->envname("ROUSE_DRAIN_SECONDS")
       ->check(CLI::Range(0, 600))
       ->capture_default_str();
-  app.add_flag("--debug", options.debug, "Log more")->envname("ROUSE_DEBUG");
+  app.add_option("--log-level", raw.log_level, "debug, info, warn or error")
+      ->envname("ROUSE_LOG_LEVEL")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error"}))
+      ->capture_default_str();
 }
 
 /// What one flag says about another; empty when all fits.
@@ -164,8 +168,14 @@ std::variant<ProgramOptions, int> ParseOptions(int argc, const char* const* argv
   agent.weights.slab_bytes = static_cast<std::uint64_t>(raw.slab_mib) << 20;
   agent.picker.deadline = std::chrono::seconds(raw.peer_deadline_s);
   agent.transfer.progress_deadline = std::chrono::seconds(raw.pull_stall_s);
-  agent.leases.duration = std::chrono::seconds(raw.lease_s);
+  agent.publisher.leases.duration = std::chrono::seconds(raw.lease_s);
   options.drain = std::chrono::seconds(raw.drain_s);
+  const std::map<std::string, log::Level> levels = {{"trace", log::Level::kDebug},
+                                                    {"debug", log::Level::kDebug},
+                                                    {"info", log::Level::kInfo},
+                                                    {"warn", log::Level::kWarning},
+                                                    {"error", log::Level::kError}};
+  options.log_level = levels.at(raw.log_level);
   return options;
 }
 

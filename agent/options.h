@@ -8,6 +8,7 @@
 #include <variant>
 
 #include "agent/server/agent.h"
+#include "common/log.h"
 
 namespace rouse::agent {
 
@@ -15,7 +16,7 @@ struct ProgramOptions {
   AgentOptions agent;
   int http_threads = 4;
   std::chrono::milliseconds drain{5'000};
-  bool debug = false;
+  log::Level log_level = log::Level::kInfo;
 };
 
 /// The options, or the exit status of a program that has printed help, its version or what is wrong.

@@ -40,7 +40,7 @@ Result<std::unique_ptr<Agent>> Agent::Start(AgentOptions options) {
 
 Status Agent::Wire() {
   ROUSE_ASSIGN_OR_RETURN(auto context, ucx::Context::Create());
-  ROUSE_ASSIGN_OR_RETURN(auto publisher, transfer::Publisher::Create(context, options_.leases));
+  ROUSE_ASSIGN_OR_RETURN(auto publisher, transfer::Publisher::Create(options_.publisher));
   store_ = std::make_unique<WeightStore>(std::move(context), std::move(publisher), options_.weights,
                                          WhyNone(options_.plan));
   ROUSE_ASSIGN_OR_RETURN(http_, http::Server::Listen(options_.listen_host, options_.port,

@@ -5,7 +5,7 @@
 // it.
 //
 // Threads: "engine-socket", "report", "engine-probe", "hydrate" and "pull" (both end when done),
-// "weights" (digests and registration), UCX's and cpprestsdk's. One lock guards the machine.
+// "weights" (digests), UCX's and cpprestsdk's. One lock guards the machine.
 
 #pragma once
 
@@ -47,7 +47,7 @@ struct AgentOptions {
   std::string engine_socket;
   EngineProbeSettings probe;
   WeightStoreOptions weights;
-  transfer::LeaseLimits leases;
+  transfer::PublisherOptions publisher;
   PeerPickerLimits picker;
   transfer::PullOptions transfer;
 };

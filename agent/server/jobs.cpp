@@ -14,8 +14,8 @@ using std::chrono::milliseconds;
 
 /// The operator may name other peers at any time.
 constexpr milliseconds kLookAgain{100};
-/// After registration or a digest failed.
-constexpr milliseconds kPrepareAgain{1'000};
+/// After a failure, and for leases that have ended.
+constexpr milliseconds kPrepareAgain{2'000};
 
 }  // namespace
 
@@ -137,11 +137,7 @@ void Agent::PrepareWeights(const std::stop_token& stop) {
       continue;
     }
     std::unique_lock lock(work_mutex_);
-    if (done.ok()) {
-      work_changed_.wait(lock, stop, [this] { return work_; });
-    } else {
-      work_changed_.wait_for(lock, stop, kPrepareAgain, [] { return false; });
-    }
+    work_changed_.wait_for(lock, stop, kPrepareAgain, [&] { return done.ok() && work_; });
     work_ = false;
   }
 }

@@ -204,6 +204,7 @@ Status WeightStore::Arrived(std::uint32_t rank,
                               " into its own hands meanwhile");
   }
   held->stage = Stage::kReady;
+  held->registered.reset();
   bytes_.peer += held->arena->bytes();
   return Status();
 }
@@ -217,7 +218,8 @@ void WeightStore::Abandon(const std::string& why) {
 Result<WeightStore::Work> WeightStore::Prepare(const std::atomic<bool>& cancel) {
   ROUSE_ASSIGN_OR_RETURN(const bool digested, DigestOne(cancel));
   if (digested) return Work::kDigested;
-  ROUSE_ASSIGN_OR_RETURN(const bool offered, RegisterAndOffer());
+  publisher_->Expire();
+  ROUSE_ASSIGN_OR_RETURN(const bool offered, OfferAll());
   return offered ? Work::kOffered : Work::kNone;
 }
 
@@ -250,32 +252,29 @@ Result<bool> WeightStore::DigestOne(const std::atomic<bool>& cancel) {
   return true;
 }
 
-Result<bool> WeightStore::RegisterAndOffer() {
+Result<bool> WeightStore::OfferAll() {
   std::map<std::uint32_t, Rank> ranks;
+  std::uint64_t generation = 0;
   {
     const std::scoped_lock lock(mutex_);
     if (offered_ || withdrawn_ || !AllReady()) return false;
     ranks = ranks_;
+    generation = generation_;
   }
-  for (auto& [number, rank] : ranks) {
-    if (rank.registered != nullptr) continue;
-    ROUSE_ASSIGN_OR_RETURN(rank.registered, transfer::RegisteredArena::Create(context_, rank.arena));
-  }
-  const std::scoped_lock lock(mutex_);
-  if (offered_ || withdrawn_ || !AllReady()) return true;
+  // Registration may take seconds, and engines ask the store meanwhile.
   for (const auto& [number, rank] : ranks) {
-    Rank* const held = Find(number);
-    if (held == nullptr || held->generation != rank.generation) return true;  // Look again.
-    held->registered = rank.registered;
-  }
-  for (const auto& [number, rank] : ranks) {
-    const Status status = publisher_->Publish(rank.registered, rank.manifest);
+    const Status status = publisher_->Publish(rank.arena, rank.manifest);
     if (!status.ok()) {
       publisher_->Withdraw();
       return status.WithContext("offer " + RankName(number) + " to peers");
     }
   }
-  offered_ = true;
+  const std::scoped_lock lock(mutex_);
+  if (withdrawn_ || generation != generation_) {
+    publisher_->Withdraw();  // An engine has begun anew: these are not the weights any more.
+  } else {
+    offered_ = true;
+  }
   return true;
 }
 

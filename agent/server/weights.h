@@ -6,8 +6,7 @@
 // When every rank is ready, all are offered to peers (servable). An arena outlives the engine that filled
 // it: the next engine of the pod gets it from Weights().
 //
-// Threads: every method from any thread. Digests and registration happen on the caller of Prepare, without
-// the lock.
+// Threads: every method from any thread. Digests are taken on the caller of Prepare, without the lock.
 
 #pragma once
 
@@ -62,7 +61,8 @@ class WeightStore {
   /// What was to arrive will not come; `why` is what engines are told.
   void Abandon(const std::string& why);
 
-  /// Does the next piece of slow work: digests of one rank, or offering all ranks to peers. `cancel` ends a
+  /// Does the next piece of slow work: digests of one rank, or offering all ranks to peers. Also what has to be
+  /// done every few seconds for peers whose leases have ended. `cancel` ends a
   /// digest early.
   enum class Work { kNone, kDigested, kOffered };
   Result<Work> Prepare(const std::atomic<bool>& cancel);
@@ -85,7 +85,7 @@ class WeightStore {
   struct Rank {
     Stage stage = Stage::kFilling;
     std::shared_ptr<memory::Arena> arena;
-    std::shared_ptr<transfer::RegisteredArena> registered;
+    std::shared_ptr<transfer::RegisteredArena> registered;  ///< While it arrives.
     WeightManifest manifest;
     Identity identity;
     std::string origin;
@@ -97,7 +97,7 @@ class WeightStore {
   const Rank* Find(std::uint32_t rank) const;
   bool AllReady() const;
   Result<bool> DigestOne(const std::atomic<bool>& cancel);
-  Result<bool> RegisterAndOffer();
+  Result<bool> OfferAll();
   void WithdrawLocked();
 
   const std::shared_ptr<ucx::Context> context_;

@@ -97,6 +97,12 @@ void AgentProcess::Signal(int number) const {
   if (pid_ > 0) ::kill(pid_, number);
 }
 
+void AgentProcess::SignalAll(int number) const {
+  std::ifstream children("/proc/" + std::to_string(pid_) + "/task/" + std::to_string(pid_) + "/children");
+  for (pid_t child = 0; children >> child;) ::kill(child, number);
+  Signal(number);
+}
+
 std::optional<int> AgentProcess::Wait(std::chrono::milliseconds longest) {
   int status = 0;
   const bool ended = Eventually([&] { return ::waitpid(pid_, &status, WNOHANG) == pid_; }, longest);

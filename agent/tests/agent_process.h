@@ -45,6 +45,8 @@ class AgentProcess {
   std::string log() const;
 
   void Signal(int number) const;
+  /// Also to its children (the process that holds the weights open for peers).
+  void SignalAll(int number) const;
   /// The exit status (128 + signal when it was killed); nullopt when it still runs after `longest`.
   std::optional<int> Wait(std::chrono::milliseconds longest = std::chrono::seconds(20));
 

@@ -19,7 +19,7 @@ namespace {
 // Three slabs of 8 MiB or less, the last chunk and the last slab cut short.
 constexpr std::size_t kArenaBytes = (20u << 20) + 512;
 
-std::map<std::string, std::string> Peer(std::map<std::string, std::string> more = {}) {
+std::map<std::string, std::string> FromPeer(std::map<std::string, std::string> more = {}) {
   more.insert({{"ROUSE_PATH", "Peer"}});
   return more;
 }
@@ -65,7 +65,7 @@ TEST_CASE("An engine's weights reach a second agent, and a third from the second
   CHECK(source->weights->bytes == kArenaBytes);
   CHECK(source->weights->identity == IdentityDigest(TestIdentity()));
 
-  AgentProcess second("demo-1", fake_operator.url(), Peer());
+  AgentProcess second("demo-1", fake_operator.url(), FromPeer());
   REQUIRE(fake_operator.WaitForServable("demo-1"));
   const auto target = fake_operator.Last("demo-1");
   CHECK(target->bytes_by_source.peer == kArenaBytes);
@@ -90,7 +90,7 @@ TEST_CASE("An engine's weights reach a second agent, and a third from the second
   first.Signal(SIGKILL);
   REQUIRE(first.Wait() == 128 + SIGKILL);
   fake_operator.NamePeers({{.pod = "demo-1", .node = "node-a", .address = target->address}});
-  AgentProcess third("demo-2", fake_operator.url(), Peer());
+  AgentProcess third("demo-2", fake_operator.url(), FromPeer());
   REQUIRE(fake_operator.WaitForServable("demo-2"));
   auto engine = FakeEngine::Connect(third.socket());
   REQUIRE(engine->Hello(TestIdentity()).ok());
@@ -123,7 +123,7 @@ TEST_CASE("An engine whose identity differs in one field is told which, and may 
   other["dtype"] = "float16";
 
   SECTION("with fallback Storage") {
-    AgentProcess second("demo-1", fake_operator.url(), Peer());
+    AgentProcess second("demo-1", fake_operator.url(), FromPeer());
     REQUIRE(fake_operator.WaitForServable("demo-1"));
     auto engine = FakeEngine::Connect(second.socket());
     auto welcome = engine->Hello(other);
@@ -144,7 +144,7 @@ TEST_CASE("An engine whose identity differs in one field is told which, and may 
     }));
   }
   SECTION("with fallback None") {
-    AgentProcess second("demo-1", fake_operator.url(), Peer({{"ROUSE_WEIGHTS_FALLBACK", "None"}}));
+    AgentProcess second("demo-1", fake_operator.url(), FromPeer({{"ROUSE_WEIGHTS_FALLBACK", "None"}}));
     REQUIRE(fake_operator.WaitForServable("demo-1"));
     auto engine = FakeEngine::Connect(second.socket());
     auto refused = engine->Hello(other);
@@ -177,10 +177,10 @@ TEST_CASE("Two ranks are pulled, and one that waits does not hold up the other")
   FakeSourceProxy proxy(fake_operator.Last("demo-0")->address, [&](const auto& request, auto&) {
     if (request.target != "/v1/weights/open" || stopped) return;
     stopped = true;
-    first.Signal(SIGSTOP);
+    first.SignalAll(SIGSTOP);
   });
   fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
-  AgentProcess second("demo-1", fake_operator.url(), Peer({{"ROUSE_PULL_STALL_SECONDS", "30"}}));
+  AgentProcess second("demo-1", fake_operator.url(), FromPeer({{"ROUSE_PULL_STALL_SECONDS", "30"}}));
   REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kReady));
   auto rank0 = FakeEngine::Connect(second.socket());
   auto rank1 = FakeEngine::Connect(second.socket());
@@ -192,7 +192,7 @@ TEST_CASE("Two ranks are pulled, and one that waits does not hold up the other")
   auto late = rank1->Ask({{"type", "AwaitWeights"}, {"rank", 1}, {"timeoutMs", 100}});
   CHECK(late->code() == "DeadlineExceeded");
   CHECK(std::chrono::steady_clock::now() - before < std::chrono::seconds(5));
-  first.Signal(SIGCONT);
+  first.SignalAll(SIGCONT);
   auto answer = rank0->Receive();
   REQUIRE(answer.ok());
   CHECK(answer->type() == "Weights");
@@ -217,7 +217,7 @@ TEST_CASE("When a source dies in mid-pull, the next peer sends the weights") {
   fake_operator.NamePeers(
       {{.pod = "demo-0", .node = "node-a", .address = proxy.url()},
        {.pod = "demo-1", .node = "node-a", .address = fake_operator.Last("demo-1")->address}});
-  AgentProcess target("demo-2", fake_operator.url(), Peer());
+  AgentProcess target("demo-2", fake_operator.url(), FromPeer());
   REQUIRE(fake_operator.WaitForServable("demo-2"));
   CHECK(target.log().find("demo-0") != std::string::npos);
   const std::string metrics = Metrics(*fake_operator.Last("demo-2"));
@@ -239,7 +239,7 @@ TEST_CASE("When the only source dies in mid-pull, the instance says so and takes
   });
   fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
   SECTION("Storage") {
-    AgentProcess target("demo-1", fake_operator.url(), Peer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}}));
+    AgentProcess target("demo-1", fake_operator.url(), FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}}));
     REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kReady));
     auto early = FakeEngine::Connect(target.socket());
     REQUIRE(early->Hello(TestIdentity())->body["source"] == "Peer");
@@ -255,7 +255,7 @@ TEST_CASE("When the only source dies in mid-pull, the instance says so and takes
   }
   SECTION("None") {
     AgentProcess target("demo-1", fake_operator.url(),
-                        Peer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}, {"ROUSE_WEIGHTS_FALLBACK", "None"}}));
+                        FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}, {"ROUSE_WEIGHTS_FALLBACK", "None"}}));
     REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kFailed));
     const std::string message = fake_operator.Last("demo-1")->message;
     CHECK(message.find("fallback is None") != std::string::npos);
@@ -275,7 +275,7 @@ TEST_CASE("A target that is killed in mid-pull costs its source nothing but a le
   });
   fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
   {
-    AgentProcess killed("demo-1", fake_operator.url(), Peer({{"ROUSE_PEER_DEADLINE_SECONDS", "60"}}));
+    AgentProcess killed("demo-1", fake_operator.url(), FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "60"}}));
     target = &killed;
     REQUIRE(killed.Wait() == 128 + SIGKILL);
     target = nullptr;
@@ -284,7 +284,7 @@ TEST_CASE("A target that is killed in mid-pull costs its source nothing but a le
     return Metrics(*fake_operator.Last("demo-0")).find("rouse_leases_open 0") != std::string::npos;
   }));
   fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = address}});
-  AgentProcess second("demo-2", fake_operator.url(), Peer());
+  AgentProcess second("demo-2", fake_operator.url(), FromPeer());
   REQUIRE(fake_operator.WaitForServable("demo-2"));
 }
 
@@ -303,7 +303,7 @@ TEST_CASE("A source whose bytes do not fit its digests is not used") {
   });
   fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
   AgentProcess target("demo-1", fake_operator.url(),
-                      Peer({{"ROUSE_WEIGHTS_FALLBACK", "None"}, {"ROUSE_PEER_DEADLINE_SECONDS", "2"}}));
+                      FromPeer({{"ROUSE_WEIGHTS_FALLBACK", "None"}, {"ROUSE_PEER_DEADLINE_SECONDS", "2"}}));
   REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kFailed));
   CHECK(fake_operator.Last("demo-1")->message.find("DataLoss") != std::string::npos);
   CHECK(Metrics(*fake_operator.Last("demo-1")).find("rouse_digest_mismatch_total 0") == std::string::npos);
@@ -342,7 +342,7 @@ TEST_CASE("Agents of different versions or launches refuse each other politely")
     answer.body = body.dump();
   });
   fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
-  AgentProcess target("demo-1", fake_operator.url(), Peer());
+  AgentProcess target("demo-1", fake_operator.url(), FromPeer());
   REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kReady));
   auto engine = FakeEngine::Connect(target.socket());
   auto welcome = engine->Hello(TestIdentity());
