@@ -214,9 +214,10 @@ Result<PullReport> Pull(const PullSource& source, RegisteredArena& arena, const 
                             .WithContext("pull from " + source.name));
   auto session = Session::Start(source, arena, options);
   if (!session.ok()) return session.status().WithContext("pull from " + source.name);
-  ROUSE_RETURN_IF_ERROR((*session)->Run(stop, on_progress));
+  const Status status = (*session)->Run(stop, on_progress);
   const PullReport report = (*session)->Report();
   if (on_progress) on_progress({.counters = report.counters, .seconds = report.seconds});
+  ROUSE_RETURN_IF_ERROR(status);
   return report;
 }
 
