@@ -72,7 +72,7 @@ def build(
         "pipelineParallel": str(parallel.pipeline_parallel_size),
         "expertParallel": str(bool(parallel.enable_expert_parallel)).lower(),
         "dataParallel": str(parallel.data_parallel_size),
-        "rank": str(parallel.rank),
+        "rank": str(parallel.data_parallel_rank * parallel.world_size + parallel.rank),
         "engine": "vllm",
         "engineVersion": engine_version,
         "torchVersion": torch.__version__,
@@ -87,9 +87,10 @@ def build(
 def _kernel_digest(vllm_config: VllmConfig) -> str:
     """What chooses kernels, and with them the layout that post-processing gives to weights.
 
-    vLLM's own two keys of everything that its compiled code depends on: a superset of it.
+    vLLM's own keys of its kernel settings and of its environment variables: more than needed, but no
+    paths of models, so that instances with and without a storage volume are equal.
     """
     from vllm.envs import compile_factors
 
     factors = {name: str(value) for name, value in compile_factors().items()}
-    return digest(canonical([vllm_config.compute_hash(), factors]))
+    return digest(canonical([vllm_config.kernel_config.compute_hash(), factors]))

@@ -36,6 +36,12 @@ _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _open_links: list[Link] = []
 
 
+def form_for(device_type: str) -> str:
+    """In which form weights change hands. CPU layers pack theirs into opaque handles that cannot
+    travel, and packing is cheap; everywhere else a target is spared the post-processing."""
+    return manifest.LOADED if device_type == "cpu" else manifest.PROCESSED
+
+
 class RouseModelLoader(DefaultModelLoader):
     """Takes the weights of the served model from the agent, or publishes them to it."""
 
@@ -115,14 +121,16 @@ class RouseModelLoader(DefaultModelLoader):
                 ", ".join(TESTED_VLLM),
             )
         parallel = vllm_config.parallel_config
-        form = manifest.PROCESSED if vllm_config.device_config.device_type == "cuda" else manifest.LOADED
+        form = form_for(vllm_config.device_config.device_type)
         moments = [("LoadStarted", started_us)]
         imported_us = os.environ.get(IMPORTED_AT_VARIABLE, "")
         if imported_us.isdecimal():
             moments.insert(0, ("EngineImported", int(imported_us)))
+        # The agent serves one pod: its ranks are those of all data-parallel replicas in it.
+        replica = parallel.data_parallel_rank_local or 0
         rank = Rank(
-            rank=parallel.rank,
-            world_size=parallel.world_size,
+            rank=replica * parallel.world_size + parallel.rank,
+            world_size=parallel.data_parallel_size_local * parallel.world_size,
             engine_version=version,
             identity=identity.build(vllm_config, model_config, form, version),
             form=form,

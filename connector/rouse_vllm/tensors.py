@@ -279,7 +279,8 @@ def scalars(model: nn.Module) -> dict[str, Scalar]:
     found: dict[str, Scalar] = {}
     for path, module in model.named_modules():
         for attribute, value in sorted(vars(module).items()):
-            if type(value) in (bool, int, float):
+            # "training" is torch's own, and changes when the loader has finished.
+            if attribute != "training" and type(value) in (bool, int, float):
                 found[f"{path}.{attribute}" if path else attribute] = value
     return found
 

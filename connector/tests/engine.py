@@ -1,6 +1,6 @@
 """engine.py JSON: runs one vLLM engine offline as a user's would run, prints its tokens as one line.
 
-JSON: {"model", "loadFormat", "extra"}. The plugin comes in through the environment alone. The engine
+JSON: {"model", "loadFormat", "extra", "arguments"}. The plugin comes in through the environment alone. The engine
 stays up until its standard input ends.
 """
 
@@ -23,6 +23,7 @@ def main() -> None:
         max_model_len=256,
         max_num_seqs=4,
         disable_log_stats=True,
+        **request["arguments"],
     )
     greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False)
     (result,) = llm.generate([{"prompt_token_ids": PROMPT}], greedy, use_tqdm=False)

@@ -33,12 +33,13 @@ class Engine:
     """An engine that is starting or up; close() ends it."""
 
     def __init__(
-        self, model: Path, socket: Path | None, plugin: Path | None = None, **extra: object
+        self, model: Path, socket: Path | None, plugin: Path | None = None, **arguments: object
     ) -> None:
         request = {
             "model": str(model),
             "loadFormat": "auto" if socket is None else "rouse",
-            "extra": {} if socket is None else {"socket": str(socket), **extra},
+            "extra": {} if socket is None else {"socket": str(socket)},
+            "arguments": arguments,
         }
         environment = os.environ | _ENVIRONMENT
         if plugin is not None:
@@ -98,9 +99,9 @@ def _without_our_plugin(path: str) -> str:
     return ":".join(folder for folder in path.split(":") if folder != ours)
 
 
-def run_engine(model: Path, socket: Path | None, **extra: object) -> Run:
-    """Starts an engine, takes its tokens, ends it."""
-    engine = Engine(model, socket, **extra)
+def run_engine(model: Path, socket: Path | None, **arguments: object) -> Run:
+    """Starts an engine (with these arguments to LLM), takes its tokens, ends it."""
+    engine = Engine(model, socket, **arguments)
     try:
         tokens = engine.tokens()
     finally:

@@ -216,6 +216,66 @@ def test_slabs_beyond_one_message_are_fetched_in_batches(load: Load, moe: Path, 
     assert asked == [(i, min(64, len(cut.slabs) - i)) for i in range(0, len(cut.slabs), 64)]
 
 
+# ---- Processed weights -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def processed_form(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.nn.Module]:
+    """Weights change hands after post-processing, as on CUDA, though this is a CPU.
+
+    Linear layers hide theirs in opaque handles here, so only what can be seen is compared: the
+    embeddings, norms and experts. Yields the model that was loaded last, under "model".
+    """
+    monkeypatch.setattr(loader, "form_for", lambda device_type: "Processed")
+    last: dict[str, torch.nn.Module] = {}
+    finish = loader.RouseModelLoader._finish
+
+    def look(self: loader.RouseModelLoader, model: torch.nn.Module) -> bool:
+        done = finish(self, model)
+        last["model"] = model
+        return done
+
+    monkeypatch.setattr(loader.RouseModelLoader, "_finish", look)
+    return last
+
+
+def values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {n.name: n.tensor.detach().clone() for n in tensors.collect(model, "Processed")}
+
+
+def test_processed_weights_are_exchanged_after_post_processing(
+    load: Load, moe: Path, bare: Path, tmp_path: Path, processed_form: dict[str, torch.nn.Module]
+) -> None:
+    source, published = publish(load, moe, tmp_path)
+    expected = values(processed_form["model"])
+    assert "model.embed_tokens.weight" in expected
+    assert json.loads(published.manifest)["form"] == "Processed"
+    with FakeAgent(tmp_path / "s", weights=published.pulled()) as agent:
+        before = load(bare, agent.path)
+    assert agent.errors == []
+    assert not same(before, source)  # post-processing saw dummy weights
+    got = values(processed_form["model"])
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[n], expected[n]) for n in got)
+
+
+def test_processed_weights_that_do_not_fit_are_replaced_by_a_load_from_storage(
+    load: Load, moe: Path, tmp_path: Path, processed_form: dict[str, torch.nn.Module]
+) -> None:
+    _, published = publish(load, moe, tmp_path)
+    expected = values(processed_form["model"])
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["scalars"]["model.norm.unknown"] = 1
+
+    with FakeAgent(tmp_path / "s", weights=published.pulled(change)) as agent:
+        load(moe, agent.path)
+    assert agent.errors == []
+    got = values(processed_form["model"])
+    assert all(torch.equal(got[n], expected[n]) for n in expected)
+    assert agent.types().count("Publish") == 1
+
+
 # ---- Identities ---------------------------------------------------------------------------------
 
 
