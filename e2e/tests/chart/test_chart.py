@@ -27,6 +27,7 @@ EVERYTHING = {
         },
         "replicas": 2,
         "logLevel": "debug",
+        "watchNamespace": "default",
         "extraArgs": ["--some-flag=some value"],
         "resources": {"limits": {"memory": "1Gi", "cpu": 2}},
         "podLabels": {"team": "a"},
@@ -41,7 +42,10 @@ EVERYTHING = {
             "repository": "registry.example.com/rouse/agent",
             "tag": "1.3",
             "pullPolicy": "Never",
-        }
+        },
+        "imagePullSecrets": [{"name": "agents"}],
+        "logLevel": "warn",
+        "resources": {"limits": {"memory": "64Gi"}},
     },
     "imagePullSecrets": [{"name": "pull"}],
     "serviceAccount": {"create": True, "name": "someone", "annotations": {"a": "b"}},
@@ -113,6 +117,10 @@ def test_every_value_arrives_where_it_belongs():
     assert "--agent-pull-policy=Never" in container["args"]
     assert "--service-name=wake-operator" in container["args"]
     assert "--log-level=debug" in container["args"]
+    assert "--namespace=default" in container["args"]
+    assert "--image-pull-secret=agents" in container["args"]
+    assert "--agent-log-level=warn" in container["args"]
+    assert '--agent-resources={"limits":{"memory":"64Gi"}}' in container["args"]
     assert container["args"][-1] == "--some-flag=some value"
     service = one(objects, "Service")
     assert service["spec"]["ports"][0]["port"] == 80
@@ -121,8 +129,19 @@ def test_every_value_arrives_where_it_belongs():
     assert account["metadata"]["name"] == "someone" and account["metadata"]["annotations"] == {
         "a": "b"
     }
-    for kind in ("ClusterRoleBinding", "RoleBinding"):
-        assert one(objects, kind)["subjects"][0]["name"] == "someone"
+    bindings = [x for x in objects if x["kind"] in ("RoleBinding", "ClusterRoleBinding")]
+    assert [x["subjects"][0]["name"] for x in bindings] == ["someone"] * 2
+
+
+def test_for_one_namespace_there_is_no_right_in_others():
+    objects = render({"operator": {"watchNamespace": "models"}, "rbac": {"aggregate": False}})
+    assert not [x for x in objects if x["kind"].startswith("ClusterRole")]
+    places = {x["metadata"]["namespace"] for x in objects if x["kind"] == "RoleBinding"}
+    assert places == {"models", NAMESPACE}
+    role = one(objects, "Role", "rouse-operator-instances")
+    assert role["metadata"]["namespace"] == "models"
+    everywhere = one(render(), "ClusterRole", "rouse-operator")
+    assert role["rules"] == everywhere["rules"]
 
 
 def test_the_service_selects_the_operators_pods_and_no_selector_holds_a_version():
@@ -288,7 +307,7 @@ def test_the_installed_deployment_gets_its_pod_in_a_restricted_namespace(install
 
 
 CAN = [
-    *((verb, "modelservices.rouse.dev", "default") for verb in ("get", "list", "watch")),
+    *((verb, "modelservices.rouse.dev", "default") for verb in ("list", "watch")),
     ("patch", "modelservices.rouse.dev/status", "default"),
     ("update", "modelservices.rouse.dev/finalizers", "default"),
     *((verb, "pods", "default") for verb in ("get", "list", "watch", "create", "patch", "delete")),

@@ -92,6 +92,8 @@ class FakeAgents:
         self.cluster, self.namespace, self.port, self.every = cluster, namespace, port, every
         self.answers: dict[str, Object] = {}  # by pod, the last
         self.states: dict[str, Object] = {}  # by pod, what to say instead: arguments of report()
+        self.all: Object = {}  # the same for all others
+        self.phases = {"Running"}  # of the pods that are reported for
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -114,13 +116,13 @@ class FakeAgents:
             except (OSError, ValueError):
                 continue
             for pod in pods:
-                if pod["status"].get("phase") != "Running":
+                if pod["status"].get("phase") not in self.phases:
                     continue
                 if "deletionTimestamp" in pod["metadata"]:
                     continue
                 name = pod["metadata"]["name"]
                 try:
-                    status, answer = send(self.port, report(pod, **self.states.get(name, {})))
+                    status, answer = send(self.port, report(pod, **self.states.get(name, self.all)))
                 except OSError:
                     break  # no operator now
                 if status == 200:

@@ -20,7 +20,7 @@ def modelservice(namespace: str, replicas: int = 1, name: str = NAME, **spec: An
             "replicas": replicas,
             "model": {
                 "name": "test/model",
-                "storage": {"persistentVolumeClaim": {"claimName": "models", "path": "m"}},
+                "storage": {"hostPath": {"path": "/models/m"}},  # a claim would have to be bound
             },
             "engine": {"image": "engine:test", "args": ["--max-model-len=256"]},
             "fastStart": {"weights": {"source": "Storage"}},

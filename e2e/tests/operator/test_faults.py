@@ -60,7 +60,6 @@ def test_an_api_server_that_is_down_for_20_s_costs_nothing_but_that_time(
     cluster = world.cluster
     cluster.apply(modelservice(namespace, 3))
     before = wait_pods(cluster, namespace, 3)
-    cluster.close()  # its `kubectl proxy`; it comes back by itself
     cluster.processes.end("kube-apiserver")
     ended = time.monotonic()
     time.sleep(20)
@@ -205,6 +204,11 @@ def test_a_pod_that_the_api_server_refuses_is_told_in_status_and_event(
     assert len(pods(cluster, namespace)) == 2
     cluster.kubectl("delete", "resourcequota", "few", "-n", namespace)
     wait_pods(cluster, namespace, 3, 90)
+    assert operator.stop() == 0  # counts that were not due yet are written now
+    text = cluster.kubectl("get", "events.events.k8s.io", "-n", namespace, "-o", "json")
+    told = [x for x in json.loads(text)["items"] if x["reason"] == "ActionFailed"]
+    assert len(told) == 1 and "exceeded quota" in told[0]["note"]
+    assert told[0]["series"]["count"] >= 2, "one event with a count, not many events"
 
 
 # ---- the operator itself
@@ -375,7 +379,7 @@ def test_without_rights_it_is_not_ready_and_says_what_is_missing(world: World, m
     ("flags", "part"),
     [
         (["--kubeconfig=/nowhere/config"], "/nowhere/config"),
-        (["--agent-image="], "agent-image"),
+        (["--agent-image"], "--agent-image"),
         (["--port=70000"], "port"),
         (["--colour=red"], "--colour"),
     ],
@@ -390,7 +394,11 @@ def test_a_bad_flag_ends_it_at_once_and_is_named(
         "--agent-image": "a:1",
         "--service-name": "rouse-operator",
     }
-    good |= dict(x.split("=", 1) for x in flags)
+    for flag in flags:
+        name, _, value = flag.partition("=")
+        good[name] = value
+        if not value:
+            del good[name]
     result = subprocess.run(
         [str(world.program), *(f"{key}={value}" for key, value in good.items())],
         capture_output=True,
@@ -446,7 +454,7 @@ def test_bad_reports_are_refused_by_name_and_change_nothing(
     pod = wait_pods(cluster, namespace, {"m-0"})["m-0"]
     wrong = []
     for case, (change, codes, names, part) in BAD_REPORTS.items():
-        body = report(pod, **change) if isinstance(change, dict) and change else change
+        body = {**report(pod), **change} if isinstance(change, dict) and change else change
         code, answer = send(operator.port, body)
         error = answer.get("error", {}) if isinstance(answer, dict) else {}
         codes = codes if isinstance(codes, tuple) else (codes,)

@@ -17,6 +17,7 @@ from .modelservice import (
     pods,
     scale,
     status,
+    uids,
     wait_pods,
     wait_status,
 )
@@ -55,8 +56,8 @@ def test_a_modelservice_gets_its_pod_with_agent_engine_and_owner(
     assert "--served-model-name test/model --port 8000 --load-format rouse" in text
     assert engine["args"][-1] == "--max-model-len=256"
     assert {"name": "PYTHONPATH", "value": "/rouse/plugin"} in engine["env"]
-    claim = next(x for x in pod["spec"]["volumes"] if "persistentVolumeClaim" in x)
-    assert claim["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
+    volume = next(x for x in pod["spec"]["volumes"] if x["name"] == "model")
+    assert volume["hostPath"]["path"] == "/models/m"
 
 
 def test_scale_out_and_in_end_with_exactly_the_wanted_pods(
@@ -137,7 +138,7 @@ def test_a_second_instance_waits_for_the_firsts_weights_and_then_starts_by_peer(
     for name in ("m-1", "m-2"):
         assert annotations(found[name])["rouse.dev/path"] == "Peer"
         volumes = found[name]["spec"]["volumes"]
-        assert not any("persistentVolumeClaim" in x for x in volumes), "was given the model volume"
+        assert not any("hostPath" in x for x in volumes), "was given the model volume"
     assert answer["path"] == "Peer" and answer["protocol"] == "rouse-agent"
     assert "m-0" in [x["pod"] for x in answer["peers"]]
     assert "m-1" not in [x["pod"] for x in answer["peers"]], "a pod is no peer of itself"
@@ -165,7 +166,7 @@ def test_where_storage_is_allowed_peers_are_still_preferred_and_the_volume_is_th
         scale(cluster, namespace, 2)
         pod = wait_pods(cluster, namespace, {"m-0", "m-1"})["m-1"]
     assert annotations(pod)["rouse.dev/path"] == "Peer"
-    assert any("persistentVolumeClaim" in x for x in pod["spec"]["volumes"])
+    assert any("hostPath" in x for x in pod["spec"]["volumes"])
 
 
 def test_metrics_tell_the_scale_outs_by_path_and_phase(
@@ -199,23 +200,25 @@ def test_metrics_tell_the_scale_outs_by_path_and_phase(
     assert value("rouse_instances", namespace=namespace, modelservice="m", state="ready") == 2
 
 
+def events(world: World, namespace: str) -> dict[str, str]:
+    """What is told about ModelServices: the last note by reason."""
+    text = world.cluster.kubectl("get", "events.events.k8s.io", "-n", namespace, "-o", "json")
+    told = [x for x in json.loads(text)["items"] if x["regarding"]["kind"] == "ModelService"]
+    return {x["reason"]: x.get("note", "") for x in told}
+
+
 def test_events_tell_what_was_done(world: World, namespace: str, operator: Operator):
     cluster = world.cluster
     cluster.apply(modelservice(namespace, 1))
     wait_pods(cluster, namespace, 1)
     with FakeAgents(cluster, namespace, operator.port):
         wait_until("the first token", 20, lambda: status(cluster, namespace).get("lastPath"))
-
-    def told() -> bool:
-        text = cluster.kubectl("get", "events.events.k8s.io", "-n", namespace, "-o", "json")
-        notes = {
-            x["reason"]: x.get("note", "")
-            for x in json.loads(text)["items"]
-            if x["regarding"]["kind"] == "ModelService"
-        }
-        return "m-0" in notes.get("InstanceServes", "")
-
-    wait_until("the event InstanceServes", 20, told)
+    wait_until(
+        "the event InstanceServes",
+        20,
+        lambda: "m-0 serves after 18.88 s" in events(world, namespace).get("InstanceServes", ""),
+    )
+    assert "created m-0, path Storage" in events(world, namespace)["InstanceCreated"]
 
 
 def test_a_pod_deleted_by_hand_is_replaced(world: World, namespace: str, operator: Operator):
@@ -248,29 +251,58 @@ def test_an_agent_that_gave_up_has_its_pod_replaced_and_the_reason_told(
 ):
     cluster = world.cluster
     cluster.apply(modelservice(namespace, 1))
-    before = wait_pods(cluster, namespace, {"m-0"})["m-0"]["metadata"]["uid"]
+    before = uids(wait_pods(cluster, namespace, {"m-0"}))
     with FakeAgents(cluster, namespace, operator.port) as agents:
         agents.states["m-0"] = {"state": "Failed", "message": "the checkpoint is corrupt: shard 3"}
-
-        def told() -> bool:
-            return "shard 3" in condition(cluster, namespace, "Degraded").get("message", "")
-
-        wait_until("the condition Degraded to name the reason", 20, told)
-        assert status(cluster, namespace)["consecutiveFailures"] == 1
-        agents.states.clear()
         wait_until(
-            "another pod",
-            30,
-            lambda: next(
-                (x for x in pods(cluster, namespace).values() if x["metadata"]["uid"] != before),
-                None,
-            ),
+            "the event InstanceFailed to name the reason",
+            20,
+            lambda: "shard 3" in events(world, namespace).get("InstanceFailed", ""),
         )
+        agents.states.clear()
+        wait_until("another pod", 30, lambda: uids(pods(cluster, namespace)) - before)
+        wait_until(
+            "recovery to be told",
+            30,
+            lambda: condition(cluster, namespace, "Degraded").get("status") == "False",
+        )
+    after = status(cluster, namespace)
+    assert after["lastFailureTime"] and after["consecutiveFailures"] == 0
 
-        def recovered() -> bool:
-            return condition(cluster, namespace, "Degraded").get("status") == "False"
 
-        wait_until("recovery to be told", 30, recovered)
+def test_agents_that_always_give_up_are_replaced_more_and_more_slowly(
+    world: World, namespace: str, make_operator
+):
+    cluster = world.cluster
+    flags = ("--backoff-first=2s", "--backoff-max=60s")
+    operator = make_operator("operator-0", "", *flags).start()
+    # On no node: kwok would make the pods Ready, which counts as recovery.
+    nowhere = {"spec": {"nodeSelector": {"kubernetes.io/hostname": "nowhere"}}}
+    cluster.apply(modelservice(namespace, 1, template=nowhere))
+    seen: set[str] = set()
+    with FakeAgents(cluster, namespace, operator.port) as agents:
+        agents.all = {"state": "Failed", "message": "no such GPU"}
+        agents.phases = {"Pending"}
+
+        def backing_off() -> bool:
+            seen.update(uids(pods(cluster, namespace)))
+            return status(cluster, namespace).get("consecutiveFailures", 0) >= 4
+
+        wait_until("four failures in a row", 60, backing_off)
+        wait_until(
+            "the wait to be told",
+            10,
+            lambda: condition(cluster, namespace, "Progressing").get("reason") == "BackingOff",
+        )
+        assert "4 failures" in condition(cluster, namespace, "Progressing")["message"]
+        assert "no such GPU" in condition(cluster, namespace, "Degraded")["message"]
+        assert len(seen) <= 5
+    # An edit says that something was repaired: the wait, 8 s now, ends.
+    patch = json.dumps({"spec": {"engine": {"image": "engine:repaired"}, "template": None}})
+    edited = time.monotonic()
+    cluster.kubectl("patch", "modelservice", "m", "-n", namespace, "--type=merge", "-p", patch)
+    wait_pods(cluster, namespace, 1)
+    assert time.monotonic() - edited < 6, "it went on waiting"
 
 
 def test_a_pod_of_somebody_else_with_our_name_is_left_alone(
