@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast the operator is, and how much memory it takes, against a real API server.
 
-    bench/operator.py [--operator PROGRAM] [--samples N] [--out docs/benchmarks/operator.json]
+    bench/operator_bench.py [--operator PROGRAM] [--samples N] [--out docs/benchmarks/operator.json]
 
 Times from a scale patch to the pod create call are the API server's own (its audit log, whole
 microseconds): from the moment the patch was answered to the moment the create arrived. kwok plays
@@ -311,9 +311,9 @@ def write(out: Path, figures: list[dict]) -> None:
         "machine": machine(),
         "commit": commit,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": "bench/operator.py " + " ".join(sys.argv[1:])
+        "command": "bench/operator_bench.py " + " ".join(sys.argv[1:])
         if sys.argv[1:]
-        else "bench/operator.py",
+        else "bench/operator_bench.py",
         "figures": figures,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
