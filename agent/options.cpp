@@ -167,6 +167,7 @@ std::variant<ProgramOptions, int> ParseOptions(int argc, const char* const* argv
   if (!raw.pod_ip.empty()) agent.self.address = Url(raw.pod_ip, agent.port);
   agent.weights.slab_bytes = static_cast<std::uint64_t>(raw.slab_mib) << 20;
   agent.picker.deadline = std::chrono::seconds(raw.peer_deadline_s);
+  agent.transfer.digest_threads = agent.weights.digest_threads;
   agent.transfer.progress_deadline = std::chrono::seconds(raw.pull_stall_s);
   agent.publisher.leases.duration = std::chrono::seconds(raw.lease_s);
   options.drain = std::chrono::seconds(raw.drain_s);

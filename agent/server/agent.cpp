@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <filesystem>
 
 #include "agent/engine/document.h"
 #include "agent/server/clock.h"
@@ -14,6 +15,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
+
+namespace fs = std::filesystem;
+
+constexpr const char* kTimelineFile = "timeline.json";
+constexpr std::uint64_t kMaxTimelineBytes = 64u << 10;
 
 std::jthread NamedThread(const char* name, std::function<void(const std::stop_token&)> run) {
   return std::jthread([name, run = std::move(run)](const std::stop_token& stop) {
@@ -48,6 +54,7 @@ Status Agent::Wire() {
   if (options_.self.address.empty()) {
     options_.self.address = "http://127.0.0.1:" + std::to_string(http_->port());
   }
+  RestoreTimeline();
   if (!options_.operator_url.empty()) {
     ROUSE_ASSIGN_OR_RETURN(
         reporter_, Reporter::Start(
@@ -116,6 +123,7 @@ void Agent::Apply(const Event& happened) {
     const AgentState before = machine_.state();
     machine_.Apply(happened);
     LogChange(before);
+    KeepTimeline();
   }
   if (reporter_ != nullptr) reporter_->Changed();
 }
@@ -128,12 +136,36 @@ void Agent::LogChange(AgentState before) {
                                 {"reason", machine_.message()}});
     metrics_.SetState(now);
   }
-  if (timeline_shown_) return;
-  if (const auto timeline = machine_.timeline()) {
-    timeline_shown_ = true;
-    metrics_.SetTimeline(*timeline);
-    log::Info("first token", {{"timeline", ToJson(*timeline)}});
+}
+
+// A container that is started again must not measure its pod's start anew, so the timeline is kept beside
+// the socket, whose folder lives as long as the pod.
+void Agent::RestoreTimeline() {
+  const fs::path folder = fs::path(options_.engine_socket).parent_path();
+  const auto text = ReadWholeFile((folder / kTimelineFile).string(), kMaxTimelineBytes);
+  if (!text.ok()) return;
+  const auto document = json::Parse(*text, "timeline");
+  auto timeline = document.ok() ? TimelineFromJson(*document, "timeline") : document.status();
+  if (!timeline.ok() || (options_.plan.decided_at_us != 0 &&
+                         timeline->decided_at_us != options_.plan.decided_at_us)) {
+    log::Warning("kept timeline not used", {{"error", timeline.status().message()}});
+    return;
   }
+  timeline_kept_ = *timeline;
+  metrics_.SetTimeline(*timeline);
+  machine_.RestoreTimeline(*std::move(timeline));
+}
+
+void Agent::KeepTimeline() {
+  const std::optional<Timeline> timeline = machine_.timeline();
+  if (!timeline || timeline == timeline_kept_) return;
+  if (!timeline_kept_) log::Info("first token", {{"timeline", ToJson(*timeline)}});
+  timeline_kept_ = timeline;
+  metrics_.SetTimeline(*timeline);
+  const std::string folder = fs::path(options_.engine_socket).parent_path().string();
+  const Status kept = WriteFileBelow(
+      folder, {.path = kTimelineFile, .mode = 0644, .modified = {}}, json::Dump(ToJson(*timeline)));
+  if (!kept.ok()) log::Warning("timeline not kept", {{"error", kept.message()}});
 }
 
 void Agent::NotifyWork() {

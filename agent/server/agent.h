@@ -70,6 +70,8 @@ class Agent final : private EngineHost {
   Status Wire();
   void Apply(const Event& happened);
   void LogChange(AgentState before);
+  void RestoreTimeline();
+  void KeepTimeline();
   void NotifyWork();     ///< There may be digests to take.
   void NotifyWeights();  ///< The weights have changed: everybody looks again. Not for the engine's thread.
 
@@ -104,7 +106,7 @@ class Agent final : private EngineHost {
   Metrics metrics_;
   mutable std::mutex mutex_;
   StartupMachine machine_;
-  bool timeline_shown_ = false;
+  std::optional<Timeline> timeline_kept_;  ///< As it was last written to the file.
   std::unique_ptr<WeightStore> store_;
   ModelFileSource files_;
   std::atomic<bool> files_in_place_{false};

@@ -130,6 +130,7 @@ void Agent::PrepareWeights(const std::stop_token& stop) {
       if (*done == WeightStore::Work::kDigested) {
         const std::scoped_lock lock(mutex_);
         machine_.AddLane({"Digest", started, NowUs()});
+        KeepTimeline();
       } else {
         log::Info("weights are served to peers");
       }

@@ -173,6 +173,7 @@ std::string StartupMachine::message() const {
 }
 
 std::optional<Timeline> StartupMachine::timeline() const {
+  if (restored_) return restored_;
   if (!first_start_) return std::nullopt;
   std::vector<Lane> lanes = lanes_;
   if (lanes.size() > kMaxLanes) lanes.resize(kMaxLanes);

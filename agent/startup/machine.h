@@ -100,6 +100,8 @@ class StartupMachine {
   bool serving() const { return state() == AgentState::kServing; }
   /// Of the first start that got to a token, with all lanes so far.
   std::optional<Timeline> timeline() const;
+  /// The timeline of this pod's start, from a run of the agent before this one: it stays the pod's.
+  void RestoreTimeline(Timeline timeline) { restored_ = std::move(timeline); }
   /// Adds something that ran beside the phases.
   void AddLane(Lane lane) { lanes_.push_back(std::move(lane)); }
   const StartPlan& plan() const { return plan_; }
@@ -139,6 +141,7 @@ class StartupMachine {
   bool first_token_ = false;
   Moments moments_;
   std::optional<Moments> first_start_;
+  std::optional<Timeline> restored_;
   std::vector<Lane> lanes_;
 };
 

@@ -103,6 +103,72 @@ TEST_CASE("A start from storage goes through its states, and its timeline adds u
   }
 }
 
+TEST_CASE("An agent that is started again keeps its pod's timeline, and replaces its stale socket") {
+  FakeOperator fake_operator;
+  FakeEngineHttp http_engine;
+  http_engine.SetHealthy(true);
+  const std::map<std::string, std::string> environment = {
+      {"ROUSE_ENGINE_URL", http_engine.url()},
+      {"ROUSE_SERVED_MODEL", "demo"},
+      {"ROUSE_DECIDED_AT_US", std::to_string(Now() - 1'000'000)}};
+  AgentProcess first("demo-0", fake_operator.url(), environment);
+  REQUIRE(fake_operator.WaitForState("demo-0", AgentState::kServing));
+  const auto timeline = fake_operator.Last("demo-0")->timeline;
+  REQUIRE(timeline.has_value());
+  first.Signal(SIGKILL);
+  REQUIRE(first.Wait() == 128 + SIGKILL);
+  std::map<std::string, std::string> again = environment;
+  again["ROUSE_ENGINE_SOCKET"] = first.socket();
+  AgentProcess second("demo-1", fake_operator.url(), again);
+  REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kServing));
+  CHECK(fake_operator.Last("demo-1")->timeline == timeline);
+  CHECK(FakeEngine::Connect(first.socket())->Hello(TestIdentity())->type() == "Welcome");
+}
+
+TEST_CASE("Bad requests on the HTTP port are answered with the fitting error") {
+  FakeOperator fake_operator;
+  AgentProcess agent("demo-0", fake_operator.url(), {});
+  REQUIRE(fake_operator.WaitForState("demo-0", AgentState::kReady));
+  const std::string address = fake_operator.Last("demo-0")->address;
+  auto client = http::Client::Create(address);
+  REQUIRE(client.ok());
+  const std::string open = R"({"protocol":"rouse-weights","version":1,"launchIdentity":"launch-1",)"
+                           R"("requester":"default/x"})";
+  struct Case {
+    std::string method, target, body;
+    int status;
+  };
+  const Case cases[] = {{"GET", "/", "", 404},
+                        {"GET", "/v1/files/../../etc/passwd", "", 404},
+                        {"GET", "/v1/files/" + std::string(64, 'a'), "", 404},
+                        {"POST", "/metrics", "", 405},
+                        {"GET", "/v1/weights/open", "", 405},
+                        {"DELETE", "/v1/files", "", 405},
+                        {"POST", "/v1/weights/steal", "{}", 404},
+                        {"POST", "/v1/weights/open", "", 400},
+                        {"POST", "/v1/weights/open", "[[[[", 400},
+                        {"POST", "/v1/weights/open", std::string(100'000, '['), 400},
+                        {"POST", "/v1/weights/open", "{}", 400},
+                        {"POST", "/v1/weights/open", open, 503},
+                        {"POST", "/v1/weights/open", std::string(5 << 20, ' '), 413},
+                        {"POST", "/v1/weights/renew",
+                         R"({"protocol":"rouse-weights","version":1,"lease":"none"})", 404},
+                        {"POST", "/v1/weights/close",
+                         R"({"protocol":"rouse-weights","version":1,"lease":"none"})", 404}};
+  for (const Case& one : cases) {
+    const auto answer = (*client)->Send({.method = one.method,
+                                         .target = one.target,
+                                         .headers = {{"Content-Type", "application/json"}},
+                                         .body = one.body});
+    INFO(one.method << " " << one.target << " " << one.body.substr(0, 80) << " -> "
+                    << (answer.ok() ? answer->body : answer.status().ToString()));
+    REQUIRE(answer.ok());
+    CHECK(answer->status == one.status);
+    CHECK_FALSE(http::ToStatus(*answer, "x").ok());
+  }
+  CHECK(Get(address, "/healthz").status == 200);
+}
+
 TEST_CASE("The agent works on while the operator is away, and reports when it is back") {
   FakeOperator fake_operator;
   fake_operator.SetAway(true);

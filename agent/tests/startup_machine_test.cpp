@@ -138,3 +138,14 @@ TEST_CASE("With several ranks a phase begins with the first and ends with the la
   CHECK(machine.moments().load_started_us == 310);
   CHECK(machine.moments().weights_ready_us == 430);
 }
+
+TEST_CASE("A timeline that an earlier run of the agent had written stays the pod's") {
+  StartupMachine machine(kFromStorage);
+  Timeline earlier;
+  earlier.decided_at_us = 7;
+  machine.RestoreTimeline(earlier);
+  machine.Apply(ev::Begun{});
+  machine.Apply(ev::EngineHealthy{500});
+  machine.Apply(ev::FirstToken{600});
+  CHECK(machine.timeline() == earlier);
+}
