@@ -27,7 +27,14 @@ _PROTOTYPES = {
     "rouse_connect": (ctypes.c_int, [ctypes.c_char_p, ctypes.c_int]),
     "rouse_send": (
         ctypes.c_int,
-        [ctypes.c_int, ctypes.c_char_p, _c_size, ctypes.POINTER(ctypes.c_int), _c_size, ctypes.c_int],
+        [
+            ctypes.c_int,
+            ctypes.c_char_p,
+            _c_size,
+            ctypes.POINTER(ctypes.c_int),
+            _c_size,
+            ctypes.c_int,
+        ],
     ),
     "rouse_receive": (
         ctypes.c_int,
@@ -103,7 +110,9 @@ def send(socket: int, message: bytes, fds: list[int], timeout_s: float) -> None:
     """Sends one message. The descriptors stay the caller's."""
     library = load()
     array = (ctypes.c_int * len(fds))(*fds)
-    result = library.rouse_send(socket, message, len(message), array, len(fds), int(timeout_s * 1000))
+    result = library.rouse_send(
+        socket, message, len(message), array, len(fds), int(timeout_s * 1000)
+    )
     if result == -errno.EMSGSIZE:
         raise ProtocolError(_message(library))
     if result < 0:

@@ -34,14 +34,20 @@ class Settings:
         socket = extra.pop("socket", None)
         if not isinstance(socket, str) or not socket:
             raise ValueError(
-                'load format rouse needs the path of the engine socket: --model-loader-extra-config \'{"socket": "/rouse/run/engine.sock"}\''
+                "load format rouse needs the path of the engine socket: "
+                """--model-loader-extra-config '{"socket": "/rouse/run/engine.sock"}'"""
             )
         values: dict[str, Any] = {}
-        for key, name in (("connectTimeoutS", "connect_timeout_s"), ("weightsTimeoutS", "weights_timeout_s")):
+        for key, name in (
+            ("connectTimeoutS", "connect_timeout_s"),
+            ("weightsTimeoutS", "weights_timeout_s"),
+        ):
             if key in extra:
                 value = extra.pop(key)
                 if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-                    raise ValueError(f"model_loader_extra_config.{key}: expected seconds, found {value!r}")
+                    raise ValueError(
+                        f"model_loader_extra_config.{key}: expected seconds, found {value!r}"
+                    )
                 values[name] = float(value)
         if "storageFormat" in extra:
             values["storage_format"] = str(extra.pop("storageFormat"))
@@ -77,8 +83,12 @@ class Link:
     def open(self) -> Welcome:
         """Connects anew and says who we are."""
         self.close()
-        self._session = Session(self.settings.socket, self.rank.rank, self.settings.connect_timeout_s)
-        welcome = self._session.hello(self.rank.world_size, self.rank.engine_version, self.rank.identity)
+        self._session = Session(
+            self.settings.socket, self.rank.rank, self.settings.connect_timeout_s
+        )
+        welcome = self._session.hello(
+            self.rank.world_size, self.rank.engine_version, self.rank.identity
+        )
         for name, at_us in self.moments:
             self._session.phase(name, at_us)
         return welcome
@@ -155,7 +165,9 @@ class Link:
                 f"arenaBytes: the manifest has {described.arena_bytes}, the arena {arena_bytes}"
             )
         if described.rank != self.rank.rank:
-            raise ManifestError(f"rank: the manifest is of rank {described.rank}, this is {self.rank.rank}")
+            raise ManifestError(
+                f"rank: the manifest is of rank {described.rank}, this is {self.rank.rank}"
+            )
         if described.form != self.rank.form:
             raise ManifestError(
                 f"form: the manifest holds weights in {described.form} form, this engine takes "
@@ -164,4 +176,6 @@ class Link:
         for name in sorted(described.identity.keys() | self.rank.identity.keys()):
             theirs, ours = described.identity.get(name), self.rank.identity.get(name)
             if theirs != ours:
-                raise ManifestError(f"identity.{name}: the manifest has {theirs!r}, this engine {ours!r}")
+                raise ManifestError(
+                    f"identity.{name}: the manifest has {theirs!r}, this engine {ours!r}"
+                )

@@ -179,7 +179,9 @@ def _allocations(rows: list[Any], arena_bytes: int) -> tuple[Allocation, ...]:
         if allocation.offset + allocation.bytes > arena_bytes:
             raise ManifestError(f"{path}bytes: reaches beyond the arena of {arena_bytes} bytes")
         if allocation.offset < end:
-            raise ManifestError(f"{path}offset: overlaps the allocation before it, or is out of order")
+            raise ManifestError(
+                f"{path}offset: overlaps the allocation before it, or is out of order"
+            )
         end = allocation.offset + allocation.bytes
         result.append(allocation)
     return tuple(result)
@@ -210,7 +212,9 @@ def _tensors(rows: list[Any], allocations: tuple[Allocation, ...]) -> tuple[Tens
         if tensor.dtype not in ITEM_BYTES:
             raise ManifestError(f'{path}dtype: unknown value "{tensor.dtype}"')
         if len(tensor.shape) != len(tensor.stride):
-            raise ManifestError(f"{path}stride: has {len(tensor.stride)} entries, shape {len(tensor.shape)}")
+            raise ManifestError(
+                f"{path}stride: has {len(tensor.stride)} entries, shape {len(tensor.shape)}"
+            )
         if 0 in tensor.shape:
             raise ManifestError(f"{path}shape: an empty tensor has no place in an arena")
         if tensor.allocation >= len(allocations):

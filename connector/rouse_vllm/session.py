@@ -78,7 +78,9 @@ class Session:
             )
         source = _text(answer, "source")
         if source not in (PEER, STORAGE):
-            raise ProtocolError(f'Welcome.source: unknown value "{source}", expected one of Peer, Storage')
+            raise ProtocolError(
+                f'Welcome.source: unknown value "{source}", expected one of Peer, Storage'
+            )
         return Welcome(source, _text(answer, "reason"))
 
     def phase(self, name: str, at_us: int) -> None:
@@ -102,7 +104,9 @@ class Session:
                 raise ProtocolError(f"Weights came with {len(fds)} descriptors, expected 1")
             size = _count(answer, "manifestBytes")
             if size > _MAX_MANIFEST_BYTES:
-                raise ProtocolError(f"Weights.manifestBytes: {size} is more than {_MAX_MANIFEST_BYTES}")
+                raise ProtocolError(
+                    f"Weights.manifestBytes: {size} is more than {_MAX_MANIFEST_BYTES}"
+                )
             return _slab_plan(answer), library.document_read(fds[0], size)
         finally:
             _close_all(fds)
@@ -112,7 +116,9 @@ class Session:
         request = {"type": "CreateArena", "rank": self.rank, "bytes": size}
         plan = _slab_plan(self._ask(request, "Arena"))
         if plan.arena_bytes < size:
-            raise ProtocolError(f"Arena.arenaBytes: {plan.arena_bytes} is less than the {size} asked for")
+            raise ProtocolError(
+                f"Arena.arenaBytes: {plan.arena_bytes} is less than the {size} asked for"
+            )
         return plan
 
     def map_slabs(self, plan: SlabPlan, *mappings: int) -> list[library.Arena]:
@@ -143,11 +149,15 @@ class Session:
         """Publishes the arena. The caller has dropped every shared mapping of it before."""
         fd = library.document_create(manifest)
         try:
-            self._ask({"type": "Publish", "rank": self.rank, "manifestBytes": len(manifest)}, "Ok", [fd])
+            self._ask(
+                {"type": "Publish", "rank": self.rank, "manifestBytes": len(manifest)}, "Ok", [fd]
+            )
         finally:
             os.close(fd)
 
-    def _ask(self, request: dict[str, Any], expected: str, fds: list[int] | None = None) -> dict[str, Any]:
+    def _ask(
+        self, request: dict[str, Any], expected: str, fds: list[int] | None = None
+    ) -> dict[str, Any]:
         """A question whose answer brings no descriptors."""
         answer, received = self._ask_for_fds(request, expected, ANSWER_TIMEOUT_S, fds)
         if received:
@@ -213,5 +223,7 @@ def _slab_plan(answer: dict[str, Any]) -> SlabPlan:
         if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
             raise ProtocolError(f"{answer['type']}.slabBytes: expected positive integers")
     if sum(sizes) < arena_bytes:
-        raise ProtocolError(f"{answer['type']}.slabBytes: {sum(sizes)} in all, the arena has {arena_bytes}")
+        raise ProtocolError(
+            f"{answer['type']}.slabBytes: {sum(sizes)} in all, the arena has {arena_bytes}"
+        )
     return SlabPlan(arena_bytes, tuple(sizes))

@@ -77,12 +77,16 @@ def _plain(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{name}.{key}", item
 
 
-def _hidden(name: str, value: Any, seen: set[int], depth: int) -> Iterator[tuple[str, torch.Tensor]]:
+def _hidden(
+    name: str, value: Any, seen: set[int], depth: int
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors inside an object of the engine that is no module."""
     if depth == 0 or isinstance(value, (nn.Module, torch.Tensor, type)) or id(value) in seen:
         return
     # Only what layers are made of: communicators hold addresses, which mean nothing elsewhere.
-    if not type(value).__module__.startswith("vllm.model_executor.") or not hasattr(value, "__dict__"):
+    if not type(value).__module__.startswith("vllm.model_executor.") or not hasattr(
+        value, "__dict__"
+    ):
         return
     seen.add(id(value))
     for attribute, item in sorted(vars(value).items()):
@@ -133,7 +137,9 @@ def lay_out(named: list[Named]) -> Layout:
         if storages[index[key]] is None:
             allocation = Allocation(at, spans[key][1] - begin)
             tensor = entry.tensor
-            storages[index[key]] = Storage(tensor.untyped_storage(), tensor.device, begin, allocation)
+            storages[index[key]] = Storage(
+                tensor.untyped_storage(), tensor.device, begin, allocation
+            )
             at = manifests.align(at + allocation.bytes)
         tensors.append(
             Tensor(
@@ -157,11 +163,15 @@ def _span(entry: Named) -> tuple[int, int]:
     """First byte, and one past the last byte, in the tensor's storage."""
     tensor = entry.tensor
     if tensor.layout != torch.strided or hasattr(tensor, "__tensor_flatten__"):
-        raise Unsupported(f"tensor {entry.name} is a {type(tensor).__name__} without a storage of its own")
+        raise Unsupported(
+            f"tensor {entry.name} is a {type(tensor).__name__} without a storage of its own"
+        )
     if tensor.device.type == "meta" or tensor.untyped_storage().data_ptr() == 0:
         raise Unsupported(f"tensor {entry.name} holds no memory yet")
     if _dtype_name(tensor.dtype) not in manifests.ITEM_BYTES:
-        raise Unsupported(f"tensor {entry.name} has the dtype {tensor.dtype}, which no manifest can name")
+        raise Unsupported(
+            f"tensor {entry.name} has the dtype {tensor.dtype}, which no manifest can name"
+        )
     item = tensor.element_size()
     begin = tensor.storage_offset() * item
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride()))
@@ -175,7 +185,9 @@ def _dtype_name(dtype: torch.dtype) -> str:
 class ArenaView:
     """A mapped arena as tensors. What it hands out keeps the mapping alive."""
 
-    def __init__(self, buffer: ctypes.Array[ctypes.c_ubyte], allocations: tuple[Allocation, ...]) -> None:
+    def __init__(
+        self, buffer: ctypes.Array[ctypes.c_ubyte], allocations: tuple[Allocation, ...]
+    ) -> None:
         self._buffer = buffer
         self._allocations = allocations
         self._storages: dict[int, torch.Tensor] = {}
@@ -206,7 +218,9 @@ def check(named: list[Named], manifest: Manifest) -> None:
         raise ManifestError(f"the manifest lacks {_some(missing)} of this model")
     if unknown := [name for name in there if name not in here]:
         raise ManifestError(f"the manifest has {_some(unknown)}, which this model has not")
-    places: dict[int, Tensor] = {}  # one object may have several names, and can be in one place only
+    places: dict[
+        int, Tensor
+    ] = {}  # one object may have several names, and can be in one place only
     for name, entry in here.items():
         place, tensor = there[name], entry.tensor
         found = (place.kind, place.dtype, place.shape)
@@ -217,8 +231,14 @@ def check(named: list[Named], manifest: Manifest) -> None:
                 f"this model a {expected[0]} of {expected[1]} {list(expected[2])}"
             )
         first = places.setdefault(id(tensor), place)
-        if (first.allocation, first.offset, first.stride) != (place.allocation, place.offset, place.stride):
-            raise ManifestError(f"{name}: is the same tensor as {first.name} here and another one there")
+        if (first.allocation, first.offset, first.stride) != (
+            place.allocation,
+            place.offset,
+            place.stride,
+        ):
+            raise ManifestError(
+                f"{name}: is the same tensor as {first.name} here and another one there"
+            )
 
 
 def _some(names: list[str]) -> str:

@@ -140,7 +140,9 @@ class FakeAgent:
                     answer = override(request, answer)
                 body, out = answer
                 raw_answer = body if isinstance(body, bytes) else json.dumps(body).encode()
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", out))] if out else []
+                rights = (
+                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", out))] if out else []
+                )
                 connection.sendmsg([raw_answer], rights)
             except Die:
                 self.die()
@@ -188,7 +190,9 @@ class FakeAgent:
         if kind == "GetSlabs":
             assert self._arena is not None
             first, count = request["first"], request["count"]
-            return {"type": "Slabs", "first": first, "count": count}, self._arena.slabs[first : first + count]
+            return {"type": "Slabs", "first": first, "count": count}, self._arena.slabs[
+                first : first + count
+            ]
         if kind == "Publish":
             return self._publish(request, fds), []
         raise AssertionError(f"unknown request {kind}")
@@ -199,12 +203,18 @@ class FakeAgent:
         if self.weights is not None:
             ours = self.identity or json.loads(self.weights.manifest)["identity"]
             theirs = request["identity"]
-            differences = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+            differences = sorted(
+                k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)
+            )
             if not differences:
                 return welcome | {"source": "Peer", "reason": "pulled from a peer"}
             reason = "the weights at hand have another identity: " + ", ".join(differences)
         if not self.storage_allowed:
-            return {"type": "Error", "code": "FailedPrecondition", "message": f"{reason}; no storage"}
+            return {
+                "type": "Error",
+                "code": "FailedPrecondition",
+                "message": f"{reason}; no storage",
+            }
         return welcome | {"source": "Storage", "reason": reason}
 
     def _publish(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:

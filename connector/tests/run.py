@@ -18,7 +18,9 @@ from pathlib import Path
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--packages", required=True, type=Path)
     parser.add_argument("--build", required=True, type=Path)
     parser.add_argument("--agent", type=Path)
@@ -26,7 +28,15 @@ def main() -> int:
     agent = options.agent or options.build / "agent/rouse-agent"
     tests = Path(__file__).resolve().parent
     with tempfile.TemporaryDirectory(prefix="rouse-plugin-") as prefix:
-        install = ["cmake", "--install", str(options.build), "--component", "plugin", "--prefix", prefix]
+        install = [
+            "cmake",
+            "--install",
+            str(options.build),
+            "--component",
+            "plugin",
+            "--prefix",
+            prefix,
+        ]
         subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
         plugin = Path(prefix) / "share/rouse/plugin"
         environment = os.environ | {
@@ -35,7 +45,15 @@ def main() -> int:
             "ROUSE_TEST_AGENT": str(agent.resolve()),
             "ROUSE_TEST_PLUGIN": str(plugin),
         }
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", str(tests)]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir",
+            str(tests),
+        ]
         if not any(not argument.startswith("-") for argument in rest):
             command.append(str(tests))
         return subprocess.run([*command, *rest], env=environment, cwd=tests).returncode

@@ -61,7 +61,9 @@ class FakeOperator:
             "reportAfterMs": 200,
         }
 
-    def wait(self, pod: str, ready: Callable[[dict[str, Any]], bool], limit_s: float = 60) -> dict[str, Any]:
+    def wait(
+        self, pod: str, ready: Callable[[dict[str, Any]], bool], limit_s: float = 60
+    ) -> dict[str, Any]:
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             report = self.reports.get(pod)
@@ -96,11 +98,32 @@ class Agent:
         self._process = subprocess.Popen(
             [
                 program,
-                *("--namespace", "default", "--pod", pod, "--pod-uid", f"uid-{pod}", "--node", "node"),
-                *("--pod-ip", "127.0.0.1", "--listen-host", "127.0.0.1", "--port", str(_free_port())),
+                *(
+                    "--namespace",
+                    "default",
+                    "--pod",
+                    pod,
+                    "--pod-uid",
+                    f"uid-{pod}",
+                    "--node",
+                    "node",
+                ),
+                *(
+                    "--pod-ip",
+                    "127.0.0.1",
+                    "--listen-host",
+                    "127.0.0.1",
+                    "--port",
+                    str(_free_port()),
+                ),
                 *("--operator-url", operator.url, "--launch-identity", "launch"),
                 *("--engine-socket", str(self.socket), "--drain-seconds", "1"),
-                *("--plugin-source", os.environ["ROUSE_TEST_PLUGIN"], "--plugin-dir", str(self.plugin)),
+                *(
+                    "--plugin-source",
+                    os.environ["ROUSE_TEST_PLUGIN"],
+                    "--plugin-dir",
+                    str(self.plugin),
+                ),
                 *("--slab-mib", "1"),
                 *arguments,
             ],
@@ -110,7 +133,11 @@ class Agent:
 
     def phases(self) -> dict[str, int]:
         """The phases that its engine told it, in order; microseconds since the epoch."""
-        lines = [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
+        lines = [
+            json.loads(line)
+            for line in self.log_path.read_text().splitlines()
+            if line.startswith("{")
+        ]
         return {line["phase"]: line["atUs"] for line in lines if line["message"] == "engine phase"}
 
     def close(self) -> None:
@@ -158,7 +185,9 @@ def test_a_second_instance_takes_its_weights_from_the_first(
             "--path", "Peer", "--model-files", "Peer", "--model-dir", str(folder),
         )  # fmt: skip
         open_things.append(second)
-        operator.wait("demo-1", lambda r: r["bytesBySource"]["peer"] > 0 and (folder / "config.json").exists())
+        operator.wait(
+            "demo-1", lambda r: r["bytesBySource"]["peer"] > 0 and (folder / "config.json").exists()
+        )
         assert not list(folder.glob("*.safetensors"))
         target = Engine(folder, second.socket, plugin=second.plugin)
         open_things.append(target)

@@ -51,7 +51,9 @@ def parallel_state(tmp_path_factory: pytest.TempPathFactory) -> None:
     from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
 
     folder = tmp_path_factory.mktemp("parallel")
-    config = EngineArgs(model=str(make_moe(folder / "m")), skip_tokenizer_init=True).create_engine_config()
+    config = EngineArgs(
+        model=str(make_moe(folder / "m")), skip_tokenizer_init=True
+    ).create_engine_config()
     with set_current_vllm_config(config):
         init_distributed_environment(1, 0, f"file://{folder}/rendezvous", 0, backend="gloo")
         ensure_model_parallel_initialized(1, 1)
@@ -166,7 +168,15 @@ def test_a_source_and_a_target_say_what_the_protocol_has_them_say(
     assert agent.published is not None
     with FakeAgent(tmp_path / "s1", weights=agent.published.pulled()) as other:
         load(moe, other.path)
-    assert other.types() == ["Hello", "Phase", "Phase", "AwaitWeights", "GetSlabs", "Phase", "Phase"]
+    assert other.types() == [
+        "Hello",
+        "Phase",
+        "Phase",
+        "AwaitWeights",
+        "GetSlabs",
+        "Phase",
+        "Phase",
+    ]
     for phases in (agent.phases(), other.phases()):
         assert list(phases) == ["EngineImported", "LoadStarted", "WeightsReady", "ModelReady"]
         times = list(phases.values())
@@ -184,7 +194,9 @@ def test_nobody_can_write_to_what_was_published(load: Load, moe: Path, tmp_path:
     assert agent.published.content() == before  # post-processing is over by now
 
 
-def test_a_pull_that_takes_long_is_waited_for(load: Load, moe: Path, bare: Path, tmp_path: Path) -> None:
+def test_a_pull_that_takes_long_is_waited_for(
+    load: Load, moe: Path, bare: Path, tmp_path: Path
+) -> None:
     source, published = publish(load, moe, tmp_path)
     waits = [3]
 
@@ -194,13 +206,17 @@ def test_a_pull_that_takes_long_is_waited_for(load: Load, moe: Path, bare: Path,
             return answer
         return {"type": "Error", "code": "DeadlineExceeded", "message": "on their way"}, []
 
-    agent = FakeAgent(tmp_path / "s", weights=published.pulled(), overrides={"AwaitWeights": not_yet})
+    agent = FakeAgent(
+        tmp_path / "s", weights=published.pulled(), overrides={"AwaitWeights": not_yet}
+    )
     with agent:
         assert same(load(bare, agent.path), source)
     assert agent.types().count("AwaitWeights") == 4
 
 
-def test_slabs_beyond_one_message_are_fetched_in_batches(load: Load, moe: Path, tmp_path: Path) -> None:
+def test_slabs_beyond_one_message_are_fetched_in_batches(
+    load: Load, moe: Path, tmp_path: Path
+) -> None:
     import fake_agent
 
     source, published = publish(load, moe, tmp_path)
@@ -308,11 +324,15 @@ def test_weights_of_another_identity_are_not_taken(
         assert same(load(moe, agent.path, **arguments), stock)
         assert "AwaitWeights" not in agent.types()
         assert agent.published is not None
-        with pytest.raises(RuntimeError, match=f"no weights for .*another identity: {field}.*volume"):
+        with pytest.raises(
+            RuntimeError, match=f"no weights for .*another identity: {field}.*volume"
+        ):
             load(bare, agent.path, **arguments)
 
 
-def test_another_models_configuration_is_another_identity(load: Load, moe: Path, tmp_path: Path) -> None:
+def test_another_models_configuration_is_another_identity(
+    load: Load, moe: Path, tmp_path: Path
+) -> None:
     _, published = publish(load, moe, tmp_path)
     other = make_moe(tmp_path / "other", seed=1)
     config = json.loads((other / "config.json").read_text())
@@ -486,7 +506,11 @@ def test_a_target_loads_from_storage_or_says_why_not(
         ("AwaitWeights", changed(slabBytes=[]), "Weights.slabBytes"),
         ("AwaitWeights", changed(slabBytes=[1, -1]), "expected positive integers"),
         ("AwaitWeights", changed(slabBytes=[4096]), "4096 in all, the arena has"),
-        ("AwaitWeights", changed(slabBytes=[1 << 20, 100, 2 << 20]), "cannot be mapped at offset 1048676"),
+        (
+            "AwaitWeights",
+            changed(slabBytes=[1 << 20, 100, 2 << 20]),
+            "cannot be mapped at offset 1048676",
+        ),
         ("AwaitWeights", changed(slabBytes=[1 << 30]), "1073741824 were announced"),
         ("AwaitWeights", changed(manifestBytes=10), "10 were announced"),
         ("AwaitWeights", changed(manifestBytes=1 << 40), "manifestBytes: .* is more than"),
@@ -538,7 +562,9 @@ def test_an_agent_that_refuses_is_obeyed_though_there_are_weight_files(
     _, published = publish(load, moe, tmp_path)
     agent = FakeAgent(tmp_path / "s", weights=published.pulled(), storage_allowed=False)
     with agent:
-        with pytest.raises(RuntimeError, match="agent refuses this engine.*identity: dtype; no storage"):
+        with pytest.raises(
+            RuntimeError, match="agent refuses this engine.*identity: dtype; no storage"
+        ):
             load(moe, agent.path, dtype="float32")
 
 

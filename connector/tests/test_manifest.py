@@ -73,7 +73,10 @@ def set_at(*path: Any) -> Callable[[dict[str, Any]], None]:
         (set_at("scalars", "x", [1]), "scalars.x: expected a scalar"),
         (set_at("allocations", {}), "allocations: expected list, found dict"),
         (set_at("allocations", 0, 7), "allocations.0.: expected an object"),
-        (set_at("allocations", 1, "offset", 1000), "allocations.1..offset: 1000 is no multiple of 512"),
+        (
+            set_at("allocations", 1, "offset", 1000),
+            "allocations.1..offset: 1000 is no multiple of 512",
+        ),
         (set_at("allocations", 1, "offset", 512), "allocations.1..offset: overlaps"),
         (set_at("allocations", 1, "bytes", 4000), "allocations.1..bytes: reaches beyond the arena"),
         (set_at("tensors", 0, "kind", "Weight"), 'kind: unknown value "Weight"'),

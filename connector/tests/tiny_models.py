@@ -47,7 +47,10 @@ _MOE = dict(
 )
 
 _DENSE_TIED = dict(
-    architectures=["Qwen3ForCausalLM"], max_window_layers=2, model_type="qwen3", tie_word_embeddings=True
+    architectures=["Qwen3ForCausalLM"],
+    max_window_layers=2,
+    model_type="qwen3",
+    tie_word_embeddings=True,
 )
 
 
@@ -73,7 +76,9 @@ def without_weights(source: Path, folder: Path) -> Path:
 def _make(folder: Path, config: dict, seed: int) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    (folder / "generation_config.json").write_text(json.dumps(dict(bos_token_id=256, eos_token_id=257)))
+    (folder / "generation_config.json").write_text(
+        json.dumps(dict(bos_token_id=256, eos_token_id=257))
+    )
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in _shapes(config):
