@@ -8,7 +8,7 @@
 namespace rouse::kube {
 namespace {
 
-constexpr int kFruitlessLimit = 3;
+constexpr int kFruitlessLimit = 2;
 // A watch that ends in order but sooner than this, with nothing delivered, is a failure: a server
 // that is shutting down would else be asked without a pause.
 constexpr std::chrono::milliseconds kShortWatch{1'000};
@@ -176,7 +176,8 @@ void ListWatch::OnWatchEnded(StreamEnd end, std::chrono::milliseconds lived,
   }
   ++counters_.broken;
   Fail(std::nullopt);
-  // Losing the connection says nothing about the version we ask for; nonsense and silence may.
+  // Losing the connection says nothing about the version we ask for; nonsense and silence may: after
+  // etcd was restored from a backup a server accepts our version of the future and waits for it.
   if (!progress_ && (garbage_ || end == StreamEnd::kSilent) && ++fruitless_ >= kFruitlessLimit) {
     Relist();
   }

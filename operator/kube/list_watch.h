@@ -7,7 +7,7 @@
 //                └──┴──────────── 410, or no progress ──────┘ watch again from the last version
 //
 // A relist never shows half: between kInitBegin and kInitDone the store collects aside. A broken
-// stream resumes from the version of the last event or bookmark that was taken in whole. When three
+// stream resumes from the version of the last event or bookmark that was taken in whole. When two
 // streams in a row are silent or unreadable without any progress, the state is listed anew.
 //
 // Failures in a row stretch the wait before the next request (BackoffPolicy). So do lists in a row

@@ -27,6 +27,7 @@ class FakeKube {
   };
 
   explicit FakeKube(std::string plural_path = "/api/v1/pods") : path_(std::move(plural_path)) {}
+  ~FakeKube() { server.Stop(); }
 
   void Put(const std::string& name, const std::string& label = "") {
     Change(name, [&](Json* pod) {

@@ -228,8 +228,7 @@ TEST_CASE("shutdown wakes every waiting worker") {
   std::atomic<int> ended{0};
   for (int i = 0; i < 3; ++i) {
     workers.emplace_back([&] {
-      CHECK(queue.Get() == std::nullopt);
-      ++ended;
+      if (queue.Get() == std::nullopt) ++ended;
     });
   }
   std::this_thread::sleep_for(20ms);
