@@ -166,6 +166,13 @@ def document_read(fd: int, size: int) -> bytes:
     return buffer.raw[:size]
 
 
+def release_free_memory() -> None:
+    """Has the C library give freed heap memory back to the system, where it knows how."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(_c_size(0))
+
+
 class Arena:
     """One contiguous range of addresses with slabs mapped into it.
 

@@ -144,6 +144,8 @@ class Link:
                 tensors.ArenaView(shared.buffer(), described.allocations),
                 tensors.ArenaView(private.buffer(), described.allocations),
             )
+            # Else as much as the weights may stay in the heap, free but ours.
+            library.release_free_memory()
         else:
             (shared,) = session.map_slabs(plan, library.MAP_SHARED)
             writable = tensors.ArenaView(shared.buffer(), described.allocations)
