@@ -19,6 +19,9 @@ export CCACHE_NOHASHDIR := 1
 export CCACHE_COMPILERCHECK := content
 export CCACHE_MAXSIZE ?= 3G
 export PYTHONDONTWRITEBYTECODE := 1
+# The compiler cache is keyed by the language of messages too.
+export LANG := C.UTF-8
+unexport LC_ALL LC_CTYPE LC_MESSAGES
 
 .PHONY: help all build deps test demo bench e2e lint format clean images \
   test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-plugin

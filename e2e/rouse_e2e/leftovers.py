@@ -24,7 +24,7 @@ def main() -> None:
         print(f"shared memory {file}")
     mounts = Path("/proc/mounts").read_text()
     for volume in Path("/var/lib/kubelet/pods").glob("*/volumes/*/*"):
-        if volume.name in ("model", "run", "plugin", "shm"):
+        if volume.name in ("model", "rouse-run", "rouse-plugin", "dshm", "home"):
             state = "mounted" if str(volume) in mounts else "a folder"
             print(f"volume {volume} ({state})")
 
