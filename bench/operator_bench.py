@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast the operator is, and how much memory it takes, against a real API server.
 
-    bench/operator_bench.py [--operator PROGRAM] [--samples N] [--out docs/benchmarks/operator.json]
+    bench/operator_bench.py [--operator PROGRAM] [--samples N] [--out FILE]
 
 Times from a scale patch to the pod create call are the API server's own (its audit log, whole
 microseconds): from the moment the patch was answered to the moment the create arrived. kwok plays
@@ -24,6 +24,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "e2e"))
 
+from figures import Figure, write  # noqa: E402
 from rouse_e2e.control_plane import Options, free_ports  # noqa: E402
 from rouse_e2e.light import LightCluster  # noqa: E402
 from rouse_e2e.processes import wait_until  # noqa: E402
@@ -231,13 +232,6 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def machine() -> str:
-    cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-    memory = re.search(r"^MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text(), re.M)
-    gib = round(int(memory[1]) / 1024 / 1024) if memory else 0
-    return f"{os.cpu_count()} x {cpu[1] if cpu else 'unknown'}, {gib} GiB"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -253,11 +247,13 @@ def main() -> None:
         "--out", type=Path, default=REPOSITORY / "docs" / "benchmarks" / "operator.json"
     )
     options = parser.parse_args()
-    figures = []
+    load = round(os.getloadavg()[0], 2)
+    figures: list[Figure] = []
 
-    def figure(what: str, value: float, unit: str, against: float) -> None:
-        numbers = {"value": round(value, 4), "unit": unit, "against": against}
-        figures.append({"what": what, **numbers, "ratio": round(value / against, 3)})
+    def figure(what: str, value: float, unit: str, limit: float) -> None:
+        ratio = round(value / limit, 3)
+        figures.append(Figure(what, round(value, 4), unit, f"limit {limit:g} {unit}", ratio))
+        say(f"  {what}: {value:.4g} {unit}")
 
     with tempfile.TemporaryDirectory(prefix="rouse-bench-") as work:
         bench = Bench(options.operator, Path(work))
@@ -287,7 +283,7 @@ def main() -> None:
             figure("relist of 1,000 pods", relist, "s", 0.5)
         finally:
             bench.close()
-    write(options.out, figures)
+    write("operator", figures, options.out, loadBefore=load)
 
 
 def relist_seconds(bench: Bench) -> float | None:
@@ -298,31 +294,6 @@ def relist_seconds(bench: Bench) -> float | None:
         return None
     found = re.search(r"^rouse_informer_last_list_seconds\{[^}]*pods[^}]*\} (\S+)", text, re.M)
     return float(found[1]) if found and float(found[1]) > 0 else None
-
-
-def write(out: Path, figures: list[dict]) -> None:
-    commit = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "rev-parse", "--short=12", "HEAD"],
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
-    document = {
-        "name": "operator",
-        "machine": machine(),
-        "commit": commit,
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": "bench/operator_bench.py " + " ".join(sys.argv[1:])
-        if sys.argv[1:]
-        else "bench/operator_bench.py",
-        "figures": figures,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(document, indent=2) + "\n")
-    width = max(len(x["what"]) for x in figures)
-    for each in figures:
-        numbers = f"{each['value']:>9.3f} {each['unit']:<3} against {each['against']:>6}"
-        print(f"{each['what']:<{width}}  {numbers} ({each['ratio']:.2f})")
-    print(f"written to {out}")
 
 
 if __name__ == "__main__":
