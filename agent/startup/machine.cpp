@@ -142,7 +142,7 @@ AgentState StartupMachine::state() const {
   if (healthy_ && first_token_) return AgentState::kServing;
   if (healthy_ || moments_.weights_ready_us) return AgentState::kWarming;
   if (moments_.load_started_us || !ranks_connected_.empty()) return AgentState::kLoading;
-  return AgentState::kReady;
+  return pull_ == Pull::kRunning ? AgentState::kPulling : AgentState::kReady;
 }
 
 std::string StartupMachine::message() const {
@@ -154,12 +154,10 @@ std::string StartupMachine::message() const {
     case AgentState::kHydrating:
       return "waiting for the model's files from a peer";
     case AgentState::kPulling:
-      return "waiting for a peer that serves the weights";
+      return pull_ == Pull::kRunning ? "weights are arriving from " + pull_peer_
+                                     : "waiting for a peer that serves the weights";
     case AgentState::kReady:
-      if (!trouble_.empty()) return trouble_;
-      return pull_ == Pull::kRunning
-                 ? "waiting for the engine to start, weights are arriving from " + pull_peer_
-                 : "waiting for the engine to start";
+      return trouble_.empty() ? "waiting for the engine to start" : trouble_;
     case AgentState::kLoading:
       return pull_ == Pull::kRunning ? "weights are arriving from " + pull_peer_
                                      : "waiting for the engine to load its weights";

@@ -39,6 +39,13 @@ void PublishOn(const AgentProcess& agent, const FakeOperator& fake_operator, con
   REQUIRE(fake_operator.WaitForServable(pod));
 }
 
+/// A pull has been opened: bytes begin to come, and the engine may start.
+bool WaitForBytes(const FakeOperator& fake_operator, const std::string& pod) {
+  return fake_operator.WaitFor(pod, [](const AgentReport& report) {
+    return report.state == AgentState::kPulling && report.message.find("arriving") != std::string::npos;
+  });
+}
+
 std::string Metrics(const AgentReport& report) {
   auto client = http::Client::Create(report.address);
   REQUIRE(client.ok());
@@ -181,7 +188,7 @@ TEST_CASE("Two ranks are pulled, and one that waits does not hold up the other")
   });
   fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
   AgentProcess second("demo-1", fake_operator.url(), FromPeer({{"ROUSE_PULL_STALL_SECONDS", "30"}}));
-  REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kReady));
+  REQUIRE(WaitForBytes(fake_operator, "demo-1"));
   auto rank0 = FakeEngine::Connect(second.socket());
   auto rank1 = FakeEngine::Connect(second.socket());
   REQUIRE(rank0->Hello(TestIdentity(0), 0, 2)->body["source"] == "Peer");
@@ -240,7 +247,7 @@ TEST_CASE("When the only source dies in mid-pull, the instance says so and takes
   fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
   SECTION("Storage") {
     AgentProcess target("demo-1", fake_operator.url(), FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}}));
-    REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kReady));
+    REQUIRE(WaitForBytes(fake_operator, "demo-1"));
     auto early = FakeEngine::Connect(target.socket());
     REQUIRE(early->Hello(TestIdentity())->body["source"] == "Peer");
     // It waits, hears that nothing will come, and asks again on a new connection.

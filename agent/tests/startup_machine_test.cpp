@@ -46,24 +46,28 @@ TEST_CASE("A start from storage is Ready at once and then follows the engine") {
   }
 }
 
-TEST_CASE("A start from a peer waits for files and an opened pull, in either order, not for its end") {
+TEST_CASE("The engine of a start from a peer waits for files and an opened pull, not for the pull's end") {
   const Event files = ev::FilesInPlace{300};
   const Event opened = ev::PullOpened{"demo-0", 400};
   CHECK(After(kFromPeer, {ev::Begun{}}) == AgentState::kHydrating);
   CHECK(After(kFromPeer, {ev::Begun{}, files}) == AgentState::kPulling);
   CHECK(After(kFromPeer, {ev::Begun{}, opened}) == AgentState::kHydrating);
-  CHECK(After(kFromPeer, {ev::Begun{}, files, opened}) == AgentState::kReady);
-  CHECK(After(kFromPeer, {ev::Begun{}, opened, files}) == AgentState::kReady);
+  CHECK(After(kFromPeer, {ev::Begun{}, files, opened}) == AgentState::kPulling);
+  CHECK(After(kFromPeer, {ev::Begun{}, opened, files}) == AgentState::kPulling);
+  CHECK(After(kFromPeer, {ev::Begun{}, opened, files, ev::PullComplete{500}}) == AgentState::kReady);
+  CHECK(After(kFromPeer, {ev::Begun{}, opened, files, ev::RankConnected{0, 500}}) ==
+        AgentState::kLoading);
   CHECK(After(kFromPeer, {opened, files}) == AgentState::kStarting);
 
   StartupMachine machine(kFromPeer);
   machine.Apply(ev::Begun{});
   machine.Apply(files);
   CHECK_FALSE(machine.engine_may_start());
+  CHECK(machine.message() == "waiting for a peer that serves the weights");
   machine.Apply(opened);
   CHECK(machine.engine_may_start());
   CHECK(machine.moments().engine_may_start_us == 400);
-  CHECK(machine.message() == "waiting for the engine to start, weights are arriving from demo-0");
+  CHECK(machine.message() == "weights are arriving from demo-0");
   machine.Apply(ev::PullComplete{500});
   CHECK(machine.message() == "waiting for the engine to start");
   CHECK(machine.moments().engine_may_start_us == 400);
