@@ -175,9 +175,13 @@ class RouseModelLoader(DefaultModelLoader):
         started_us = now_us()
         try:
             described = self._link.take(model)
-        except (ManifestError, Unsupported) as error:
-            # They would not fit the next time either.
-            logger.warning("Rouse: the agent's weights are not for this model: %s", error)
+        except (ManifestError, Unsupported, RuntimeError) as error:
+            # They would not fit the next time either. A RuntimeError is torch's, and not foreseen.
+            logger.warning(
+                "Rouse: the agent's weights are not for this model: %s",
+                error,
+                exc_info=isinstance(error, RuntimeError),
+            )
             self._source, self._reason = STORAGE, str(error)
             return False
         except RouseError as error:
@@ -198,11 +202,14 @@ class RouseModelLoader(DefaultModelLoader):
         started_us = now_us()
         try:
             described = self._link.give(model, scalars)
-        except RouseError as error:
+        except (AgentRefused, Unsupported, RuntimeError) as error:
             logger.warning(
                 "Rouse: the weights were not published, peers cannot take them from this instance: %s",
                 error,
+                exc_info=isinstance(error, RuntimeError),
             )
+        except RouseError as error:
+            self._give_up(error)  # The conversation is in no known state any more.
         else:
             logger.info(
                 "Rouse: published %d tensors, %.1f MiB, in %.3f s",

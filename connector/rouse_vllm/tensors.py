@@ -222,6 +222,7 @@ def check(named: list[Named], manifest: Manifest) -> None:
         int, Tensor
     ] = {}  # one object may have several names, and can be in one place only
     for name, entry in here.items():
+        _span(entry)  # Also says whether the tensor can have a place at all.
         place, tensor = there[name], entry.tensor
         found = (place.kind, place.dtype, place.shape)
         expected = (entry.kind, _dtype_name(tensor.dtype), tuple(tensor.shape))

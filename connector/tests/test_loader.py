@@ -556,6 +556,25 @@ def test_weights_that_will_not_come_send_the_engine_to_storage_when_the_agent_sa
     assert agent.published is not None
 
 
+def test_what_nobody_foresaw_still_ends_in_a_load_from_storage(
+    load: Load, moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, published = publish(load, moe, tmp_path)
+    calls: list[str] = []
+    adopt = tensors.adopt
+
+    def fail_half_way(pairs: list[Any], view: tensors.ArenaView) -> None:
+        calls.append("adopt")
+        adopt(pairs[: len(pairs) // 2], view)
+        raise RuntimeError("torch does not like this")
+
+    monkeypatch.setattr(tensors, "adopt", fail_half_way)
+    with FakeAgent(tmp_path / "s", weights=published.pulled()) as agent:
+        assert same(load(moe, agent.path), source)
+    assert len(calls) == 2  # taking, and then publishing what came from storage
+    assert agent.errors == []
+
+
 def test_an_agent_that_refuses_is_obeyed_though_there_are_weight_files(
     load: Load, moe: Path, tmp_path: Path
 ) -> None:
