@@ -30,7 +30,9 @@ PAUSE = "localhost/pause:1"
 ENGINE = engine.REFERENCE
 BASE = "docker.io/library/debian:12-slim"
 # What Debian's slim image leaves out, and what it does so that layers stay small.
-SLIM = tuple(f"/usr/share/{name}/*" for name in ("doc", "info", "linda", "lintian", "locale", "man"))
+SLIM = tuple(
+    f"/usr/share/{name}/*" for name in ("doc", "info", "linda", "lintian", "locale", "man")
+)
 NO_PACKAGE_FILES = 'DPkg::Post-Invoke {"rm -f /var/cache/apt/archives/*.deb";};'
 TIDY = (
     f"echo '{NO_PACKAGE_FILES}' > \"$1/etc/apt/apt.conf.d/docker-clean\"",

@@ -6,7 +6,9 @@ import json
 import math
 import re
 import shutil
+import subprocess
 import tempfile
+import threading
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
@@ -16,9 +18,12 @@ from typing import Any
 import yaml
 
 from . import paths
-from .cluster import Cluster
+from .cluster import Cluster, KubectlError, Object
 from .control_plane import free_ports
 from .processes import Processes, tail, wait_until
+
+OPERATOR_PORT = 7480
+AGENT_PORT = 7410
 
 
 @dataclass(frozen=True)
@@ -55,34 +60,28 @@ def dashboard_queries() -> list[Query]:
 
 
 class Prometheus:
-    """Scrapes by way of the API server, so it works wherever the cluster is. Context manager."""
+    """Scrapes by way of the API server, so it works wherever the cluster is. Context manager.
+
+    Debian's build cannot discover pods itself; a thread writes the targets to a file for it.
+    """
 
     def __init__(self, cluster: Cluster, operator_namespace: str) -> None:
+        self.cluster, self.operator_namespace = cluster, operator_namespace
         self.folder = Path(tempfile.mkdtemp(prefix="rouse-prometheus-"))
         self.port = free_ports(1)[0]
         self.processes = Processes(self.folder)
-        api = cluster.proxy_url()
+        self._targets = self.folder / "targets.json"
+        self._stop = threading.Event()
+        self._discoverer = threading.Thread(target=self._discover, name="discover", daemon=True)
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "scrape_configs": [
-                self._job(
-                    "rouse-operator",
-                    api,
-                    "7480",
-                    {
-                        "__meta_kubernetes_namespace": operator_namespace,
-                        "__meta_kubernetes_pod_container_name": "operator",
-                    },
-                ),
-                self._job(
-                    "rouse-agent",
-                    api,
-                    "7410",
-                    {
-                        "__meta_kubernetes_pod_labelpresent_rouse_dev_modelservice": "true",
-                        "__meta_kubernetes_pod_container_name": "engine",
-                    },
-                ),
+                {
+                    "job_name": "rouse",
+                    "file_sd_configs": [
+                        {"files": [str(self._targets)], "refresh_interval": "1s"},
+                    ],
+                }
             ],
         }
         path = self.folder / "prometheus.yml"
@@ -97,33 +96,43 @@ class Prometheus:
         except BaseException:
             self.close()
             raise
+        self._discoverer.start()
+
+    def _discover(self) -> None:
+        api = self.cluster.proxy_url().removeprefix("http://")
+        before = ""
+        while not self._stop.wait(1):
+            try:
+                text = json.dumps(
+                    [
+                        self._target(api, "rouse-operator", OPERATOR_PORT, pod)
+                        for pod in self.cluster.list("pods", self.operator_namespace)
+                    ]
+                    + [
+                        self._target(api, "rouse-agent", AGENT_PORT, pod)
+                        for pod in self.cluster.list("pods", "*", "rouse.dev/modelservice")
+                    ]
+                )
+            except (KubectlError, subprocess.TimeoutExpired, ValueError):
+                continue  # the next round may do better; tests see which targets are up
+            if text != before:
+                partial = self._targets.with_suffix(".partial")
+                partial.write_text(text)
+                partial.rename(self._targets)
+                before = text
 
     @staticmethod
-    def _job(name: str, api: str, port: str, keep: dict[str, str]) -> dict[str, Any]:
-        pod = ["__meta_kubernetes_namespace", "__meta_kubernetes_pod_name"]
+    def _target(api: str, job: str, port: int, pod: Object) -> Object:
+        namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
         return {
-            "job_name": name,
-            "kubernetes_sd_configs": [{"role": "pod", "api_server": api}],
-            "relabel_configs": [
-                *(
-                    {"source_labels": [label], "regex": value, "action": "keep"}
-                    for label, value in keep.items()
-                ),
-                {
-                    "source_labels": pod,
-                    "regex": "(.+);(.+)",
-                    "target_label": "__metrics_path__",
-                    "replacement": f"/api/v1/namespaces/$1/pods/$2:{port}/proxy/metrics",
-                },
-                {"source_labels": pod[:1], "target_label": "namespace"},
-                {"source_labels": pod[1:], "target_label": "pod"},
-                {
-                    "source_labels": pod,
-                    "separator": "/",
-                    "target_label": "instance",
-                },
-                {"target_label": "__address__", "replacement": api.removeprefix("http://")},
-            ],
+            "targets": [api],
+            "labels": {
+                "__metrics_path__": f"/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy/metrics",
+                "job": job,
+                "namespace": namespace,
+                "pod": name,
+                "instance": f"{namespace}/{name}",
+            },
         }
 
     def _get(self, path: str) -> bytes:
@@ -156,6 +165,9 @@ class Prometheus:
         return json.loads(self._get("/api/v1/targets"))["data"]["activeTargets"]
 
     def close(self) -> None:
+        self._stop.set()
+        if self._discoverer.is_alive():
+            self._discoverer.join(60)
         self.processes.end_all()
         shutil.rmtree(self.folder, ignore_errors=True)
 

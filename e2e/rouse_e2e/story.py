@@ -27,8 +27,6 @@ SYSTEM = "rouse-system"
 RELEASE = "rouse"
 PROMPT = "Rouse wakes large models"
 TOKENS = 24
-AGENT_PORT = 7410
-OPERATOR_PORT = 7480
 START_SECONDS = 300
 
 
@@ -220,8 +218,10 @@ class Story:
         )
         if answer.status != 200:
             raise RuntimeError(f"{instance.name}: HTTP {answer.status}: {answer.text[:500]}")
-        instance.tokens = answer.json()["choices"][0]["token_ids"]
-        return instance.tokens
+        tokens: list[int] = answer.json()["choices"][0]["token_ids"]
+        if prompt == PROMPT:
+            instance.tokens = tokens
+        return tokens
 
     def delete(self) -> None:
         self.say(f"kubectl delete modelservice/{self.name}")
