@@ -1,5 +1,6 @@
 #include "operator/actuate/app.h"
 
+#include <malloc.h>
 #include <pthread.h>
 #include <unistd.h>
 
@@ -107,6 +108,7 @@ Status App::Run() {
     pods_ = informer(kube::Pods(), cache_.pod_sink(), api::kLabelModelService);
   }
   if (!WaitUntilReady()) return Status();
+  malloc_trim(0);  // The first full list is in the stores; its text and trees are not needed again.
 
   reconciler_ = std::make_unique<Reconciler>(
       *client_, cache_, pending_, *metrics_,
@@ -195,6 +197,11 @@ std::string App::FindAgentFacingUrl() {
   return "";
 }
 
+bool App::Stopping() const {
+  std::lock_guard lock(mutex_);
+  return stopping_ || !lost_.empty();
+}
+
 bool App::Leading() const {
   std::lock_guard lock(mutex_);
   return elector_ && elector_->leading();
@@ -211,6 +218,10 @@ void App::StartWorkers() {
 
 void App::Work() {
   while (const auto key = queue_.Get()) {
+    if (Stopping()) {  // What is left is the next leader's.
+      queue_.Done(*key);
+      continue;
+    }
     const auto begin = std::chrono::steady_clock::now();
     const auto again = reconciler_->Reconcile(*key);
     std::string result = "success";
@@ -223,11 +234,11 @@ void App::Work() {
                                         {"retry_ms", delay.count()}});
     } else {
       queue_.Forget(*key);
-      if (again->count() == 0) {
+      if (*again && (*again)->count() == 0) {
         queue_.Add(*key);
         result = "requeue";
-      } else {
-        queue_.AddAfter(*key, *again);
+      } else if (*again) {
+        queue_.AddAfter(*key, **again);
         result = "requeue_after";
       }
     }
@@ -291,13 +302,13 @@ void App::Scrape(Metrics& metrics) const {
     const auto counter = [&](const char* name, const char* help, std::uint64_t value) {
       metrics.RaiseCounter(name, help, labels, static_cast<double>(value));
     };
-    counter("rouse_watch_starts_total", "Watches begun", c.watches);
-    counter("rouse_watch_lists_total", "Full lists", c.lists);
-    counter("rouse_watch_gone_total", "Watches or lists ended by 410 Gone", c.gone);
-    counter("rouse_watch_broken_total", "Watches that broke or fell silent", c.broken);
-    counter("rouse_watch_garbage_total", "Watches ended because what came made no sense", c.garbage);
-    counter("rouse_watch_events_total", "Events taken in", c.events);
-    metrics.SetGauge("rouse_watch_last_list_seconds", "How long the last full list took", labels,
+    counter("rouse_informer_watches_total", "Watches begun", c.watches);
+    counter("rouse_informer_lists_total", "Full lists", c.lists);
+    counter("rouse_informer_gone_total", "Watches or lists ended by 410 Gone", c.gone);
+    counter("rouse_informer_broken_total", "Watches that broke or fell silent", c.broken);
+    counter("rouse_informer_garbage_total", "Watches ended because what came made no sense", c.garbage);
+    counter("rouse_informer_events_total", "Events taken in", c.events);
+    metrics.SetGauge("rouse_informer_last_list_seconds", "How long the last full list took", labels,
                      static_cast<double>(c.last_list_us) / 1e6);
   };
   std::lock_guard lock(mutex_);

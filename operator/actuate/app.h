@@ -68,6 +68,7 @@ class App {
   /// Empty once it is known, else why not.
   std::string FindAgentFacingUrl();
   bool Leading() const;
+  bool Stopping() const;
   http::Response Answer(const http::Request& request);
   std::string NotReady() const;
   void Scrape(Metrics& metrics) const;

@@ -44,7 +44,7 @@ Reconciler::Reconciler(kube::Api& api, const Cache& cache, Pending& pending, Met
       options_(std::move(options)),
       executor_(api, cache, pending, may_act_) {}
 
-Result<std::chrono::milliseconds> Reconciler::Reconcile(const std::string& key) {
+Result<std::optional<std::chrono::milliseconds>> Reconciler::Reconcile(const std::string& key) {
   const auto stored = cache_.Service(key);
   const auto observed = Observe(key, cache_, pending_, options_.policy);
   if (!stored || !observed) {
@@ -52,7 +52,7 @@ Result<std::chrono::milliseconds> Reconciler::Reconcile(const std::string& key) 
     const auto name = kube::ObjectName::FromKey(key);
     metrics_.ForgetInstances(name.ns, name.name);
     pending_.Forget(key);
-    return options_.resync;
+    return std::optional<std::chrono::milliseconds>();
   }
   const api::ModelService& service = observed->service;
   const api::TimePoint now = options_.clock();
@@ -61,7 +61,7 @@ Result<std::chrono::milliseconds> Reconciler::Reconcile(const std::string& key) 
     const api::ServiceStatus status = plan::InvalidSpecStatus(
         service.status, service.metadata.generation, stored->error.message(), now);
     ROUSE_RETURN_IF_ERROR(Publish(service, status));
-    return options_.resync;
+    return std::optional(options_.resync);
   }
 
   plan::Plan plan = plan::MakePlan(*observed, now);
@@ -82,8 +82,8 @@ Result<std::chrono::milliseconds> Reconciler::Reconcile(const std::string& key) 
     metrics_.ScaleOutFailed(std::string(ToString(start.path)), start.seconds);
   }
   if (!outcome.errors.empty()) return Unavailable(outcome.errors.front());
-  if (outcome.replan) return std::chrono::milliseconds(0);
-  return std::min(options_.resync, plan.replan_after.value_or(options_.resync));
+  if (outcome.replan) return std::optional(std::chrono::milliseconds(0));
+  return std::optional(std::min(options_.resync, plan.replan_after.value_or(options_.resync)));
 }
 
 Status Reconciler::Publish(const api::ModelService& service, const api::ServiceStatus& status) {

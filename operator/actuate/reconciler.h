@@ -40,8 +40,9 @@ class Reconciler {
   Reconciler(kube::Api& api, const Cache& cache, Pending& pending, Metrics& metrics, Tell tell,
              std::function<bool()> may_act, ReconcilerOptions options);
 
-  /// Ok with the time after which to come again, or the first error, to be tried again with backoff.
-  Result<std::chrono::milliseconds> Reconcile(const std::string& key);
+  /// The time after which to come again (zero: at once; nullopt: the ModelService is gone), or the
+  /// first error, to be tried again with backoff.
+  Result<std::optional<std::chrono::milliseconds>> Reconcile(const std::string& key);
 
  private:
   Status Publish(const api::ModelService& service, const api::ServiceStatus& status);
