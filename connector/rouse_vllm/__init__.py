@@ -4,6 +4,10 @@ vLLM calls register() in each of its processes (API server, engine core, workers
 one. The engine is started with
 
     --load-format rouse --model-loader-extra-config '{"socket": "/rouse/run/engine.sock"}'
+
+Further keys there, all optional: connectTimeoutS (seconds to wait for the agent, 30), weightsTimeoutS
+(seconds to wait for weights that peers send, 600), storageFormat (the load format that is used for
+storage, "auto"), and those that vLLM's own loader takes.
 """
 
 import os

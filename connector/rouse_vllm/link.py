@@ -24,7 +24,7 @@ class Settings:
     """What model_loader_extra_config says to us; times are seconds."""
 
     socket: str
-    connect_timeout_s: float = 10.0
+    connect_timeout_s: float = 30.0  # An agent that was killed is back within seconds.
     weights_timeout_s: float = 600.0
     storage_format: str = "auto"
 
