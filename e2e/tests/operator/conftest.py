@@ -49,6 +49,7 @@ class World:
         self.token = cluster.kubectl(
             *("create", "token", "rouse-operator", "-n", SYSTEM, "--duration=10h")
         ).strip()
+        self.starts: list[tuple[str, str]] = []  # from when to when the API server was started anew
         self._numbers = itertools.count(1)
 
     def namespace(self) -> str:
