@@ -33,6 +33,7 @@ class EngineHost {
  public:
   virtual ~EngineHost() = default;
 
+  /// While it is not settled, EngineServer::Wake says when to ask again.
   virtual WeightOffer Offer(std::uint32_t rank) = 0;
 
   virtual void OnRankConnected(const HelloRequest& hello, bool from_peer) = 0;

@@ -36,6 +36,12 @@ struct Awaiting {
   Clock::time_point until;
 };
 
+/// A Hello that came before it was settled what to offer.
+struct HeldHello {
+  HelloRequest hello;
+  Clock::time_point until;
+};
+
 struct Connection {
   OwnedFd socket;
   EngineSession session;
@@ -43,7 +49,11 @@ struct Connection {
   int pid = -1;
   std::optional<Answer> answer;
   std::optional<Awaiting> awaiting;
+  std::optional<HeldHello> held;
   bool over = false;
+
+  /// It has asked, and its answer depends on the weights: nothing is read until then.
+  bool Waits() const { return awaiting || held; }
 };
 
 }  // namespace
@@ -76,6 +86,7 @@ class EngineServer::Loop {
   void Serve(Connection& connection);
   void Expire(Connection& connection, Clock::time_point now);
   void LookAgain(Connection& connection, Clock::time_point now);
+  void LookForWeights(Connection& connection, Clock::time_point now);
   void OnMessage(Connection& connection, SeqpacketMessage message);
   void Perform(Connection& connection, EngineStep step, std::vector<OwnedFd>& fds);
   void SendReply(Connection& connection, std::string_view type, const json::Json& body,
@@ -99,7 +110,7 @@ void EngineServer::Loop::Run(const std::stop_token& stop) {
     watched.push_back({listener_.fd(), POLLIN, 0});
     for (const Connection& connection : connections_) {
       // A hang-up is always reported, also of a client that waits for its weights.
-      const short events = connection.answer ? POLLOUT : connection.awaiting ? short{0} : POLLIN;
+      const short events = connection.answer ? POLLOUT : connection.Waits() ? short{0} : POLLIN;
       watched.push_back({connection.socket.get(), events, 0});
     }
     const int ready = ::poll(watched.data(), watched.size(), Timeout(Clock::now()));
@@ -115,12 +126,12 @@ void EngineServer::Loop::Run(const std::stop_token& stop) {
     for (Connection& connection : connections_) {
       const short happened = ready > 0 ? watched[index].revents : short{0};
       ++index;
-      if (connection.awaiting && (happened & (POLLHUP | POLLERR)) != 0) {
+      if (connection.Waits() && (happened & (POLLHUP | POLLERR)) != 0) {
         Drop(connection, "closed while it waited for weights");
       } else if (happened != 0) {
         Serve(connection);
       }
-      if (!connection.over && connection.awaiting) LookAgain(connection, Clock::now());
+      if (!connection.over && connection.Waits()) LookAgain(connection, Clock::now());
       if (!connection.over) Expire(connection, Clock::now());
     }
     connections_.remove_if([](const Connection& connection) { return connection.over; });
@@ -136,6 +147,7 @@ int EngineServer::Loop::Timeout(Clock::time_point now) const {
     if (!connection.session.rank()) next = std::min(next, connection.since + limits_.hello_deadline);
     if (connection.answer) next = std::min(next, connection.answer->until);
     if (connection.awaiting) next = std::min(next, connection.awaiting->until);
+    if (connection.held) next = std::min(next, connection.held->until);
   }
   const auto wait = std::chrono::ceil<std::chrono::milliseconds>(next - now).count();
   return static_cast<int>(std::clamp<std::int64_t>(wait, 0, 60'000));
@@ -167,7 +179,7 @@ void EngineServer::Loop::Accept() {
 void EngineServer::Loop::Serve(Connection& connection) {
   if (connection.answer) Flush(connection);
   for (int i = 0; i < kMessagesPerTurn; ++i) {
-    if (connection.over || connection.answer || connection.awaiting) return;
+    if (connection.over || connection.answer || connection.Waits()) return;
     auto message = SeqpacketReceive(connection.socket.get());
     if (!message.ok()) return Drop(connection, message.status().message());
     if (!message->has_value()) return;
@@ -184,6 +196,16 @@ void EngineServer::Loop::Expire(Connection& connection, Clock::time_point now) {
 }
 
 void EngineServer::Loop::LookAgain(Connection& connection, Clock::time_point now) {
+  if (connection.awaiting) return LookForWeights(connection, now);
+  const WeightOffer offer = host_.Offer(connection.held->hello.rank);
+  if (!offer.settled && now < connection.held->until) return;
+  std::vector<OwnedFd> none;
+  const Result<EngineRequest> hello = EngineRequest(std::move(connection.held->hello));
+  connection.held.reset();
+  Perform(connection, connection.session.OnRequest(hello, offer), none);
+}
+
+void EngineServer::Loop::LookForWeights(Connection& connection, Clock::time_point now) {
   const std::uint32_t rank = connection.awaiting->rank;
   auto weights = host_.Weights(rank);
   if (!weights.ok()) {
@@ -221,6 +243,10 @@ void EngineServer::Loop::OnMessage(Connection& connection, SeqpacketMessage mess
   if (request.ok()) {
     const auto* hello = std::get_if<HelloRequest>(&*request);
     offer = host_.Offer(hello != nullptr ? hello->rank : connection.session.rank().value_or(0));
+    if (hello != nullptr && !offer.settled && !connection.session.rank()) {
+      connection.held = HeldHello{*hello, Clock::now() + limits_.settle_deadline};
+      return;
+    }
   }
   Perform(connection, connection.session.OnRequest(request, offer), message.fds);
 }
@@ -243,7 +269,7 @@ void EngineServer::Loop::Perform(Connection& connection, EngineStep step, std::v
     connection.awaiting =
         Awaiting{await->request.rank,
                  Clock::now() + std::chrono::milliseconds(await->request.timeout_ms)};
-    LookAgain(connection, Clock::now());
+    LookForWeights(connection, Clock::now());
   } else if (auto* create = std::get_if<step::CreateArena>(&step)) {
     auto shape = host_.CreateArena(*connection.session.hello(), create->request.bytes);
     if (!shape.ok()) return SendReply(connection, "CreateArena", ErrorReply(shape.status()));

@@ -23,6 +23,9 @@ struct WeightOffer {
   std::string reason;
   /// Whether the engine may load from storage instead.
   bool storage_allowed = true;
+  /// False while it is not known yet whether there will be weights: a Hello is answered later. It happens when
+  /// the agent was started again while its engine ran.
+  bool settled = true;
 };
 
 /// Things for the shell to do. All but the first two lead to the reply.

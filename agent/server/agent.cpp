@@ -91,6 +91,7 @@ Status Agent::Wire() {
   }
   prepare_ = NamedThread("weights", [this](const auto& stop) { PrepareWeights(stop); });
   Apply(event::Begun{});
+  NotifyWeights();
   up_ = true;
   return Status();
 }
@@ -103,8 +104,8 @@ Agent::~Agent() {
   for (std::jthread* thread : {&pull_, &hydrate_, &prepare_}) {
     if (thread->joinable()) thread->join();
   }
-  probe_.reset();
   engine_.reset();
+  probe_.reset();  // May wait for an engine that hangs.
   reporter_.reset();  // After all that report changes.
 }
 
@@ -186,6 +187,8 @@ WeightOffer Agent::Offer(std::uint32_t rank) {
   WeightOffer offer = store_->Offer(rank);
   offer.storage_allowed =
       options_.plan.path == StartPath::kStorage || options_.plan.fall_back_to_storage;
+  const std::scoped_lock lock(mutex_);
+  offer.settled = machine_.engine_may_start() || machine_.failed();
   return offer;
 }
 

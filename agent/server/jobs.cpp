@@ -25,9 +25,11 @@ void Agent::Hydrate(const std::stop_token& stop) {
     if (stop.stop_requested()) return;
     if (!status.ok()) {
       log::Error("model files not in place", {{"error", status.ToString()}});
-      return Apply(event::Failure{"put the model's files in place: " + status.message()});
+      Apply(event::Failure{"put the model's files in place: " + status.message()});
+      return NotifyWeights();
     }
     Apply(event::FilesInPlace{NowUs()});
+    NotifyWeights();
   }
   files_in_place_ = true;
   if (options_.model_dir.empty()) return;
@@ -89,6 +91,7 @@ void Agent::Pull(const std::stop_token& stop) {
             if (started == 0) started = NowUs();
             log::Info("pull started", {{"peer", peer.pod}, {"address", peer.address}});
             Apply(event::PullOpened{peer.pod, NowUs()});
+            NotifyWeights();
           },
       .on_progress = [this] { NotifyWeights(); },
       .on_transfer =

@@ -295,6 +295,36 @@ TEST_CASE("A target that is killed in mid-pull costs its source nothing but a le
   REQUIRE(fake_operator.WaitForServable("demo-2"));
 }
 
+TEST_CASE("An engine whose agent was killed in mid-pull finds the weights with the next one") {
+  FakeOperator fake_operator;
+  const std::string bytes = TestBytes(kArenaBytes, 12);
+  AgentProcess source("demo-0", fake_operator.url(), {});
+  PublishOn(source, fake_operator, "demo-0", bytes);
+  AgentProcess first("demo-1", fake_operator.url(), FromPeer({{"ROUSE_WEIGHTS_FALLBACK", "None"}}));
+  REQUIRE(fake_operator.WaitForServable("demo-1"));
+  first.Signal(SIGKILL);
+  REQUIRE(first.Wait() == 128 + SIGKILL);
+  // The engine is there before the new agent knows of any peer, and must not be turned away for that.
+  fake_operator.NamePeers({});
+  AgentProcess second("demo-1", fake_operator.url(),
+                      FromPeer({{"ROUSE_WEIGHTS_FALLBACK", "None"}, {"ROUSE_ENGINE_SOCKET", first.socket()}}));
+  auto engine = FakeEngine::Connect(first.socket());
+  REQUIRE(engine.ok());
+  std::thread operator_finds_it([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    fake_operator.NamePeers(
+        {{.pod = "demo-0", .node = "node-a", .address = fake_operator.Last("demo-0")->address}});
+  });
+  auto welcome = engine->Hello(TestIdentity());
+  operator_finds_it.join();
+  REQUIRE(welcome.ok());
+  INFO(welcome->body.dump());
+  CHECK(welcome->body["source"] == "Peer");
+  auto got = engine->AwaitAndRead(0);
+  REQUIRE(got.ok());
+  CHECK(*got == bytes);
+}
+
 TEST_CASE("A source whose bytes do not fit its digests is not used") {
   FakeOperator fake_operator;
   const std::string bytes = TestBytes(kArenaBytes, 10);

@@ -24,7 +24,7 @@ namespace {
 class FakeHost final : public EngineHost {
  public:
   WeightOffer Offer(std::uint32_t) override {
-    return {.identity = TestIdentity(), .reason = "fake", .storage_allowed = true};
+    return {.identity = TestIdentity(), .reason = "fake", .storage_allowed = true, .settled = settled};
   }
   void OnRankConnected(const HelloRequest&, bool) override { ++connected; }
   void OnRankDisconnected(std::uint32_t) override { --connected; }
@@ -51,6 +51,7 @@ class FakeHost final : public EngineHost {
   std::atomic<int> answered{0};
   std::atomic<int> errors{0};
   std::atomic<bool> arrived{false};
+  std::atomic<bool> settled{true};
 };
 
 std::string SocketPath() {
@@ -256,6 +257,26 @@ TEST_CASE("Waiting for weights ends with them, with the time, or with the agent"
   fixture.reset();
   CHECK(waiting.Receive().status().code() == StatusCode::kUnavailable);
   CHECK(::access(path.c_str(), F_OK) != 0);
+}
+
+TEST_CASE("A Hello before the offer is settled is answered when it is, or after a while") {
+  Fixture fixture({.settle_deadline = 500ms});
+  fixture.host.settled = false;
+  FakeEngine early = fixture.Connect();
+  FakeEngine other = fixture.Connect();
+  const auto before = std::chrono::steady_clock::now();
+  CHECK(other.Hello(TestIdentity())->type() == "Welcome");
+  CHECK(std::chrono::steady_clock::now() - before >= 500ms);
+  { FakeEngine dies = fixture.Connect(); REQUIRE(dies.Send("{}").ok()); }
+  std::thread settles([&] {
+    std::this_thread::sleep_for(100ms);
+    fixture.host.settled = true;
+    fixture.server->Wake();
+  });
+  const auto asked = std::chrono::steady_clock::now();
+  CHECK(early.Hello(TestIdentity())->body["source"] == "Peer");
+  CHECK(std::chrono::steady_clock::now() - asked < 450ms);
+  settles.join();
 }
 
 TEST_CASE("A manifest that is no memory, or of another size, is refused") {
