@@ -14,7 +14,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr milliseconds kHealthTimeout{2'000};
+constexpr milliseconds kHealthTimeout{5'000};
 constexpr milliseconds kLongestCanaryPause{10'000};
 
 void Pause(const std::stop_token& stop, milliseconds time) {
