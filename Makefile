@@ -8,7 +8,7 @@ MAKEFLAGS += --no-builtin-rules
 CACHE := $(or $(ROUSE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rouse)
 JOBS ?= $(shell nproc)
 KEEP ?=
-# Arguments for pytest, for example: make e2e ARGS='-k story -x'
+# Arguments for pytest or the benchmarks, for example: make e2e ARGS='-k story -x', make bench ARGS=pull
 ARGS ?=
 
 # The compiler cache lies beside the others. Paths in it are relative to the tree, so that the image
@@ -68,7 +68,7 @@ images: deps ## Build the container images into the cache folder
 	@python=$$(e2e/install.sh) && cd e2e && "$$python" -m rouse_e2e images
 
 bench: deps ## Run the benchmarks; figures go to docs/benchmarks
-	@python=$$(e2e/install.sh) && PYTHON="$$python" bench/run.sh
+	@python=$$(e2e/install.sh) && "$$python" bench/run.py $(ARGS)
 
 lint: deps ## Check the format of C++ and Python
 	@git ls-files '*.cpp' '*.h' '*.c' | xargs -r clang-format --dry-run -Werror

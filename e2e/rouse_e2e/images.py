@@ -33,7 +33,10 @@ BASE = "docker.io/library/debian:12-slim"
 SLIM = tuple(
     f"/usr/share/{name}/*" for name in ("doc", "info", "linda", "lintian", "locale", "man")
 )
-NO_PACKAGE_FILES = 'DPkg::Post-Invoke {"rm -f /var/cache/apt/archives/*.deb";};'
+NO_PACKAGE_FILES = (
+    'DPkg::Post-Invoke {"rm -f /var/cache/apt/archives/*.deb";}; '
+    'Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";'
+)
 TIDY = (
     f"echo '{NO_PACKAGE_FILES}' > \"$1/etc/apt/apt.conf.d/docker-clean\"",
     'rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/log/*',

@@ -32,6 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
     interrupt_on_terminate()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n`: the tests of one file run on one worker, and so do all that need engines."""
+    for item in items:
+        needs_node = "real_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("real" if needs_node else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def build_folder() -> Path:
     """Where CMake put operator, agent and connector: $ROUSE_BUILD, else build/release."""
