@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,8 @@ from rouse_e2e.light import LightCluster  # noqa: E402
 from rouse_e2e.real import RealCluster  # noqa: E402
 from rouse_e2e.story import Story  # noqa: E402
 
+FAILURES = paths.REPOSITORY / "build" / "e2e-failures"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -30,6 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     interrupt_on_terminate()
+    if not hasattr(config, "workerinput"):  # the run itself, none of its workers
+        shutil.rmtree(FAILURES, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,23 +67,26 @@ def fresh_light_cluster():
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     report = yield
-    if report.when == "call" and report.failed:
-        folder = failure_folder(item)
-        for value in getattr(item, "funcargs", {}).values():
-            if isinstance(value, Story):
-                value = value.cluster
-            if isinstance(value, Cluster):
-                try:
-                    value.collect(folder)
-                except Exception as error:  # the report must still come
-                    (folder / "collect-error.txt").write_text(repr(error))
-        report.sections.append(("collected logs", str(folder)))
+    if report.when in ("setup", "call") and report.failed:
+        clusters = {
+            id(x): x
+            for value in getattr(item, "funcargs", {}).values()
+            for x in (value, getattr(value, "cluster", None))
+            if isinstance(x, Cluster)
+        }
+        for cluster in clusters.values():
+            folder = failure_folder(item)
+            try:
+                cluster.collect(folder)
+            except Exception as error:  # the report must still come
+                (folder / "collect-error.txt").write_text(repr(error))
+            report.sections.append(("collected logs", str(folder)))
     return report
 
 
 def failure_folder(item: pytest.Item) -> Path:
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", item.name)[:100]
-    folder = paths.REPOSITORY / "build" / "e2e-failures" / name
+    folder = FAILURES / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 
-import pytest
-
 import make_checkpoint
+import pytest
 from rouse_e2e.cluster import wait_until
 from rouse_e2e.prometheus import Prometheus, Query, dashboard_queries
 from rouse_e2e.story import SYSTEM, TOKENS, Instance, Story
