@@ -34,14 +34,14 @@ FROM debian:12-slim AS runtime
 RUN apt-get update \
  && apt-get install -y --no-install-recommends \
       ca-certificates libcpprest2.10 libfmt9 libprometheus-cpp-core1.0 libspdlog1.10 libssl3 \
- && rm -rf /var/lib/apt/lists/* \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
  && groupadd --gid 2000 rouse \
  && useradd --uid 2000 --gid 2000 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin rouse
 
 FROM runtime AS operator
 RUN apt-get update \
  && apt-get install -y --no-install-recommends libyaml-cpp0.7 \
- && rm -rf /var/lib/apt/lists/*
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 COPY --from=build /out/bin/rouse-operator /usr/bin/rouse-operator
 # A library that is missing shows here, not in the cluster.
 RUN rouse-operator --version
@@ -52,7 +52,7 @@ ENTRYPOINT ["/usr/bin/rouse-operator"]
 FROM runtime AS agent
 RUN apt-get update \
  && apt-get install -y --no-install-recommends libucx0 libxxhash0 \
- && rm -rf /var/lib/apt/lists/*
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 COPY --from=build /out/share/rouse/plugin /usr/share/rouse/plugin
 COPY --from=build /out/bin/rouse-agent /usr/bin/rouse-agent
 RUN rouse-agent --version
