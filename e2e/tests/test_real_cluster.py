@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from rouse_e2e import paths
 from rouse_e2e.cluster import wait_until
 from rouse_e2e.real import nodes_folder, sweep

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import time
 
-import make_checkpoint
 import pytest
+
+import make_checkpoint
 from rouse_e2e.cluster import wait_until
 from rouse_e2e.prometheus import Prometheus, Query, dashboard_queries
 from rouse_e2e.story import SYSTEM, TOKENS, Instance, Story

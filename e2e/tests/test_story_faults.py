@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from rouse_e2e import paths
 from rouse_e2e.cluster import wait_until
 from rouse_e2e.story import SYSTEM, Instance, Story

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from rouse_e2e import paths
 from rouse_e2e.cluster import Cluster
 from rouse_e2e.control_plane import Options

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from rouse_e2e import paths
 from rouse_e2e.cluster import Cluster, Object
 from rouse_e2e.processes import wait_until

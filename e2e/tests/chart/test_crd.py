@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 import pytest
+
 from rouse_e2e.cluster import Cluster, Object
 from rouse_e2e.processes import wait_until
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from rouse_e2e import paths
 
 DASHBOARDS = sorted((paths.REPOSITORY / "config" / "dashboards").glob("*.json"))

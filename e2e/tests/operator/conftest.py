@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from rouse_e2e import paths
 from rouse_e2e.cluster import Cluster, Object
 from rouse_e2e.control_plane import Options

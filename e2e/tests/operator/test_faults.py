@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+
 from rouse_e2e.processes import wait_until
 
 from .conftest import ACCOUNT, SYSTEM, Operator, World
