@@ -92,11 +92,15 @@ void ReadReport(const Json& annotations, Instance& out) {
   }
 }
 
+// Up to the year 9999: what is added to it later must not overflow, whoever wrote the annotation.
+constexpr std::int64_t kLastMicros = 253'402'300'799'999'999;
+
 TimePoint DecidedAt(const Json& metadata) {
   const std::string text = Text(At(metadata, "annotations"), api::kAnnotationDecidedAtUs);
   std::int64_t us = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), us);
-  if (!text.empty() && error == std::errc() && end == text.data() + text.size() && us > 0) {
+  if (!text.empty() && error == std::errc() && end == text.data() + text.size() && us > 0 &&
+      us <= kLastMicros) {
     return api::FromMicros(us);
   }
   return api::ParseTime(Text(metadata, "creationTimestamp")).value_or(TimePoint());

@@ -60,6 +60,8 @@ TEST_CASE("a pod that anybody may have written never breaks the reading") {
   REQUIRE(i.ok());
   CHECK(i->path == StartPath::kStorage);
   CHECK(api::FormatSeconds(i->decided_at) == "2026-01-02T03:04:05Z");
+  pod["metadata"]["annotations"]["rouse.dev/decided-at-us"] = "9223372036854775807";
+  CHECK(api::FormatSeconds(InstanceFromPod(pod)->decided_at) == "2026-01-02T03:04:05Z");
   CHECK_FALSE(i->agent_state.has_value());
   CHECK_FALSE(i->weights.has_value());
   CHECK_FALSE(i->timeline.has_value());
