@@ -25,6 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "e2e"))
 
 from figures import Figure, write  # noqa: E402
+
 from rouse_e2e.control_plane import Options, free_ports  # noqa: E402
 from rouse_e2e.light import LightCluster  # noqa: E402
 from rouse_e2e.processes import wait_until  # noqa: E402
