@@ -63,6 +63,10 @@ std::shared_ptr<RegisteredArena> EmptyArena(std::shared_ptr<ucx::Context> contex
   return Must(RegisteredArena::Create(std::move(context), std::move(arena)));
 }
 
+bool SameBytes(const memory::Arena& a, const memory::Arena& b) {
+  return a.bytes() == b.bytes() && std::memcmp(a.span().data(), b.span().data(), a.bytes()) == 0;
+}
+
 ScopedVariable::ScopedVariable(std::string name, const std::string& value) : name_(std::move(name)) {
   ::setenv(name_.c_str(), value.c_str(), 1);
 }

@@ -37,6 +37,8 @@ PullSource SourceOf(const OpenResponse& answer, std::size_t index = 0);
 /// source. The source's arena must be whole chunks, and `bytes` a multiple of it.
 PullSource Repeated(const OpenResponse& answer, std::uint64_t bytes);
 
+bool SameBytes(const memory::Arena& a, const memory::Arena& b);
+
 /// An arena without memory yet, registered with `context`.
 std::shared_ptr<RegisteredArena> EmptyArena(std::shared_ptr<ucx::Context> context, std::uint64_t bytes,
                                             std::uint64_t slab_bytes);

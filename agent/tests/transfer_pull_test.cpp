@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <catch2/catch.hpp>
 #include <thread>
 
@@ -18,10 +17,6 @@ std::string Text(std::uint64_t value) { return std::to_string(value); }
 Result<PullReport> PullNow(const PullSource& source, RegisteredArena& arena,
                            const PullOptions& options = {}) {
   return Pull(source, arena, options, {}, nullptr);
-}
-
-bool SameBytes(const memory::Arena& a, const memory::Arena& b) {
-  return std::equal(a.span().begin(), a.span().end(), b.span().begin(), b.span().end());
 }
 
 TEST_CASE("a pull from another process brings every byte, over TCP and over shared memory",

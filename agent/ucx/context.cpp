@@ -3,9 +3,12 @@
 #include <ucp/api/ucp.h>
 #include <ucs/debug/log_def.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 
 #include "agent/ucx/status.h"
@@ -17,19 +20,29 @@ namespace {
 constexpr std::size_t kMaxRegionBytes = std::size_t{4} << 30;
 
 struct Setting {
-  const char* name;
+  const char* name;  // as ucp_config_modify takes it: a transport's own, without the transport's name
   const char* value;
+  std::array<const char*, 3> variables;  // any of these set: the user has decided
 };
 
-// What Rouse sets unless the environment has UCX_<name>.
 constexpr Setting kSettings[] = {
     // With error handling by peer, which a pull cannot do without, UCX passes over shared memory unless
     // it is told that it may handle errors there: 0.6 GB/s by TCP inside a machine instead of 3 to 5.
-    {"MM_ERROR_HANDLING", "y"},
+    {"MM_ERROR_HANDLING", "y",
+     {"UCX_MM_ERROR_HANDLING", "UCX_POSIX_ERROR_HANDLING", "UCX_SYSV_ERROR_HANDLING"}},
+    // TCP's: fewer, larger messages than with 8 KiB, a third faster. Must stay below the receive buffer,
+    // which is 64 KiB unless the peer's user has set it.
+    {"TX_SEG_SIZE", "60K", {"UCX_TCP_TX_SEG_SIZE", "UCX_TX_SEG_SIZE", nullptr}},
     // A peer that vanished is noticed after some seconds instead of a minute. The pull has its own
     // deadline; this is what cleans up on the source's side.
-    {"KEEPALIVE_INTERVAL", "1s"},
+    {"KEEPALIVE_INTERVAL", "1s", {"UCX_KEEPALIVE_INTERVAL", nullptr, nullptr}},
 };
+
+bool SetByUser(const Setting& setting) {
+  return std::any_of(setting.variables.begin(), setting.variables.end(), [](const char* variable) {
+    return variable != nullptr && std::getenv(variable) != nullptr;
+  });
+}
 
 // UCX writes its log to standard output, where nobody expects it.
 ucs_log_func_rc_t ForwardLog(const char* file, unsigned line, const char* function,
@@ -38,7 +51,9 @@ ucs_log_func_rc_t ForwardLog(const char* file, unsigned line, const char* functi
   static_cast<void>(file), static_cast<void>(line), static_cast<void>(component);
   char text[1024];
   std::vsnprintf(text, sizeof(text), format, arguments);
-  if (level <= UCS_LOG_LEVEL_WARN) {
+  // Settings of transports that this context does not use: not worth a warning.
+  const bool unused_setting = std::strcmp(function, "ucp_warn_unused_uct_config") == 0;
+  if (level <= UCS_LOG_LEVEL_WARN && !unused_setting) {
     log::Warning("ucx", {{"text", text}, {"function", function}, {"level", ucs_log_level_names[level]}});
   } else {
     log::Debug("ucx", {{"text", text}, {"function", function}});
@@ -54,7 +69,7 @@ void ForwardLogOnce() {
 
 void Apply(ucp_config_t* config) {
   for (const Setting& setting : kSettings) {
-    if (std::getenv(("UCX_" + std::string(setting.name)).c_str()) != nullptr) continue;
+    if (SetByUser(setting)) continue;
     const ucs_status_t status = ucp_config_modify(config, setting.name, setting.value);
     if (status != UCS_OK) {
       log::Warning("ucx setting refused", {{"setting", setting.name}, {"error", ucs_status_string(status)}});

@@ -2,6 +2,7 @@
 
 #include <ucp/api/ucp.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -30,6 +31,17 @@ Status CheckLength(std::string_view bytes, std::size_t min, std::size_t max, std
                          " bytes, expected " + std::to_string(min) + " to " + std::to_string(max));
 }
 
+// UCX aborts the process on an address of a version that it does not know (the low four bits of the first
+// byte: 0 and 1 so far, or what this library makes itself).
+Status CheckVersion(std::string_view address, std::string_view own) {
+  constexpr unsigned kVersionMask = 0x0f;
+  const unsigned version = static_cast<unsigned char>(address.front()) & kVersionMask;
+  const unsigned known = static_cast<unsigned char>(own.front()) & kVersionMask;
+  if (version <= std::max(known, 1u)) return {};
+  return InvalidArgument("worker address has version " + std::to_string(version) +
+                         ", which UCX " + LibraryVersion() + " does not know");
+}
+
 void OnError(void* argument, ucp_ep_h endpoint, ucs_status_t status) {
   static_cast<void>(endpoint);
   Status& first = *static_cast<Status*>(argument);
@@ -53,6 +65,8 @@ std::optional<Status> GetRequest::Poll() {
 
 Result<std::unique_ptr<Endpoint>> Endpoint::Connect(Worker& worker, std::string_view address) {
   ROUSE_RETURN_IF_ERROR(CheckLength(address, kMinAddressBytes, kMaxAddressBytes, "worker address"));
+  ROUSE_ASSIGN_OR_RETURN(const std::string own, worker.Address());
+  ROUSE_RETURN_IF_ERROR(CheckVersion(address, own));
   const std::vector<char> padded = Padded(address);
   std::unique_ptr<Endpoint> endpoint(new Endpoint(worker, std::make_unique<Status>()));
   ucp_ep_params_t params = {};

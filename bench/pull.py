@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+"""Pull of weights between two processes of one machine, verified, against `ucx_perftest -t ucp_get`.
+
+    bench/pull.py [--program rouse-bench-pull] [--gib N] [--rounds N] [--out docs/benchmarks/pull.json]
+
+For each transport and message size the two are run in turn, ROUNDS times, in the same setting: two
+processes, the same message size, the same number of reads in flight. Figures are medians; the ratio is the
+median of the rounds' ratios, because two runs that follow each other see the same machine.
+
+What is not the same, to our disadvantage: a pull reads distinct gigabytes, digests every chunk and counts
+connecting; ucx_perftest reads the same few megabytes again and again. Over shared memory ucx_perftest would
+use memory that UCX itself shares between the processes, which weights (a memfd of the agent) are not:
+UCX_ALLOC_PRIO=mmap gives it ordinary memory too. The figure for its own kind of memory is shown beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+from figures import REPOSITORY, Figure, write
+
+MIB = 1 << 20
+WINDOW = 4
+
+
+class Child:
+    """A program that answers each line with a line of JSON."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def tell(self, line: str) -> None:
+        stdin: IO[str] | None = self.process.stdin
+        assert stdin
+        stdin.write(line + "\n")
+        stdin.flush()
+
+    def hear(self) -> dict:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.process.args} ended with {self.process.wait()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+def environment(transport: str, **more: str) -> dict[str, str]:
+    # Without the first two UCX does not use shared memory when it has to handle errors; the agent
+    # sets them itself, ucx_perftest (-e) must be told.
+    return dict(
+        os.environ,
+        UCX_TLS=transport,
+        UCX_WARN_UNUSED_ENV_VARS="n",
+        UCX_POSIX_ERROR_HANDLING="y",
+        UCX_SYSV_ERROR_HANDLING="y",
+        **more,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def perftest(transport: str, size: int, total: int, **more: str) -> float:
+    """Bytes per second of ucx_perftest's one-sided get."""
+    port, env = free_port(), environment(transport, **more)
+    common = ["ucx_perftest", "-p", str(port)]
+    server = subprocess.Popen(common, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        command = [*common, "127.0.0.1", "-t", "ucp_get", "-s", str(size), "-e"]
+        command += ["-n", str(total // size), "-w", "20", "-O", str(WINDOW), "-f", "-v"]
+        for _ in range(50):
+            time.sleep(0.1)
+            answer = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+            rows = [x for x in answer.stdout.splitlines() if x.strip()[:1].isdigit()]
+            if answer.returncode == 0 and rows:
+                # iterations, 50th percentile, average and overall latency, average and overall MB/s, ...
+                return float(rows[-1].split(",")[5]) * MIB
+        raise SystemExit(f"ucx_perftest failed: {answer.stdout}{answer.stderr}")
+    finally:
+        server.kill()
+        server.wait()
+
+
+class Pull:
+    def __init__(self, program: str, transport: str, size: int, total: int) -> None:
+        env = environment(transport)
+        self.source = Child([program, "source", "--bytes", str(total)], env)
+        command = [program, "target", "--bytes", str(total), "--piece-bytes", str(size)]
+        self.target = Child([*command, "--window", str(WINDOW)], env)
+        self.source.tell("open")
+        self.target.tell(json.dumps(self.source.hear()))
+        self.transport = ""
+        self.run()  # warm-up, as ucx_perftest has
+
+    def run(self) -> float:
+        self.target.tell("pull")
+        report = self.target.hear()
+        self.transport = report["transport"]
+        return report["bytes"] / report["seconds"]
+
+    def close(self) -> None:
+        self.target.close()
+        self.source.close()
+
+
+def compare(options: argparse.Namespace, transport: str, size: int) -> list[Figure]:
+    total = options.gib << 30
+    ours: list[float] = []
+    theirs: list[float] = []
+    pull = Pull(str(options.program), transport, size, total)
+    try:
+        for _ in range(options.rounds):
+            theirs.append(perftest(transport, size, total, UCX_ALLOC_PRIO="mmap"))
+            ours.append(pull.run())
+    finally:
+        pull.close()
+    ratio = statistics.median(mine / other for mine, other in zip(ours, theirs))
+    label = f"{transport}, {size // MIB} MiB messages"
+    rival = f"ucx_perftest ucp_get, {label}: {statistics.median(theirs) / 1e9:.3f} GB/s"
+    return [
+        Figure(
+            f"pull over loopback, verification included, {label}",
+            round(statistics.median(ours) / 1e9, 4),
+            "GB/s",
+            rival,
+            round(ratio, 3),
+        )
+    ]
+
+
+def shared_by_ucx(options: argparse.Namespace) -> Figure:
+    rate = statistics.median(
+        perftest("sysv", 4 * MIB, options.gib << 30) for _ in range(min(options.rounds, 3))
+    )
+    what = "ucx_perftest ucp_get, sysv, 4 MiB messages, memory that UCX shares (weights are not)"
+    return Figure(what, round(rate / 1e9, 4), "GB/s")
+
+
+def local(options: argparse.Namespace) -> list[Figure]:
+    command = [str(options.program), "local", "--bytes", str(options.gib << 30)]
+    runs = [
+        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(min(options.rounds, 3))
+    ]
+    return [
+        Figure(what, round(statistics.median(x["bytes"] / x[key] for x in runs) / 1e9, 4), "GB/s")
+        for what, key in (
+            ("chunk digests, one thread", "digestSeconds"),
+            ("taking an arena's memory, two threads", "populateSeconds"),
+        )
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    build = Path(os.environ.get("ROUSE_BUILD", REPOSITORY / "build" / "release"))
+    parser.add_argument("--program", type=Path, default=build / "bench" / "rouse-bench-pull")
+    parser.add_argument("--gib", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--transports", default="tcp,sysv")
+    parser.add_argument("--sizes", default="1,4", help="message sizes in MiB")
+    default = REPOSITORY / "docs" / "benchmarks" / "pull.json"
+    parser.add_argument("--out", type=Path, default=default)
+    options = parser.parse_args()
+
+    load_before = os.getloadavg()[0]
+    print(f"load average {load_before:.2f} before the start", file=sys.stderr)
+    figures: list[Figure] = []
+    for transport in options.transports.split(","):
+        for size in options.sizes.split(","):
+            figures += compare(options, transport, int(size) * MIB)
+    if "sysv" in options.transports:
+        figures.append(shared_by_ucx(options))
+    figures += local(options)
+    settings = {"rounds": options.rounds, "gib": options.gib, "readsInFlight": WINDOW}
+    write("pull", figures, options.out, loadBefore=round(load_before, 2), settings=settings)
+
+
+if __name__ == "__main__":
+    main()
