@@ -37,28 +37,61 @@ Response TooLarge(std::size_t max_body_bytes) {
   return response;
 }
 
-// Reads at most `max` bytes; false when there are more. Runs on a library thread and may block.
-bool ReadBody(wh::http_request request, std::size_t max, std::string* body) {
-  auto stream = request.body().streambuf();
-  std::vector<std::uint8_t> part(64 * 1024);
-  while (const std::size_t got = stream.getn(part.data(), part.size()).get()) {
-    if (body->size() + got > max) return false;
-    body->append(part.begin(), part.begin() + static_cast<std::ptrdiff_t>(got));
-  }
-  return true;
-}
-
-void Answer(const wh::http_request& request, const Handler& handler, std::size_t max_body_bytes) {
+Request ToRequest(const wh::http_request& request) {
   Request in;
   in.method = request.method();
   in.target = request.request_uri().resource().to_string();
   for (const auto& [name, value] : request.headers()) in.headers[name] = value;
-  if (request.headers().content_length() > max_body_bytes ||
-      !ReadBody(request, max_body_bytes, &in.body)) {
+  return in;
+}
+
+// Replies with what `handler` says; whatever is thrown on the way costs this request alone.
+void Handle(const wh::http_request& request, const Handler& handler, Request in) {
+  try {
+    Reply(request, handler(in));
+  } catch (const std::exception& error) {
+    log::Error("request handler threw", {{"target", in.target}, {"error", error.what()}});
+    Reply(request, ErrorResponse(Internal("the request handler failed, see the log")));
+  }
+}
+
+// Reads the body without holding a thread while it arrives, so that clients that send slowly, or
+// never, cannot take all threads away from the others.
+void Answer(const wh::http_request& request, const std::shared_ptr<const Handler>& handler,
+            std::size_t max_body_bytes) {
+  const bool unknown_length = request.headers().has("Transfer-Encoding");
+  const std::size_t length = request.headers().content_length();
+  if (!unknown_length && length > max_body_bytes) {
     Reply(request, TooLarge(max_body_bytes));
     return;
   }
-  Reply(request, handler(in));
+  // One byte more than is allowed tells a body that is too long from one that just fits.
+  const std::size_t room = unknown_length ? max_body_bytes + 1 : length;
+  if (room == 0) {
+    Handle(request, *handler, ToRequest(request));
+    return;
+  }
+  auto stream = request.body().streambuf();
+  const std::shared_ptr<std::uint8_t[]> buffer(new std::uint8_t[room]);
+  stream.getn(buffer.get(), room)
+      .then([request, handler, max_body_bytes, unknown_length, length, stream,
+             buffer](const pplx::task<std::size_t>& read) {
+        std::size_t got = 0;
+        try {
+          got = read.get();
+        } catch (const std::exception& error) {
+          log::Debug("request body did not arrive", {{"error", error.what()}});
+          return;
+        }
+        if (unknown_length ? got > max_body_bytes : got < length) {
+          Reply(request, unknown_length ? TooLarge(max_body_bytes)
+                                        : ErrorResponse(InvalidArgument("the body was cut short")));
+          return;
+        }
+        Request in = ToRequest(request);
+        in.body.assign(reinterpret_cast<const char*>(buffer.get()), got);
+        Handle(request, *handler, std::move(in));
+      });
 }
 
 // cpprestsdk cannot listen on "any port" and say which; the port is free when we look.
@@ -115,13 +148,7 @@ Result<std::unique_ptr<Server>> Server::Listen(const std::string& host, std::uin
       impl->listener = std::make_unique<wh::experimental::listener::http_listener>(
           web::uri("http://" + host + ":" + std::to_string(impl->port)), config);
       impl->listener->support([shared, max_body_bytes](const wh::http_request& request) {
-        try {
-          Answer(request, *shared, max_body_bytes);
-        } catch (const std::exception& error) {
-          log::Error("request handler threw",
-                     {{"target", request.request_uri().to_string()}, {"error", error.what()}});
-          Reply(request, ErrorResponse(Internal("the request handler failed, see the log")));
-        }
+        Answer(request, shared, max_body_bytes);
       });
       impl->listener->open().wait();
       return std::unique_ptr<Server>(new Server(std::move(impl)));

@@ -102,6 +102,56 @@ TEST_CASE("a handler that throws costs only its own request") {
   CHECK(client->Send({.target = "/good"})->status == 200);
 }
 
+TEST_CASE("clients that never finish their body do not keep others from being answered") {
+  auto server =
+      Server::Listen("127.0.0.1", 0, [](const Request& in) { return Response{.body = in.body}; });
+  REQUIRE(server.ok());
+  std::vector<int> stalled;
+  for (int i = 0; i < 60; ++i) {  // More than there are threads.
+    const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons((*server)->port());
+    REQUIRE(::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
+    const std::string start = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nonly this";
+    REQUIRE(::send(fd, start.data(), start.size(), MSG_NOSIGNAL) ==
+            static_cast<ssize_t>(start.size()));
+    stalled.push_back(fd);
+  }
+  auto client = ClientFor("http://127.0.0.1:" + std::to_string((*server)->port()));
+  const auto answer =
+      client->Send({.method = "POST", .body = "whole", .timeout = std::chrono::seconds(10)});
+  for (const int fd : stalled) ::close(fd);
+  REQUIRE(answer.ok());
+  CHECK(answer->body == "whole");
+}
+
+TEST_CASE("a body without a length is taken up to the bound, and no further") {
+  auto server = Server::Listen(
+      "127.0.0.1", 0, [](const Request& in) { return Response{.body = in.body}; }, 10);
+  REQUIRE(server.ok());
+  for (const auto& [body, expected] : std::vector<std::pair<std::string, std::string>>{
+           {"a\r\n0123456789\r\n", "200 OK"}, {"b\r\n0123456789x\r\n", "413"}}) {
+    const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons((*server)->port());
+    REQUIRE(::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
+    const std::string request =
+        "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body + "0\r\n\r\n";
+    REQUIRE(::send(fd, request.data(), request.size(), MSG_NOSIGNAL) ==
+            static_cast<ssize_t>(request.size()));
+    std::string answer(1024, '\0');
+    const ssize_t got = ::recv(fd, answer.data(), answer.size(), 0);
+    ::close(fd);
+    INFO(answer);
+    REQUIRE(got > 0);
+    CHECK(answer.find(expected) != std::string::npos);
+  }
+}
+
 TEST_CASE("nobody listening is Unavailable, nobody answering is DeadlineExceeded") {
   CHECK(ClientFor("http://127.0.0.1:1")->Send({}).status().code() == StatusCode::kUnavailable);
   FakeRawServer silent({"<hold>"});
