@@ -11,9 +11,10 @@ namespace {
 using namespace std::chrono_literals;
 
 const ObjectName kLease{"rouse-system", "rouse-operator"};
-const LeaseTiming kFast{.duration = 1s, .renew_deadline = 700ms, .retry = 50ms};
+// Long enough that a busy machine does not cost the leadership by itself.
+const LeaseTiming kFast{.duration = 4s, .renew_deadline = 2500ms, .retry = 50ms};
 
-bool Eventually(const std::function<bool()>& condition, std::chrono::milliseconds limit = 5s) {
+bool Eventually(const std::function<bool()>& condition, std::chrono::milliseconds limit = 20s) {
   const auto until = std::chrono::steady_clock::now() + limit;
   while (!condition()) {
     if (std::chrono::steady_clock::now() > until) return false;
@@ -66,11 +67,11 @@ TEST_CASE("of two, one leads; when it stops in order the other follows at once")
   CHECK(a->why().empty());
   const auto began = std::chrono::steady_clock::now();
   REQUIRE(Eventually([&] { return b.elector->leading(); }));
-  CHECK(std::chrono::steady_clock::now() - began < 700ms);
+  CHECK(std::chrono::steady_clock::now() - began < kFast.duration);  // Not waited out.
   const Json lease = api.Objects(Leases())[0];
   CHECK(lease["spec"]["holderIdentity"] == "b");
   CHECK(lease["spec"]["leaseTransitions"] == 1);
-  CHECK(lease["spec"]["leaseDurationSeconds"] == 1);
+  CHECK(lease["spec"]["leaseDurationSeconds"] == 4);
 }
 
 TEST_CASE("a leader that cannot renew stops acting in time and says why") {
@@ -201,7 +202,7 @@ TEST_CASE("emitting never blocks: a full queue loses events and counts them") {
   EventRecorder recorder(api, {.instance = "op", .queue_limit = 10});
   const auto began = std::chrono::steady_clock::now();
   for (int i = 0; i < 1000; ++i) recorder.Emit(About(std::to_string(i)));
-  CHECK(std::chrono::steady_clock::now() - began < 500ms);
+  CHECK(std::chrono::steady_clock::now() - began < 5s);  // The writer hangs for ever.
   CHECK(recorder.dropped() >= 980);
   hanging = false;
 }
