@@ -1,4 +1,5 @@
-// Two ends of a pull in two processes, through the agent's own Publisher and Pull. Driven by pull.py.
+// Two ends of a pull in two processes, through the agent's own Publisher and Pull. Driven by
+// pull.py.
 //
 //   source   publishes an arena, writes an OpenResponse as one line of JSON for each line it reads
 //   target   reads an OpenResponse; for each further line pulls it and writes one line of JSON
@@ -38,7 +39,9 @@ double Since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-void Print(const json::Json& value) { std::cout << json::Dump(value) << std::endl; }
+void Print(const json::Json& value) {
+  std::cout << json::Dump(value) << std::endl;
+}
 
 std::shared_ptr<memory::Arena> Arena(const Options& options) {
   return Must(memory::Arena::Create({.bytes = options.bytes, .name = "bench", .populate = true}));
@@ -72,10 +75,12 @@ void Target(const Options& options) {
   const OpenResponse answer = Must(OpenResponseFromJson(Must(json::Parse(line, "answer"))));
   const transfer::PullSource source = {
       .name = "bench/source", .worker_address = answer.worker_address, .rank = answer.ranks.at(0)};
-  const auto arena = Must(transfer::RegisteredArena::Create(Must(ucx::Context::Create()), Arena(options)));
+  const auto arena =
+      Must(transfer::RegisteredArena::Create(Must(ucx::Context::Create()), Arena(options)));
   while (std::getline(std::cin, line)) {
     const auto report = Must(transfer::Pull(
-        source, *arena, {.piece_bytes = options.piece_bytes, .window = options.window}, {}, nullptr));
+        source, *arena, {.piece_bytes = options.piece_bytes, .window = options.window}, {},
+        nullptr));
     Print({{"bytes", report.counters.bytes_verified},
            {"seconds", report.seconds},
            {"transport", report.transport}});

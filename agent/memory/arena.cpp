@@ -16,7 +16,9 @@ constexpr std::uint64_t kMaxSlabBytes = std::uint64_t{4} << 30;
 constexpr std::uint64_t kMaxArenaBytes = std::uint64_t{1} << 44;  // 16 TiB, as in the manifest
 constexpr std::uint64_t kPopulateStep = std::uint64_t{64} << 20;
 
-std::uint64_t PageBytes() { return static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)); }
+std::uint64_t PageBytes() {
+  return static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+}
 
 std::uint64_t RoundUp(std::uint64_t bytes, std::uint64_t unit) {
   return (bytes + unit - 1) / unit * unit;
@@ -54,7 +56,9 @@ int PopulateRange(std::byte* begin, std::uint64_t bytes) {
 Arena::Arena(std::byte* base, std::uint64_t reserved, const ArenaOptions& options)
     : base_(base), reserved_(reserved), bytes_(options.bytes), slab_bytes_(options.slab_bytes) {}
 
-Arena::~Arena() { ::munmap(base_, reserved_); }
+Arena::~Arena() {
+  ::munmap(base_, reserved_);
+}
 
 Result<std::unique_ptr<Arena>> Arena::Create(const ArenaOptions& options) {
   ROUSE_RETURN_IF_ERROR(Check(options));
@@ -62,8 +66,8 @@ Result<std::unique_ptr<Arena>> Arena::Create(const ArenaOptions& options) {
   void* base =
       ::mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) {
-    return FromErrno(errno, "reserve " + std::to_string(reserved) + " bytes for arena " +
-                                options.name);
+    return FromErrno(errno,
+                     "reserve " + std::to_string(reserved) + " bytes for arena " + options.name);
   }
   std::unique_ptr<Arena> arena(new Arena(static_cast<std::byte*>(base), reserved, options));
   ROUSE_RETURN_IF_ERROR(arena->AddSlabs(options).WithContext("create arena " + options.name));
@@ -93,7 +97,8 @@ Status Arena::Populate(int threads) {
     for (;;) {
       const std::uint64_t offset = next.fetch_add(kPopulateStep);
       if (offset >= reserved_ || error.load() != 0) return;
-      if (int e = PopulateRange(base_ + offset, std::min(kPopulateStep, reserved_ - offset)); e != 0) {
+      if (int e = PopulateRange(base_ + offset, std::min(kPopulateStep, reserved_ - offset));
+          e != 0) {
         error.store(e);
       }
     }

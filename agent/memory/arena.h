@@ -42,8 +42,8 @@ struct ArenaOptions {
 
 class Arena {
  public:
-  /// InvalidArgument for sizes that make no sense, ResourceExhausted when memory or address space is
-  /// used up.
+  /// InvalidArgument for sizes that make no sense, ResourceExhausted when memory or address space
+  /// is used up.
   static Result<std::unique_ptr<Arena>> Create(const ArenaOptions& options);
   ~Arena();
   Arena(const Arena&) = delete;

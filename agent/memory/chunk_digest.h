@@ -32,8 +32,8 @@ ChunkRange ChunkRangeOf(std::uint64_t chunk, std::uint64_t arena_bytes, std::uin
 /// The digest as a manifest holds it: 32 lower-case hex digits.
 std::string DigestChunk(std::span<const std::byte> bytes);
 
-/// The digest of every chunk of `arena`, by `threads` threads (at least one). Cancelled when `cancel`
-/// is given and becomes true.
+/// The digest of every chunk of `arena`, by `threads` threads (at least one). Cancelled when
+/// `cancel` is given and becomes true.
 Result<std::vector<std::string>> DigestChunks(std::span<const std::byte> arena,
                                               std::uint64_t chunk_bytes, int threads,
                                               const std::atomic<bool>* cancel = nullptr);

@@ -24,7 +24,8 @@ class HostSlab final : public Slab {
   HostSlab(OwnedFd fd, std::uint64_t bytes) : Slab(std::move(fd), bytes) {}
 
   Status MapAt(std::byte* address) const override {
-    void* mapped = ::mmap(address, bytes(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd(), 0);
+    void* mapped =
+        ::mmap(address, bytes(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd(), 0);
     if (mapped == MAP_FAILED) {
       return FromErrno(errno, "map a slab of " + std::to_string(bytes()) + " bytes");
     }
@@ -34,7 +35,8 @@ class HostSlab final : public Slab {
   Status Seal() override {
     const int present = ::fcntl(fd(), F_GET_SEALS);
     if (present >= 0 && (present & kSeals) == kSeals) return {};
-    if (::fcntl(fd(), F_ADD_SEALS, kSeals | F_SEAL_SEAL) != 0) return FromErrno(errno, "seal a slab");
+    if (::fcntl(fd(), F_ADD_SEALS, kSeals | F_SEAL_SEAL) != 0)
+      return FromErrno(errno, "seal a slab");
     return {};
   }
 };

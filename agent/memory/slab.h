@@ -37,8 +37,8 @@ class Slab {
   /// The caller unmaps it.
   virtual Status MapAt(std::byte* address) const = 0;
 
-  /// From now on nobody can map the slab shared and writable, resize it, or lift this again. Existing
-  /// mappings stay as they are. Doing it twice is fine.
+  /// From now on nobody can map the slab shared and writable, resize it, or lift this again.
+  /// Existing mappings stay as they are. Doing it twice is fine.
   virtual Status Seal() = 0;
 
  protected:

@@ -81,8 +81,8 @@ TEST_CASE("after sealing nobody can write to, resize or unseal a slab, but a pri
   REQUIRE(::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096) != 0);
   REQUIRE(::fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE) != 0);
 
-  auto* mine = static_cast<std::byte*>(
-      ::mmap(nullptr, kMiB, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0));
+  auto* mine =
+      static_cast<std::byte*>(::mmap(nullptr, kMiB, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0));
   REQUIRE(mine != MAP_FAILED);
   REQUIRE(mine[7] == std::byte{7});
   mine[7] = std::byte{8};
@@ -95,8 +95,8 @@ TEST_CASE("after sealing nobody can write to, resize or unseal a slab, but a pri
 TEST_CASE("an engine's mapping outlives the arena", "[memory]") {
   auto arena = Make(kMiB, kMiB);
   arena->span()[100] = std::byte{42};
-  auto* engine = static_cast<std::byte*>(
-      ::mmap(nullptr, kMiB, PROT_READ, MAP_SHARED, arena->slab(0).fd(), 0));
+  auto* engine =
+      static_cast<std::byte*>(::mmap(nullptr, kMiB, PROT_READ, MAP_SHARED, arena->slab(0).fd(), 0));
   REQUIRE(engine != MAP_FAILED);
   arena.reset();
   REQUIRE(engine[100] == std::byte{42});
@@ -125,7 +125,8 @@ TEST_CASE("sizes that make no sense are refused with what is wrong", "[memory]")
   REQUIRE_THAT(error({.bytes = std::uint64_t{1} << 50}), Catch::Contains("not between"));
   REQUIRE_THAT(error({.bytes = kMiB, .slab_bytes = 0}), Catch::Contains("page size"));
   REQUIRE_THAT(error({.bytes = kMiB, .slab_bytes = 4097}), Catch::Contains("page size"));
-  REQUIRE_THAT(error({.bytes = kMiB, .slab_bytes = std::uint64_t{5} << 30}), Catch::Contains("at most"));
+  REQUIRE_THAT(error({.bytes = kMiB, .slab_bytes = std::uint64_t{5} << 30}),
+               Catch::Contains("at most"));
 }
 
 }  // namespace

@@ -10,7 +10,8 @@ namespace {
 std::vector<std::byte> Bytes(std::size_t count) {
   std::vector<std::byte> bytes(count);
   std::uint32_t state = 1;
-  for (std::byte& byte : bytes) byte = static_cast<std::byte>((state = state * 1664525 + 1013904223) >> 24);
+  for (std::byte& byte : bytes)
+    byte = static_cast<std::byte>((state = state * 1664525 + 1013904223) >> 24);
   return bytes;
 }
 
@@ -66,7 +67,8 @@ TEST_CASE("a manifest for another arena or without all digests is refused", "[me
   REQUIRE(CheckManifest(manifest, 100, false).ok());
   REQUIRE_THAT(CheckManifest(manifest, 101, false).message(),
                Catch::Contains("rank 3") && Catch::Contains("100") && Catch::Contains("101"));
-  REQUIRE_THAT(CheckManifest(manifest, 100, true).message(), Catch::Contains("0 chunks, expected 2"));
+  REQUIRE_THAT(CheckManifest(manifest, 100, true).message(),
+               Catch::Contains("0 chunks, expected 2"));
   manifest.chunk_digests.assign(2, std::string(32, '0'));
   REQUIRE(CheckManifest(manifest, 100, true).ok());
   manifest.chunk_bytes = 0;

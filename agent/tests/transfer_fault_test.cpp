@@ -21,23 +21,28 @@ using std::chrono::steady_clock;
 
 constexpr std::uint64_t kMiB = 1u << 20;
 
-std::string Text(std::uint64_t value) { return std::to_string(value); }
+std::string Text(std::uint64_t value) {
+  return std::to_string(value);
+}
 
 double SecondsSince(steady_clock::time_point start) {
   return std::chrono::duration<double>(steady_clock::now() - start).count();
 }
 
-TEST_CASE("a byte that changed in the source is data loss that names chunk and source", "[transfer]") {
+TEST_CASE("a byte that changed in the source is data loss that names chunk and source",
+          "[transfer]") {
   const ScopedVariable variable("UCX_TLS", GENERATE("tcp", "sysv"));
   TestSource source({"--bytes", Text(20 * kMiB), "--flip", Text(13 * kMiB + 5)});
   const auto target = EmptyArena(Must(ucx::Context::Create()), 20 * kMiB, 20 * kMiB);
   const auto report = Pull(SourceOf(source.answer()), *target, {}, {}, nullptr);
   REQUIRE(report.status().code() == StatusCode::kDataLoss);
-  REQUIRE_THAT(report.status().message(), Catch::Contains("chunk 3 ") && Catch::Contains("3 times") &&
+  REQUIRE_THAT(report.status().message(), Catch::Contains("chunk 3 ") &&
+                                              Catch::Contains("3 times") &&
                                               Catch::Contains("test/source-0"));
 }
 
-TEST_CASE("a chunk that arrives right after arriving wrong is pulled again and used", "[transfer]") {
+TEST_CASE("a chunk that arrives right after arriving wrong is pulled again and used",
+          "[transfer]") {
   const ScopedVariable variable("UCX_TLS", "tcp");
   const auto context = Must(ucx::Context::Create());
   const auto publisher = Must(Publisher::Create({.leases = {}, .program = ROUSE_TRANSFER_PEER}));
@@ -46,11 +51,11 @@ TEST_CASE("a chunk that arrives right after arriving wrong is pulled again and u
   const auto original = RandomArena(6 * kMiB, 2 * kMiB, 3);
   arena->span()[2 * kMiB + 17] ^= std::byte{1};
   const auto target = EmptyArena(context, 6 * kMiB, kMiB);
-  const auto report =
-      Pull(SourceOf(Must(publisher->Open("test/target"))), *target, {.max_mismatches = 1'000'000}, {},
-           [&](const PullProgress& now) {
-             if (now.counters.mismatches > 0) arena->span()[2 * kMiB + 17] = original->span()[2 * kMiB + 17];
-           });
+  const auto report = Pull(SourceOf(Must(publisher->Open("test/target"))), *target,
+                           {.max_mismatches = 1'000'000}, {}, [&](const PullProgress& now) {
+                             if (now.counters.mismatches > 0)
+                               arena->span()[2 * kMiB + 17] = original->span()[2 * kMiB + 17];
+                           });
   REQUIRE(report.status() == Status());
   REQUIRE(report->counters.mismatches > 0);
   REQUIRE(report->counters.bytes_arrived == 6 * kMiB + report->counters.mismatches * kMiB);
@@ -58,8 +63,9 @@ TEST_CASE("a chunk that arrives right after arriving wrong is pulled again and u
 }
 
 // Pulls a large arena and does `harm` once some of it has arrived.
-Result<PullReport> PullWithHarm(const PullSource& source, RegisteredArena& target, const PullOptions& options,
-                                std::stop_token stop, const std::function<void()>& harm) {
+Result<PullReport> PullWithHarm(const PullSource& source, RegisteredArena& target,
+                                const PullOptions& options, std::stop_token stop,
+                                const std::function<void()>& harm) {
   bool done = false;
   return Pull(source, target, options, stop, [&](const PullProgress& now) {
     if (done || now.counters.bytes_verified == 0) return;
@@ -75,12 +81,14 @@ TEST_CASE("a source that is killed in mid-pull is an error within the deadline",
   const ScopedVariable variable("UCX_TLS", GENERATE("tcp", "sysv"));
   TestSource source({"--bytes", Text(64 * kMiB)});
   const auto target = EmptyArena(Must(ucx::Context::Create()), kLargeBytes, 256 * kMiB);
-  const PullOptions options = {.piece_bytes = 64 * 1024, .window = 2, .progress_deadline = milliseconds(3000)};
+  const PullOptions options = {
+      .piece_bytes = 64 * 1024, .window = 2, .progress_deadline = milliseconds(3000)};
   steady_clock::time_point killed;
-  const auto report = PullWithHarm(Repeated(source.answer(), kLargeBytes), *target, options, {}, [&] {
-    source.Signal(SIGKILL);
-    killed = steady_clock::now();
-  });
+  const auto report =
+      PullWithHarm(Repeated(source.answer(), kLargeBytes), *target, options, {}, [&] {
+        source.Signal(SIGKILL);
+        killed = steady_clock::now();
+      });
   REQUIRE_FALSE(report.ok());
   REQUIRE(killed != steady_clock::time_point{});
   REQUIRE(SecondsSince(killed) < 8);
@@ -89,22 +97,27 @@ TEST_CASE("a source that is killed in mid-pull is an error within the deadline",
   REQUIRE_THAT(report.status().message(), Catch::Contains("test/source-0"));
 }
 
-TEST_CASE("a source that is stuck is a missed deadline, and nothing is written afterwards", "[transfer]") {
+TEST_CASE("a source that is stuck is a missed deadline, and nothing is written afterwards",
+          "[transfer]") {
   const ScopedVariable variable("UCX_TLS", GENERATE("tcp", "sysv"));
   TestSource source({"--bytes", Text(64 * kMiB)});
   const auto target = EmptyArena(Must(ucx::Context::Create()), kLargeBytes, 256 * kMiB);
-  const PullOptions options = {.piece_bytes = 1 * kMiB, .window = 4, .progress_deadline = milliseconds(1000)};
+  const PullOptions options = {
+      .piece_bytes = 1 * kMiB, .window = 4, .progress_deadline = milliseconds(1000)};
   steady_clock::time_point stopped;
-  const auto report = PullWithHarm(Repeated(source.answer(), kLargeBytes), *target, options, {}, [&] {
-    source.SignalGroup(SIGSTOP);
-    stopped = steady_clock::now();
-  });
+  const auto report =
+      PullWithHarm(Repeated(source.answer(), kLargeBytes), *target, options, {}, [&] {
+        source.SignalGroup(SIGSTOP);
+        stopped = steady_clock::now();
+      });
   REQUIRE(report.status().code() == StatusCode::kDeadlineExceeded);
   REQUIRE(SecondsSince(stopped) < 6);
-  REQUIRE_THAT(report.status().message(), Catch::Contains("test/source-0") && Catch::Contains("nothing arrived"));
+  REQUIRE_THAT(report.status().message(),
+               Catch::Contains("test/source-0") && Catch::Contains("nothing arrived"));
   const auto span = target->arena().span();
   const std::vector<std::byte> pattern(kMiB, std::byte{0x77});
-  for (std::size_t at = 0; at < span.size(); at += kMiB) std::memcpy(&span[at], pattern.data(), kMiB);
+  for (std::size_t at = 0; at < span.size(); at += kMiB)
+    std::memcpy(&span[at], pattern.data(), kMiB);
   source.SignalGroup(SIGCONT);
   std::this_thread::sleep_for(milliseconds(500));
   for (std::size_t at = 0; at < span.size(); at += kMiB) {
@@ -165,7 +178,8 @@ TEST_CASE("a damaged description ends in an error, not in a crash or a wrong byt
   SECTION("remote key cut short, or of nothing but one byte") {
     PullSource bad = good;
     bad.rank.slabs[0].rkey.resize(4);
-    REQUIRE(Pull(bad, *target, options, {}, nullptr).status().code() == StatusCode::kInvalidArgument);
+    REQUIRE(Pull(bad, *target, options, {}, nullptr).status().code() ==
+            StatusCode::kInvalidArgument);
     bad.rank.slabs[0].rkey.assign(200, GENERATE('\x00', '\x01', '\x7f'));
     // Over TCP a key carries nothing, so some of these are as good as the real one.
     const auto report = Pull(bad, *target, options, {}, nullptr);
@@ -180,22 +194,23 @@ TEST_CASE("a pull can be cancelled", "[transfer]") {
   const auto target = EmptyArena(Must(ucx::Context::Create()), kLargeBytes, 256 * kMiB);
   std::stop_source stop;
   steady_clock::time_point asked;
-  const auto report =
-      PullWithHarm(Repeated(source.answer(), kLargeBytes), *target,
-                   {.piece_bytes = 64 * 1024, .window = 2}, stop.get_token(), [&] {
-                     stop.request_stop();
-                     asked = steady_clock::now();
-                   });
+  const auto report = PullWithHarm(Repeated(source.answer(), kLargeBytes), *target,
+                                   {.piece_bytes = 64 * 1024, .window = 2}, stop.get_token(), [&] {
+                                     stop.request_stop();
+                                     asked = steady_clock::now();
+                                   });
   REQUIRE(report.status().code() == StatusCode::kCancelled);
   REQUIRE(SecondsSince(asked) < 2);
 }
 
-// Pulls from whatever the source answers now, asking again while the answer is of a process that died.
+// Pulls from whatever the source answers now, asking again while the answer is of a process that
+// died.
 Status PullReopening(TestSource& source, RegisteredArena& target) {
   Status status;
   for (int attempt = 0; attempt < 20; ++attempt) {
     source.Reopen();
-    status = Pull(SourceOf(source.answer()), target, {.progress_deadline = milliseconds(3000)}, {}, nullptr)
+    status = Pull(SourceOf(source.answer()), target, {.progress_deadline = milliseconds(3000)}, {},
+                  nullptr)
                  .status();
     if (status.ok()) return status;
     std::this_thread::sleep_for(milliseconds(200));
@@ -206,13 +221,15 @@ Status PullReopening(TestSource& source, RegisteredArena& target) {
 TEST_CASE("a source whose targets are killed in mid-pull serves others", "[transfer]") {
   const ScopedVariable variable("UCX_TLS", GENERATE("tcp", "sysv"));
   TestSource source({"--bytes", Text(64 * kMiB), "--seed", "21"});
-  // The second and third way abort UCX in the source over TCP: answers are queued when the target dies.
-  const auto [stop_first, piece_bytes, window] = GENERATE(
-      std::tuple<bool, std::uint64_t, int>{false, 64 << 10, 2}, std::tuple<bool, std::uint64_t, int>{true, 64 << 10, 2},
-      std::tuple<bool, std::uint64_t, int>{true, 4 << 20, 4});
+  // The second and third way abort UCX in the source over TCP: answers are queued when the target
+  // dies.
+  const auto [stop_first, piece_bytes, window] =
+      GENERATE(std::tuple<bool, std::uint64_t, int>{false, 64 << 10, 2},
+               std::tuple<bool, std::uint64_t, int>{true, 64 << 10, 2},
+               std::tuple<bool, std::uint64_t, int>{true, 4 << 20, 4});
   {
-    PeerProcess target({"pull", "--bytes", Text(kLargeBytes), "--piece-bytes", Text(piece_bytes), "--window",
-                        Text(static_cast<std::uint64_t>(window))});
+    PeerProcess target({"pull", "--bytes", Text(kLargeBytes), "--piece-bytes", Text(piece_bytes),
+                        "--window", Text(static_cast<std::uint64_t>(window))});
     target.WriteLine(json::Dump(ToJson(source.answer())));
     REQUIRE(target.ReadLine() == "moving");
     if (stop_first) {

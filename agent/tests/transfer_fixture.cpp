@@ -14,8 +14,8 @@ void Must(const Status& status) {
 
 std::shared_ptr<memory::Arena> RandomArena(std::uint64_t bytes, std::uint64_t slab_bytes,
                                            std::uint64_t seed) {
-  std::shared_ptr<memory::Arena> arena =
-      Must(memory::Arena::Create({.bytes = bytes, .slab_bytes = slab_bytes, .name = "test-source"}));
+  std::shared_ptr<memory::Arena> arena = Must(
+      memory::Arena::Create({.bytes = bytes, .slab_bytes = slab_bytes, .name = "test-source"}));
   std::uint64_t state = seed * 2 + 1;
   const auto span = arena->span();
   for (std::size_t i = 0; i < span.size(); i += 8) {
@@ -26,7 +26,8 @@ std::shared_ptr<memory::Arena> RandomArena(std::uint64_t bytes, std::uint64_t sl
   return arena;
 }
 
-WeightManifest ManifestOf(const memory::Arena& arena, std::uint32_t rank, std::uint64_t chunk_bytes) {
+WeightManifest ManifestOf(const memory::Arena& arena, std::uint32_t rank,
+                          std::uint64_t chunk_bytes) {
   WeightManifest manifest;
   manifest.identity = {{"model", "test"}};
   manifest.rank = rank;
@@ -56,10 +57,10 @@ PullSource Repeated(const OpenResponse& answer, std::uint64_t bytes) {
   return source;
 }
 
-std::shared_ptr<RegisteredArena> EmptyArena(std::shared_ptr<ucx::Context> context, std::uint64_t bytes,
-                                            std::uint64_t slab_bytes) {
-  std::shared_ptr<memory::Arena> arena =
-      Must(memory::Arena::Create({.bytes = bytes, .slab_bytes = slab_bytes, .name = "test-target"}));
+std::shared_ptr<RegisteredArena> EmptyArena(std::shared_ptr<ucx::Context> context,
+                                            std::uint64_t bytes, std::uint64_t slab_bytes) {
+  std::shared_ptr<memory::Arena> arena = Must(
+      memory::Arena::Create({.bytes = bytes, .slab_bytes = slab_bytes, .name = "test-target"}));
   return Must(RegisteredArena::Create(std::move(context), std::move(arena)));
 }
 
@@ -67,9 +68,12 @@ bool SameBytes(const memory::Arena& a, const memory::Arena& b) {
   return a.bytes() == b.bytes() && std::memcmp(a.span().data(), b.span().data(), a.bytes()) == 0;
 }
 
-ScopedVariable::ScopedVariable(std::string name, const std::string& value) : name_(std::move(name)) {
+ScopedVariable::ScopedVariable(std::string name, const std::string& value)
+    : name_(std::move(name)) {
   ::setenv(name_.c_str(), value.c_str(), 1);
 }
-ScopedVariable::~ScopedVariable() { ::unsetenv(name_.c_str()); }
+ScopedVariable::~ScopedVariable() {
+  ::unsetenv(name_.c_str());
+}
 
 }  // namespace rouse::transfer

@@ -28,20 +28,21 @@ std::shared_ptr<memory::Arena> RandomArena(std::uint64_t bytes, std::uint64_t sl
                                            std::uint64_t seed);
 
 /// A manifest for `arena` with one allocation and every chunk's digest.
-WeightManifest ManifestOf(const memory::Arena& arena, std::uint32_t rank, std::uint64_t chunk_bytes);
+WeightManifest ManifestOf(const memory::Arena& arena, std::uint32_t rank,
+                          std::uint64_t chunk_bytes);
 
 /// Rank `index` of what a source answered, called "test/source-INDEX".
 PullSource SourceOf(const OpenResponse& answer, std::size_t index = 0);
 
-/// Rank 0 of what a source answered, said over and over until it is `bytes` long: a long pull from a small
-/// source. The source's arena must be whole chunks, and `bytes` a multiple of it.
+/// Rank 0 of what a source answered, said over and over until it is `bytes` long: a long pull from
+/// a small source. The source's arena must be whole chunks, and `bytes` a multiple of it.
 PullSource Repeated(const OpenResponse& answer, std::uint64_t bytes);
 
 bool SameBytes(const memory::Arena& a, const memory::Arena& b);
 
 /// An arena without memory yet, registered with `context`.
-std::shared_ptr<RegisteredArena> EmptyArena(std::shared_ptr<ucx::Context> context, std::uint64_t bytes,
-                                            std::uint64_t slab_bytes);
+std::shared_ptr<RegisteredArena> EmptyArena(std::shared_ptr<ucx::Context> context,
+                                            std::uint64_t bytes, std::uint64_t slab_bytes);
 
 /// Sets an environment variable until destroyed. UCX reads its variables when a Context is made.
 class ScopedVariable {
@@ -55,7 +56,8 @@ class ScopedVariable {
   std::string name_;
 };
 
-/// agent_transfer_peer in a process of its own (see transfer_peer_main.cpp), which ends with this object.
+/// agent_transfer_peer in a process of its own (see transfer_peer_main.cpp), which ends with this
+/// object.
 class PeerProcess {
  public:
   explicit PeerProcess(const std::vector<std::string>& arguments);

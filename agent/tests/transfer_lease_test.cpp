@@ -40,7 +40,8 @@ TEST_CASE("a closed lease is gone", "[transfer]") {
   REQUIRE(leases.Renew("a", kStart).code() == StatusCode::kNotFound);
 }
 
-TEST_CASE("no more than the allowed leases are open at a time; ended ones do not count", "[transfer]") {
+TEST_CASE("no more than the allowed leases are open at a time; ended ones do not count",
+          "[transfer]") {
   LeaseTable leases = Table(2);
   REQUIRE(leases.Open("a", "default/x", kStart).ok());
   REQUIRE(leases.Open("b", "default/y", kStart + seconds(10)).ok());

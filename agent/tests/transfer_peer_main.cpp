@@ -1,8 +1,10 @@
 // A peer for the tests of pulls, in a process that can be stopped and killed.
 //
-//   publish   publishes an arena with known bytes, writes an OpenResponse as one line of JSON, and another for
+//   publish   publishes an arena with known bytes, writes an OpenResponse as one line of JSON, and
+//   another for
 //             each line it reads, until standard input ends
-//   pull      reads such a line, pulls `--bytes` of it over and over, and writes "moving" once bytes have
+//   pull      reads such a line, pulls `--bytes` of it over and over, and writes "moving" once
+//   bytes have
 //             arrived and the outcome at the end
 
 #include <CLI/CLI.hpp>
@@ -45,9 +47,11 @@ void PullAll(const Options& options) {
   const OpenResponse answer = Must(OpenResponseFromJson(Must(json::Parse(line, "answer"))));
   const auto target = EmptyArena(Must(ucx::Context::Create()), options.bytes, options.slab_bytes);
   bool told = false;
-  const auto report = Pull(Repeated(answer, options.bytes), *target, {.piece_bytes = options.piece_bytes, .window = options.window}, {},
+  const auto report = Pull(Repeated(answer, options.bytes), *target,
+                           {.piece_bytes = options.piece_bytes, .window = options.window}, {},
                            [&](const PullProgress& now) {
-                             if (!told && now.counters.bytes_verified > 0) std::cout << "moving" << std::endl;
+                             if (!told && now.counters.bytes_verified > 0)
+                               std::cout << "moving" << std::endl;
                              told = told || now.counters.bytes_verified > 0;
                            });
   std::cout << report.status().ToString() << std::endl;
@@ -65,7 +69,8 @@ int Main(int argc, char** argv) {
   }
   publish->add_option("--chunk-bytes", options.chunk_bytes);
   publish->add_option("--seed", options.seed);
-  publish->add_option("--flip", options.flip, "Flip a bit of this byte after the digests were taken");
+  publish->add_option("--flip", options.flip,
+                      "Flip a bit of this byte after the digests were taken");
   pull->add_option("--piece-bytes", options.piece_bytes);
   pull->add_option("--window", options.window);
   CLI11_PARSE(app, argc, argv);

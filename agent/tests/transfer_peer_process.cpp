@@ -72,8 +72,12 @@ void PeerProcess::WriteLine(const std::string& line) {
   }
 }
 
-void PeerProcess::Signal(int signal) { ::kill(pid_, signal); }
-void PeerProcess::SignalGroup(int signal) { ::kill(-pid_, signal); }
+void PeerProcess::Signal(int signal) {
+  ::kill(pid_, signal);
+}
+void PeerProcess::SignalGroup(int signal) {
+  ::kill(-pid_, signal);
+}
 
 bool PeerProcess::Alive() const {
   siginfo_t info = {};

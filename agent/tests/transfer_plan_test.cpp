@@ -43,7 +43,8 @@ TEST_CASE("chunks are asked for in order, in pieces that end at slab boundaries"
   options.window = 100;
   PullPlan plan(options, kStart);
   std::vector<std::pair<std::uint64_t, std::uint64_t>> pieces;
-  for (auto action = plan.Next(kStart); std::holds_alternative<StartGet>(action); action = plan.Next(kStart)) {
+  for (auto action = plan.Next(kStart); std::holds_alternative<StartGet>(action);
+       action = plan.Next(kStart)) {
     pieces.emplace_back(std::get<StartGet>(action).offset, std::get<StartGet>(action).bytes);
   }
   REQUIRE(pieces == std::vector<std::pair<std::uint64_t, std::uint64_t>>{
@@ -117,7 +118,8 @@ TEST_CASE("a damaged chunk is pulled again before new ones, and can come out rig
   REQUIRE(plan.counters().bytes_verified == 10);
 }
 
-TEST_CASE("a chunk that stays damaged is data loss that names chunk, bytes and source", "[transfer]") {
+TEST_CASE("a chunk that stays damaged is data loss that names chunk, bytes and source",
+          "[transfer]") {
   PullPlanOptions options = Options(40, 10, 10);
   options.max_mismatches = 3;
   options.window = 1;
@@ -134,7 +136,8 @@ TEST_CASE("a chunk that stays damaged is data loss that names chunk, bytes and s
   const Status status = Failure(plan);
   REQUIRE(status.code() == StatusCode::kDataLoss);
   REQUIRE_THAT(status.message(), Catch::Contains("default/demo-0") && Catch::Contains("chunk 1") &&
-                                     Catch::Contains("bytes 10 to 20") && Catch::Contains("3 times"));
+                                     Catch::Contains("bytes 10 to 20") &&
+                                     Catch::Contains("3 times"));
 }
 
 TEST_CASE("silence of the peer for too long is a missed deadline that names it", "[transfer]") {
@@ -194,7 +197,8 @@ TEST_CASE("the first failure is the one that is told", "[transfer]") {
   plan.OnFailed(Unavailable("read cancelled"));
   const Status status = Failure(plan, kStart + seconds(100));
   REQUIRE(status.code() == StatusCode::kUnavailable);
-  REQUIRE_THAT(status.message(), Catch::Contains("connection lost") && Catch::Contains("default/demo-0"));
+  REQUIRE_THAT(status.message(),
+               Catch::Contains("connection lost") && Catch::Contains("default/demo-0"));
 }
 
 // Plays a peer that answers in random order, damages some chunks, and digests late.
@@ -209,7 +213,8 @@ TEST_CASE("every pull from a peer that answers covers the arena exactly once and
   options.window = static_cast<std::uint32_t>(draw(1, 8));
   options.max_unverified = static_cast<std::uint32_t>(draw(1, 8));
   options.max_mismatches = 1000;
-  for (std::uint64_t at = 0; at < options.arena_bytes; at += draw(1, 100)) options.boundaries.push_back(at);
+  for (std::uint64_t at = 0; at < options.arena_bytes; at += draw(1, 100))
+    options.boundaries.push_back(at);
   PullPlan plan(options, kStart);
 
   std::vector<StartGet> flight;
@@ -229,9 +234,10 @@ TEST_CASE("every pull from a peer that answers covers the arena exactly once and
     if (const auto* get = std::get_if<StartGet>(&action)) {
       REQUIRE(get->bytes > 0);
       REQUIRE(get->bytes <= options.piece_bytes);
-      REQUIRE(std::none_of(options.boundaries.begin(), options.boundaries.end(), [&](std::uint64_t edge) {
-        return get->offset < edge && edge < get->offset + get->bytes;
-      }));
+      REQUIRE(std::none_of(options.boundaries.begin(), options.boundaries.end(),
+                           [&](std::uint64_t edge) {
+                             return get->offset < edge && edge < get->offset + get->bytes;
+                           }));
       flight.push_back(*get);
       of_chunk[get->offset / options.chunk_bytes].push_back(*get);
       REQUIRE(flight.size() <= options.window);

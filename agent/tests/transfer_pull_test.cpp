@@ -12,7 +12,9 @@ constexpr std::uint64_t kMiB = 1u << 20;
 
 const PublisherOptions kPublisher = {.leases = {}, .program = ROUSE_TRANSFER_PEER};
 
-std::string Text(std::uint64_t value) { return std::to_string(value); }
+std::string Text(std::uint64_t value) {
+  return std::to_string(value);
+}
 
 Result<PullReport> PullNow(const PullSource& source, RegisteredArena& arena,
                            const PullOptions& options = {}) {
@@ -21,18 +23,20 @@ Result<PullReport> PullNow(const PullSource& source, RegisteredArena& arena,
 
 TEST_CASE("a pull from another process brings every byte, over TCP and over shared memory",
           "[transfer]") {
-  const auto [tls, transport] = GENERATE(
-      std::pair<std::string, std::string>{"tcp", "tcp/"},
-      std::pair<std::string, std::string>{"sysv", "sysv/memory"},
-      std::pair<std::string, std::string>{"posix", "posix/memory"});
+  const auto [tls, transport] =
+      GENERATE(std::pair<std::string, std::string>{"tcp", "tcp/"},
+               std::pair<std::string, std::string>{"sysv", "sysv/memory"},
+               std::pair<std::string, std::string>{"posix", "posix/memory"});
   const ScopedVariable variable("UCX_TLS", tls);
   const std::uint64_t bytes = 37 * kMiB + 1234;
   TestSource source({"--bytes", Text(bytes), "--slab-bytes", Text(16 * kMiB), "--seed", "5"});
   const auto context = Must(ucx::Context::Create());
-  const auto target = EmptyArena(context, bytes, 12 * kMiB);  // slabs of another size than the source's
+  const auto target =
+      EmptyArena(context, bytes, 12 * kMiB);  // slabs of another size than the source's
   std::vector<PullProgress> progress;
-  const auto report = Pull(SourceOf(source.answer()), *target, {.piece_bytes = 3 * kMiB, .window = 4}, {},
-                           [&](const PullProgress& now) { progress.push_back(now); });
+  const auto report =
+      Pull(SourceOf(source.answer()), *target, {.piece_bytes = 3 * kMiB, .window = 4}, {},
+           [&](const PullProgress& now) { progress.push_back(now); });
   REQUIRE(report.status() == Status());
   REQUIRE(SameBytes(target->arena(), *RandomArena(bytes, 16 * kMiB, 5)));
   REQUIRE(report->counters.bytes_verified == bytes);
@@ -60,7 +64,8 @@ TEST_CASE("arenas of one byte and of odd sizes arrive", "[transfer]") {
   TestSource source(
       {"--bytes", Text(bytes), "--slab-bytes", "65536", "--chunk-bytes", "8192", "--seed", "9"});
   const auto target = EmptyArena(Must(ucx::Context::Create()), bytes, 32768);
-  const auto report = PullNow(SourceOf(source.answer()), *target, {.piece_bytes = 5000, .window = 7});
+  const auto report =
+      PullNow(SourceOf(source.answer()), *target, {.piece_bytes = 5000, .window = 7});
   REQUIRE(report.status() == Status());
   REQUIRE(SameBytes(target->arena(), *RandomArena(bytes, 65536, 9)));
 }
@@ -124,9 +129,9 @@ TEST_CASE("publishing seals the arena and refuses what does not fit", "[transfer
 
 TEST_CASE("a withdrawn arena can be read while a lease lives, and no longer", "[transfer]") {
   const auto context = Must(ucx::Context::Create());
-  const auto publisher = Must(Publisher::Create(
-      {.leases = {.duration = std::chrono::milliseconds(3000), .max_leases = 2},
-       .program = ROUSE_TRANSFER_PEER}));
+  const auto publisher = Must(
+      Publisher::Create({.leases = {.duration = std::chrono::milliseconds(3000), .max_leases = 2},
+                         .program = ROUSE_TRANSFER_PEER}));
   auto arena = RandomArena(kMiB, kMiB, 1);
   Must(publisher->Publish(arena, ManifestOf(*arena, 0, kChunkBytes)));
   arena.reset();
@@ -143,7 +148,9 @@ TEST_CASE("a withdrawn arena can be read while a lease lives, and no longer", "[
   std::this_thread::sleep_until(forgotten_at + std::chrono::milliseconds(3100));
   publisher->Expire();
   REQUIRE(publisher->Renew(forgotten.lease).code() == StatusCode::kNotFound);
-  REQUIRE_FALSE(PullNow(SourceOf(forgotten), *target, {.progress_deadline = std::chrono::milliseconds(1000)}).ok());
+  REQUIRE_FALSE(
+      PullNow(SourceOf(forgotten), *target, {.progress_deadline = std::chrono::milliseconds(1000)})
+          .ok());
 }
 
 }  // namespace

@@ -80,8 +80,9 @@ TEST_CASE("empty and oversized regions are refused", "[ucx]") {
   const auto context = Must(Context::Create());
   REQUIRE(RegisteredMemory::Register(context, {}).status().code() == StatusCode::kInvalidArgument);
   std::byte byte{};
-  REQUIRE(RegisteredMemory::Register(context, {&byte, (std::size_t{4} << 30) + 1}).status().code() ==
-          StatusCode::kInvalidArgument);
+  REQUIRE(
+      RegisteredMemory::Register(context, {&byte, (std::size_t{4} << 30) + 1}).status().code() ==
+      StatusCode::kInvalidArgument);
 }
 
 TEST_CASE("addresses and keys of impossible length are refused before UCX sees them", "[ucx]") {

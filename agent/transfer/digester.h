@@ -23,8 +23,8 @@ struct DigestResult {
 /// Threads: Submit and Take from one thread.
 class Digester {
  public:
-  /// `expected` (32 hex digits a chunk) must outlive this object. `on_result` is called on a digest thread
-  /// after each chunk; it must be thread-safe and quick.
+  /// `expected` (32 hex digits a chunk) must outlive this object. `on_result` is called on a digest
+  /// thread after each chunk; it must be thread-safe and quick.
   Digester(int threads, const std::vector<std::string>& expected, std::function<void()> on_result);
   /// Finishes the chunk in hand, drops the rest.
   ~Digester();

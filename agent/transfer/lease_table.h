@@ -1,7 +1,7 @@
 // Who may read our slabs, until when. Pure: time is an argument, ids come from the caller.
 //
-// A lease that is neither renewed nor closed ends by itself, so a peer that was killed keeps nothing
-// alive. Not thread-safe.
+// A lease that is neither renewed nor closed ends by itself, so a peer that was killed keeps
+// nothing alive. Not thread-safe.
 
 #pragma once
 

@@ -13,7 +13,9 @@
 namespace rouse::transfer {
 namespace {
 
-TimePoint Now() { return std::chrono::steady_clock::now(); }
+TimePoint Now() {
+  return std::chrono::steady_clock::now();
+}
 
 // Nobody can guess a lease of somebody else.
 Result<std::string> RandomId() {
@@ -39,7 +41,8 @@ Result<std::unique_ptr<Publisher>> Publisher::Create(const PublisherOptions& opt
   return publisher;
 }
 
-// Requires mutex_. A new process has other addresses and keys, so every published rank is described anew.
+// Requires mutex_. A new process has other addresses and keys, so every published rank is described
+// anew.
 Status Publisher::EnsureProcess() {
   std::string why;
   if (process_ != nullptr && process_->Alive(&why)) return {};
@@ -132,8 +135,8 @@ void Publisher::Expire() {
   }
 }
 
-// Requires mutex_. The source process holds what it was ever offered, so it goes with the last lease on something
-// withdrawn; what is still published gets a new one.
+// Requires mutex_. The source process holds what it was ever offered, so it goes with the last
+// lease on something withdrawn; what is still published gets a new one.
 void Publisher::Collect(TimePoint now) {
   for (const std::string& requester : leases_.Expire(now)) {
     log::Warning("weight lease ended without being closed", {{"requester", requester}});

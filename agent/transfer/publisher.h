@@ -4,9 +4,10 @@
 //   publisher->Publish(arena, manifest_with_digests);                // once for each rank
 //   OpenResponse answer = *publisher->Open("default/demo-1");        // POST /v1/weights/open
 //
-// A published arena stays mapped and registered, in a process of its own (source_process.h says why), while
-// it is published or a lease lives. When that process dies it is started again by the next Open or Expire; pulls
-// under way fail then, and their targets open anew. HTTP is the caller's.
+// A published arena stays mapped and registered, in a process of its own (source_process.h says
+// why), while it is published or a lease lives. When that process dies it is started again by the
+// next Open or Expire; pulls under way fail then, and their targets open anew. HTTP is the
+// caller's.
 //
 // Threads: every method from any thread; they may take some milliseconds, a restart a second.
 
@@ -38,21 +39,23 @@ class Publisher {
   static Result<std::unique_ptr<Publisher>> Create(const PublisherOptions& options);
 
   /// Offers one rank's arena. The manifest must describe it and bring the digest of every chunk
-  /// (InvalidArgument). AlreadyExists when this rank is published. The arena is sealed if it is not yet.
+  /// (InvalidArgument). AlreadyExists when this rank is published. The arena is sealed if it is not
+  /// yet.
   Status Publish(std::shared_ptr<memory::Arena> arena, WeightManifest manifest);
 
   /// Stops offering anything. The arenas stay readable until the last lease has ended.
   void Withdraw();
 
-  /// Everything that is published, under a new lease. Unavailable when that is nothing; ResourceExhausted
-  /// when too many leases are open. Whether all ranks are there, and whether the requester may have
-  /// them, is for the caller to check first.
+  /// Everything that is published, under a new lease. Unavailable when that is nothing;
+  /// ResourceExhausted when too many leases are open. Whether all ranks are there, and whether the
+  /// requester may have them, is for the caller to check first.
   Result<OpenResponse> Open(const std::string& requester);
   /// NotFound when the lease has ended: open again.
   Status Renew(const std::string& lease);
   Status Close(const std::string& lease);
-  /// Drops leases that have ended and withdrawn arenas that no lease needs any more, and starts the source
-  /// process again if it died. Open does this too; call it every few seconds for when nobody asks.
+  /// Drops leases that have ended and withdrawn arenas that no lease needs any more, and starts the
+  /// source process again if it died. Open does this too; call it every few seconds for when nobody
+  /// asks.
   void Expire();
 
   /// Live leases; published ranks.

@@ -19,7 +19,9 @@ constexpr milliseconds kReportEvery{100};
 // How long to poll before sleeping; as in ucx::ProgressThread.
 constexpr std::chrono::microseconds kPollBeforeSleep{50};
 
-TimePoint Now() { return std::chrono::steady_clock::now(); }
+TimePoint Now() {
+  return std::chrono::steady_clock::now();
+}
 
 // Arena offsets at which slabs start.
 std::vector<std::uint64_t> Starts(const std::vector<std::uint64_t>& sizes) {
@@ -52,7 +54,8 @@ PullPlanOptions PlanOptions(const PullSource& source, const PullOptions& options
   plan.boundaries = std::move(boundaries);
   plan.piece_bytes = std::max<std::uint64_t>(options.piece_bytes, 1);
   plan.window = std::max<std::uint32_t>(options.window, 1);
-  plan.max_unverified = plan.window + 2 * static_cast<std::uint32_t>(std::max(options.digest_threads, 1)) + 2;
+  plan.max_unverified =
+      plan.window + 2 * static_cast<std::uint32_t>(std::max(options.digest_threads, 1)) + 2;
   plan.max_mismatches = std::max<std::uint32_t>(options.max_mismatches, 1);
   plan.progress_deadline = options.progress_deadline;
   plan.piece_deadline = options.piece_deadline;
@@ -60,8 +63,9 @@ PullPlanOptions PlanOptions(const PullSource& source, const PullOptions& options
   return plan;
 }
 
-// One pull under way. Members are destroyed in reverse: reads under way are given up, then the endpoint
-// closes, after which nothing writes to the arena; the digest threads end before the worker they signal.
+// One pull under way. Members are destroyed in reverse: reads under way are given up, then the
+// endpoint closes, after which nothing writes to the arena; the digest threads end before the
+// worker they signal.
 class Session {
  public:
   static Result<std::unique_ptr<Session>> Start(const PullSource& source, RegisteredArena& arena,
@@ -139,12 +143,12 @@ void Session::Perform(const StartGet& get) {
   const std::size_t remote = IndexOf(remote_starts_, get.offset);
   const std::size_t local = IndexOf(local_starts_, get.offset);
   const RemoteSlab& slab = source_.rank.slabs[remote];
-  reads_.push_back({.piece = get.piece,
-                    .request = endpoint_->Get(
-                        {.into = arena_.arena().span().subspan(get.offset, get.bytes),
-                         .memory = &arena_.slab(local),
-                         .from = slab.address + (get.offset - remote_starts_[remote]),
-                         .key = &keys_[remote]})});
+  reads_.push_back(
+      {.piece = get.piece,
+       .request = endpoint_->Get({.into = arena_.arena().span().subspan(get.offset, get.bytes),
+                                  .memory = &arena_.slab(local),
+                                  .from = slab.address + (get.offset - remote_starts_[remote]),
+                                  .key = &keys_[remote]})});
 }
 
 bool Session::CollectReads() {
@@ -157,8 +161,7 @@ bool Session::CollectReads() {
       // Why the connection broke says more than that this read was cancelled by it.
       plan_.OnFailed(endpoint_->status().ok() ? *ended : endpoint_->status());
     } else if (const auto chunk = plan_.OnArrived(read.piece, Now())) {
-      const auto range =
-          memory::ChunkRangeOf(*chunk, manifest.arena_bytes, manifest.chunk_bytes);
+      const auto range = memory::ChunkRangeOf(*chunk, manifest.arena_bytes, manifest.chunk_bytes);
       digester_.Submit(*chunk, arena_.arena().span().subspan(range.offset, range.bytes));
     }
     return true;
@@ -200,15 +203,16 @@ Status Session::Run(const std::stop_token& stop, const ProgressCallback& on_prog
     if (moved) last_event = now;
     if (now - last_event < kPollBeforeSleep) continue;
     const TimePoint until = std::min(std::get<Wait>(action).until, now + kReportEvery);
-    ROUSE_RETURN_IF_ERROR(worker_->Wait(
-        std::max(std::chrono::ceil<milliseconds>(until - now), milliseconds{1})));
+    ROUSE_RETURN_IF_ERROR(
+        worker_->Wait(std::max(std::chrono::ceil<milliseconds>(until - now), milliseconds{1})));
   }
 }
 
 }  // namespace
 
-Result<PullReport> Pull(const PullSource& source, RegisteredArena& arena, const PullOptions& options,
-                        std::stop_token stop, const ProgressCallback& on_progress) {
+Result<PullReport> Pull(const PullSource& source, RegisteredArena& arena,
+                        const PullOptions& options, std::stop_token stop,
+                        const ProgressCallback& on_progress) {
   ROUSE_RETURN_IF_ERROR(CheckSource(source));
   ROUSE_RETURN_IF_ERROR(memory::CheckManifest(source.rank.manifest, arena.arena().bytes(), true)
                             .WithContext("pull from " + source.name));

@@ -20,7 +20,8 @@
 namespace rouse::transfer {
 
 struct PullOptions {
-  std::uint64_t piece_bytes = 4u << 20;  ///< One read, at most.
+  std::uint64_t piece_bytes = 1u << 20;  ///< One read, at most. Smaller ones are still in the cache
+                                         ///< when they are copied and digested.
   std::uint32_t window = 4;              ///< Reads in flight.
   int digest_threads = 1;
   std::uint32_t max_mismatches = 3;
@@ -44,10 +45,11 @@ using ProgressCallback = std::function<void(const PullProgress&)>;
 
 /// Pulls `source` into `arena`, whose size must be the manifest's.
 ///
-/// Errors: InvalidArgument (the description is impossible or does not fit the arena), Unavailable (the
-/// peer cannot be reached or the connection broke), DeadlineExceeded (nothing arrived for too long),
-/// DataLoss (a chunk was wrong max_mismatches times; names chunk and source), Cancelled.
-Result<PullReport> Pull(const PullSource& source, RegisteredArena& arena, const PullOptions& options,
-                        std::stop_token stop, const ProgressCallback& on_progress);
+/// Errors: InvalidArgument (the description is impossible or does not fit the arena), Unavailable
+/// (the peer cannot be reached or the connection broke), DeadlineExceeded (nothing arrived for too
+/// long), DataLoss (a chunk was wrong max_mismatches times; names chunk and source), Cancelled.
+Result<PullReport> Pull(const PullSource& source, RegisteredArena& arena,
+                        const PullOptions& options, std::stop_token stop,
+                        const ProgressCallback& on_progress);
 
 }  // namespace rouse::transfer

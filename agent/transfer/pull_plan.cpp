@@ -43,8 +43,9 @@ PullAction PullPlan::Next(TimePoint now) {
     return StartGet{.piece = piece.id, .offset = piece.offset, .bytes = piece.bytes};
   }
   if (flight_.empty()) return Wait{now + options_.progress_deadline};  // for digests alone
-  const auto oldest = std::min_element(flight_.begin(), flight_.end(),
-                                       [](const Piece& a, const Piece& b) { return a.started < b.started; });
+  const auto oldest =
+      std::min_element(flight_.begin(), flight_.end(),
+                       [](const Piece& a, const Piece& b) { return a.started < b.started; });
   return Wait{std::min(last_arrival_ + options_.progress_deadline,
                        oldest->started + options_.piece_deadline)};
 }
@@ -71,8 +72,7 @@ void PullPlan::OnFailed(Status status) {
 void PullPlan::OnDigest(std::uint64_t chunk, bool matches) {
   Chunk& state = chunks_[chunk];
   if (state.verified) return;
-  const auto range =
-      memory::ChunkRangeOf(chunk, options_.arena_bytes, options_.chunk_bytes);
+  const auto range = memory::ChunkRangeOf(chunk, options_.arena_bytes, options_.chunk_bytes);
   if (matches) {
     state.verified = true;
     --unverified_;
@@ -86,12 +86,12 @@ void PullPlan::OnDigest(std::uint64_t chunk, bool matches) {
     return;
   }
   if (!failed_) {
-    failed_ = DataLoss("pull from " + options_.source + ": chunk " + std::to_string(chunk) +
-                       " (arena bytes " + std::to_string(range.offset) + " to " +
-                       std::to_string(range.offset + range.bytes) + ") arrived " +
-                       std::to_string(state.mismatches) +
-                       " times with another digest than the manifest's; pull from another peer, and "
-                       "restart that one");
+    failed_ = DataLoss(
+        "pull from " + options_.source + ": chunk " + std::to_string(chunk) + " (arena bytes " +
+        std::to_string(range.offset) + " to " + std::to_string(range.offset + range.bytes) +
+        ") arrived " + std::to_string(state.mismatches) +
+        " times with another digest than the manifest's; pull from another peer, and "
+        "restart that one");
   }
 }
 
@@ -116,8 +116,8 @@ std::optional<Status> PullPlan::MissedDeadline(TimePoint now) const {
   const std::string so_far = " (" + std::to_string(counters_.bytes_arrived) + " of " +
                              std::to_string(counters_.bytes_total) + " bytes have arrived)";
   if (!flight_.empty() && now >= last_arrival_ + options_.progress_deadline) {
-    return DeadlineExceeded(what + "nothing arrived for " + Seconds(options_.progress_deadline) + so_far +
-                            "; the peer is gone or stuck");
+    return DeadlineExceeded(what + "nothing arrived for " + Seconds(options_.progress_deadline) +
+                            so_far + "; the peer is gone or stuck");
   }
   for (const Piece& piece : flight_) {
     if (now < piece.started + options_.piece_deadline) continue;

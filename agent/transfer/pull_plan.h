@@ -3,9 +3,10 @@
 // Decisions, in this order:
 //   1. A fatal event (connection lost, a chunk wrong too often, a deadline missed): Fail.
 //   2. Every chunk verified: Finish.
-//   3. A piece to ask for, and room in the window: StartGet. A chunk that arrived damaged is asked for again
-//      before new ones. No more than max_unverified chunks wait for their digests, so that bytes are
-//      hashed while they are in the cache and a bad source is noticed early.
+//   3. A piece to ask for, and room in the window: StartGet. A chunk that arrived damaged is asked
+//   for again
+//      before new ones. No more than max_unverified chunks wait for their digests, so that bytes
+//      are hashed while they are in the cache and a bad source is noticed early.
 //   4. Else Wait, until the nearest deadline at the latest.
 //
 // A chunk is pulled in pieces that cross no slab boundary of either side. When its last piece has

@@ -16,9 +16,9 @@ struct PullSource {
   RemoteRank rank;
 };
 
-/// Whether a peer's description can be what it says: digests for every chunk, slabs that add up to the
-/// arena, none over 4 GiB or wrapping around, keys and address of a possible length. InvalidArgument
-/// names the source and the field. Pull does this first.
+/// Whether a peer's description can be what it says: digests for every chunk, slabs that add up to
+/// the arena, none over 4 GiB or wrapping around, keys and address of a possible length.
+/// InvalidArgument names the source and the field. Pull does this first.
 Status CheckSource(const PullSource& source);
 
 }  // namespace rouse::transfer

@@ -12,8 +12,8 @@ constexpr std::size_t kMaxSlabs = 65536;
 
 Status CheckSlab(const RemoteSlab& slab, const std::string& where) {
   if (slab.bytes == 0 || slab.bytes > kMaxSlabBytes) {
-    return InvalidArgument(where + ".bytes: " + std::to_string(slab.bytes) + " is not between 1 and " +
-                           std::to_string(kMaxSlabBytes));
+    return InvalidArgument(where + ".bytes: " + std::to_string(slab.bytes) +
+                           " is not between 1 and " + std::to_string(kMaxSlabBytes));
   }
   if (slab.address == 0 || slab.address + slab.bytes < slab.address) {
     return InvalidArgument(where + ".address: the slab does not fit an address space");

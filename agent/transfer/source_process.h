@@ -1,13 +1,14 @@
-// The process that holds a source's weights open for peers: a child of the agent, running the same program.
+// The process that holds a source's weights open for peers: a child of the agent, running the same
+// program.
 //
-// Why a process of its own. Where there is no RDMA hardware UCX answers a peer's read in software, and (1.13
-// to 1.22 at least) aborts the process when the peer dies while answers are queued (fatal error in
-// ucp_get_req_handler, assertion in uct_tcp_ep_pending_purge); and it copies from whatever address
-// the peer names. Here an abort costs one restart of a process that holds nothing but published weights, and there
-// is nothing else to read.
+// Why a process of its own. Where there is no RDMA hardware UCX answers a peer's read in software,
+// and (1.13 to 1.22 at least) aborts the process when the peer dies while answers are queued (fatal
+// error in ucp_get_req_handler, assertion in uct_tcp_ep_pending_purge); and it copies from whatever
+// address the peer names. Here an abort costs one restart of a process that holds nothing but
+// published weights, and there is nothing else to read.
 //
-// Parent and child speak over one SOCK_SEQPACKET pair, JSON with one descriptor beside it; strict request and
-// answer. The child ends when the parent's end closes, however the parent ended.
+// Parent and child speak over one SOCK_SEQPACKET pair, JSON with one descriptor beside it; strict
+// request and answer. The child ends when the parent's end closes, however the parent ended.
 
 #pragma once
 

@@ -31,8 +31,10 @@ class MappedSlab {
   using Mapping = std::unique_ptr<std::byte, Unmap>;
 
  public:
-  static Result<MappedSlab> Make(std::shared_ptr<ucx::Context> context, int fd, std::uint64_t bytes) {
-    // RDMA devices of UCX 1.13 register only what is writable; a sealed slab can only be mapped to be read.
+  static Result<MappedSlab> Make(std::shared_ptr<ucx::Context> context, int fd,
+                                 std::uint64_t bytes) {
+    // RDMA devices of UCX 1.13 register only what is writable; a sealed slab can only be mapped to
+    // be read.
     void* address = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (address == MAP_FAILED && errno == EPERM) {
       address = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd, 0);
@@ -41,8 +43,8 @@ class MappedSlab {
       return FromErrno(errno, "map a slab of " + std::to_string(bytes) + " bytes");
     }
     Mapping mapping(static_cast<std::byte*>(address), Unmap{bytes});
-    ROUSE_ASSIGN_OR_RETURN(auto memory,
-                           ucx::RegisteredMemory::Register(std::move(context), {mapping.get(), bytes}));
+    ROUSE_ASSIGN_OR_RETURN(
+        auto memory, ucx::RegisteredMemory::Register(std::move(context), {mapping.get(), bytes}));
     return MappedSlab(std::move(mapping), std::move(memory));
   }
 

@@ -35,7 +35,8 @@ Status WireSend(int socket, const json::Json& body, int fd) {
     sent = ::sendmsg(socket, &message, MSG_NOSIGNAL);
   } while (sent < 0 && errno == EINTR);
   if (sent >= 0) return {};
-  if (errno == EPIPE || errno == ECONNRESET) return Unavailable("the weight source process is gone");
+  if (errno == EPIPE || errno == ECONNRESET)
+    return Unavailable("the weight source process is gone");
   return FromErrno(errno, "send to the weight source process");
 }
 
@@ -64,8 +65,9 @@ Result<std::optional<WireMessage>> WireReceive(int socket) {
     std::memcpy(&fd, CMSG_DATA(header), sizeof(fd));
     out.fd = memory::OwnedFd(fd);
   }
-  ROUSE_ASSIGN_OR_RETURN(out.body, json::Parse({text.data(), static_cast<std::size_t>(got)},
-                                               "message of the weight source process", kMaxMessage));
+  ROUSE_ASSIGN_OR_RETURN(out.body,
+                         json::Parse({text.data(), static_cast<std::size_t>(got)},
+                                     "message of the weight source process", kMaxMessage));
   return std::optional<WireMessage>(std::move(out));
 }
 

@@ -18,8 +18,8 @@ struct WireMessage {
 /// Sends one message, with `fd` beside it unless it is -1. Unavailable when the other side is gone.
 Status WireSend(int socket, const json::Json& body, int fd = -1);
 
-/// Waits for one message; nullopt when the other side has closed. DeadlineExceeded after the socket's
-/// receive timeout.
+/// Waits for one message; nullopt when the other side has closed. DeadlineExceeded after the
+/// socket's receive timeout.
 Result<std::optional<WireMessage>> WireReceive(int socket);
 
 /// Body of a failed answer, and the Status in a body that may be one.

@@ -20,17 +20,22 @@ namespace {
 constexpr std::size_t kMaxRegionBytes = std::size_t{4} << 30;
 
 struct Setting {
-  const char* name;  // as ucp_config_modify takes it: a transport's own, without the transport's name
+  const char*
+      name;  // as ucp_config_modify takes it: a transport's own, without the transport's name
   const char* value;
   std::array<const char*, 3> variables;  // any of these set: the user has decided
 };
 
 constexpr Setting kSettings[] = {
-    // With error handling by peer, which a pull cannot do without, UCX passes over shared memory unless
-    // it is told that it may handle errors there: 0.6 GB/s by TCP inside a machine instead of 3 to 5.
-    {"MM_ERROR_HANDLING", "y",
+    // With error handling by peer, which a pull cannot do without, UCX passes over shared memory
+    // unless
+    // it is told that it may handle errors there: 0.6 GB/s by TCP inside a machine instead of 3
+    // to 5.
+    {"MM_ERROR_HANDLING",
+     "y",
      {"UCX_MM_ERROR_HANDLING", "UCX_POSIX_ERROR_HANDLING", "UCX_SYSV_ERROR_HANDLING"}},
-    // TCP's: fewer, larger messages than with 8 KiB, a third faster. Must stay below the receive buffer,
+    // TCP's: fewer, larger messages than with 8 KiB, a third faster. Must stay below the receive
+    // buffer,
     // which is 64 KiB unless the peer's user has set it.
     {"TX_SEG_SIZE", "60K", {"UCX_TCP_TX_SEG_SIZE", "UCX_TX_SEG_SIZE", nullptr}},
     // A peer that vanished is noticed after some seconds instead of a minute. The pull has its own
@@ -54,7 +59,8 @@ ucs_log_func_rc_t ForwardLog(const char* file, unsigned line, const char* functi
   // Settings of transports that this context does not use: not worth a warning.
   const bool unused_setting = std::strcmp(function, "ucp_warn_unused_uct_config") == 0;
   if (level <= UCS_LOG_LEVEL_WARN && !unused_setting) {
-    log::Warning("ucx", {{"text", text}, {"function", function}, {"level", ucs_log_level_names[level]}});
+    log::Warning("ucx",
+                 {{"text", text}, {"function", function}, {"level", ucs_log_level_names[level]}});
   } else {
     log::Debug("ucx", {{"text", text}, {"function", function}});
   }
@@ -72,23 +78,28 @@ void Apply(ucp_config_t* config) {
     if (SetByUser(setting)) continue;
     const ucs_status_t status = ucp_config_modify(config, setting.name, setting.value);
     if (status != UCS_OK) {
-      log::Warning("ucx setting refused", {{"setting", setting.name}, {"error", ucs_status_string(status)}});
+      log::Warning("ucx setting refused",
+                   {{"setting", setting.name}, {"error", ucs_status_string(status)}});
     }
   }
 }
 
 }  // namespace
 
-std::string LibraryVersion() { return ucp_get_version_string(); }
+std::string LibraryVersion() {
+  return ucp_get_version_string();
+}
 
 Result<std::shared_ptr<Context>> Context::Create() {
   ForwardLogOnce();
   ucp_config_t* config = nullptr;
-  ROUSE_RETURN_IF_ERROR(ToStatus(ucp_config_read(nullptr, nullptr, &config), "read UCX_* variables"));
+  ROUSE_RETURN_IF_ERROR(
+      ToStatus(ucp_config_read(nullptr, nullptr, &config), "read UCX_* variables"));
   Apply(config);
 
   ucp_params_t params = {};
-  params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED | UCP_PARAM_FIELD_NAME;
+  params.field_mask =
+      UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED | UCP_PARAM_FIELD_NAME;
   params.features = UCP_FEATURE_RMA | UCP_FEATURE_WAKEUP;
   params.mt_workers_shared = 1;
   params.name = "rouse";
@@ -96,13 +107,16 @@ Result<std::shared_ptr<Context>> Context::Create() {
   const ucs_status_t status = ucp_init(&params, config, &handle);
   ucp_config_release(config);
   if (status != UCS_OK) {
-    return Unavailable("start UCX " + LibraryVersion() + ": " + ucs_status_string(status) +
-                       "; see `ucx_info -d` for the devices it finds, and UCX_TLS, UCX_NET_DEVICES");
+    return Unavailable(
+        "start UCX " + LibraryVersion() + ": " + ucs_status_string(status) +
+        "; see `ucx_info -d` for the devices it finds, and UCX_TLS, UCX_NET_DEVICES");
   }
   return std::shared_ptr<Context>(new Context(handle));
 }
 
-Context::~Context() { ucp_cleanup(handle_); }
+Context::~Context() {
+  ucp_cleanup(handle_);
+}
 
 Result<RegisteredMemory> RegisteredMemory::Register(std::shared_ptr<Context> context,
                                                     std::span<std::byte> range) {
@@ -116,7 +130,8 @@ Result<RegisteredMemory> RegisteredMemory::Register(std::shared_ptr<Context> con
   params.address = range.data();
   params.length = range.size();
   // A peer may read, never write.
-  params.prot = UCP_MEM_MAP_PROT_LOCAL_READ | UCP_MEM_MAP_PROT_LOCAL_WRITE | UCP_MEM_MAP_PROT_REMOTE_READ;
+  params.prot =
+      UCP_MEM_MAP_PROT_LOCAL_READ | UCP_MEM_MAP_PROT_LOCAL_WRITE | UCP_MEM_MAP_PROT_REMOTE_READ;
   ucp_mem_h handle = nullptr;
   ROUSE_RETURN_IF_ERROR(ToStatus(ucp_mem_map(context->handle(), &params, &handle), what));
   return RegisteredMemory(Handle(handle, Unregister{std::move(context)}), range);
@@ -129,9 +144,9 @@ void RegisteredMemory::Unregister::operator()(ucp_mem* memory) const {
 Result<std::string> RegisteredMemory::PackKey() const {
   void* buffer = nullptr;
   std::size_t bytes = 0;
-  ROUSE_RETURN_IF_ERROR(
-      ToStatus(ucp_rkey_pack(handle_.get_deleter().context->handle(), handle_.get(), &buffer, &bytes),
-               "pack a remote key"));
+  ROUSE_RETURN_IF_ERROR(ToStatus(
+      ucp_rkey_pack(handle_.get_deleter().context->handle(), handle_.get(), &buffer, &bytes),
+      "pack a remote key"));
   std::string key(static_cast<const char*>(buffer), bytes);
   ucp_rkey_buffer_release(buffer);
   return key;

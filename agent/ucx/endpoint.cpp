@@ -25,34 +25,40 @@ std::vector<char> Padded(std::string_view bytes) {
   return buffer;
 }
 
-Status CheckLength(std::string_view bytes, std::size_t min, std::size_t max, std::string_view what) {
+Status CheckLength(std::string_view bytes, std::size_t min, std::size_t max,
+                   std::string_view what) {
   if (bytes.size() >= min && bytes.size() <= max) return {};
   return InvalidArgument(std::string(what) + " has " + std::to_string(bytes.size()) +
                          " bytes, expected " + std::to_string(min) + " to " + std::to_string(max));
 }
 
-// UCX aborts the process on an address of a version that it does not know (the low four bits of the first
-// byte: 0 and 1 so far, or what this library makes itself).
+// UCX aborts the process on an address of a version that it does not know (the low four bits of the
+// first byte: 0 and 1 so far, or what this library makes itself).
 Status CheckVersion(std::string_view address, std::string_view own) {
   constexpr unsigned kVersionMask = 0x0f;
   const unsigned version = static_cast<unsigned char>(address.front()) & kVersionMask;
   const unsigned known = static_cast<unsigned char>(own.front()) & kVersionMask;
   if (version <= std::max(known, 1u)) return {};
-  return InvalidArgument("worker address has version " + std::to_string(version) +
-                         ", which UCX " + LibraryVersion() + " does not know");
+  return InvalidArgument("worker address has version " + std::to_string(version) + ", which UCX " +
+                         LibraryVersion() + " does not know");
 }
 
 void OnError(void* argument, ucp_ep_h endpoint, ucs_status_t status) {
   static_cast<void>(endpoint);
   Status& first = *static_cast<Status*>(argument);
-  if (first.ok()) first = Unavailable(std::string("connection lost: UCX: ") + ucs_status_string(status));
+  if (first.ok())
+    first = Unavailable(std::string("connection lost: UCX: ") + ucs_status_string(status));
 }
 
 }  // namespace
 
-void RemoteKey::Destroy::operator()(ucp_rkey* key) const { ucp_rkey_destroy(key); }
+void RemoteKey::Destroy::operator()(ucp_rkey* key) const {
+  ucp_rkey_destroy(key);
+}
 
-void GetRequest::Free::operator()(void* request) const { ucp_request_free(request); }
+void GetRequest::Free::operator()(void* request) const {
+  ucp_request_free(request);
+}
 
 std::optional<Status> GetRequest::Poll() {
   if (ended_) return ended_;
@@ -76,8 +82,8 @@ Result<std::unique_ptr<Endpoint>> Endpoint::Connect(Worker& worker, std::string_
   params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
   params.err_handler.cb = &OnError;
   params.err_handler.arg = endpoint->status_.get();
-  ROUSE_RETURN_IF_ERROR(
-      ToStatus(ucp_ep_create(worker.handle(), &params, &endpoint->handle_), "connect to the peer's UCX worker"));
+  ROUSE_RETURN_IF_ERROR(ToStatus(ucp_ep_create(worker.handle(), &params, &endpoint->handle_),
+                                 "connect to the peer's UCX worker"));
   return endpoint;
 }
 
@@ -113,8 +119,9 @@ GetRequest Endpoint::Get(const GetArguments& arguments) {
   ucp_request_param_t params = {};
   params.op_attr_mask = UCP_OP_ATTR_FIELD_MEMH;
   params.memh = arguments.memory->handle();
-  const ucs_status_ptr_t request = ucp_get_nbx(handle_, arguments.into.data(), arguments.into.size(),
-                                               arguments.from, arguments.key->handle(), &params);
+  const ucs_status_ptr_t request =
+      ucp_get_nbx(handle_, arguments.into.data(), arguments.into.size(), arguments.from,
+                  arguments.key->handle(), &params);
   if (UCS_PTR_IS_PTR(request)) return GetRequest(request);
   return GetRequest(ToStatus(UCS_PTR_RAW_STATUS(request), "start a read from the peer"));
 }

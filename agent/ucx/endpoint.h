@@ -5,8 +5,8 @@
 //   auto get = endpoint->Get({.into = local, .memory = &registered, .from = remote, .key = &*key});
 //   while (!get->Poll()) worker.Progress();
 //
-// Peers' addresses and keys are opaque bytes that UCX parses without knowing their length, so they are
-// handed over in a padded buffer and only between MinBytes and MaxBytes long.
+// Peers' addresses and keys are opaque bytes that UCX parses without knowing their length, so they
+// are handed over in a padded buffer and only between MinBytes and MaxBytes long.
 //
 // Lifetime: the worker outlives the endpoint, the endpoint outlives its keys and gets.
 // Threads: all of it belongs to the thread that drives the worker.
@@ -81,15 +81,16 @@ struct GetArguments {
 
 class Endpoint {
  public:
-  /// Does not wait for the peer: a peer that is gone shows in the first read. InvalidArgument for an
-  /// address that cannot be one, Unavailable when no transport reaches the peer.
+  /// Does not wait for the peer: a peer that is gone shows in the first read. InvalidArgument for
+  /// an address that cannot be one, Unavailable when no transport reaches the peer.
   static Result<std::unique_ptr<Endpoint>> Connect(Worker& worker, std::string_view address);
   /// Closes without waiting for reads under way; they write nothing afterwards.
   ~Endpoint();
   Endpoint(const Endpoint&) = delete;
   Endpoint& operator=(const Endpoint&) = delete;
 
-  /// InvalidArgument for bytes that cannot be a key, Unavailable when no transport connects the memories.
+  /// InvalidArgument for bytes that cannot be a key, Unavailable when no transport connects the
+  /// memories.
   Result<RemoteKey> OpenKey(std::string_view rkey);
 
   /// Starts a read. Failure to start is the request's status.

@@ -1,6 +1,7 @@
-// What sanitizer builds are told about UCX, a stock library without instrumentation: ThreadSanitizer does
-// not see its locks. Only what happens wholly inside UCX's libraries is passed over, and the lock that
-// libucs releases in its destructor, which ThreadSanitizer has not seen it take.
+// What sanitizer builds are told about UCX, a stock library without instrumentation:
+// ThreadSanitizer does not see its locks. Only what happens wholly inside UCX's libraries is passed
+// over, and the lock that libucs releases in its destructor, which ThreadSanitizer has not seen it
+// take.
 
 #if defined(__SANITIZE_THREAD__)
 extern "C" const char* __tsan_default_suppressions();

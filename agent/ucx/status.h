@@ -10,7 +10,8 @@
 
 namespace rouse::ucx {
 
-/// Ok for UCS_OK and UCS_INPROGRESS; else a Status coded by what the caller may do, saying "`what`: UCX's text".
+/// Ok for UCS_OK and UCS_INPROGRESS; else a Status coded by what the caller may do, saying "`what`:
+/// UCX's text".
 Status ToStatus(ucs_status_t status, std::string_view what);
 
 }  // namespace rouse::ucx

@@ -41,9 +41,9 @@ bool ParseLane(const std::string& line, Lane& lane) {
 
 }  // namespace
 
-// UCX 1.13 can only print this; newer ones answer ucp_ep_query, but print it in the same form. Reads go
-// over the lanes for remote memory access, or, where there is none, in software over the lane for
-// active messages.
+// UCX 1.13 can only print this; newer ones answer ucp_ep_query, but print it in the same form.
+// Reads go over the lanes for remote memory access, or, where there is none, in software over the
+// lane for active messages.
 std::string ParseTransport(std::string_view endpoint_info) {
   std::vector<Lane> lanes;
   std::istringstream lines{std::string(endpoint_info)};

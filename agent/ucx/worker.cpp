@@ -12,8 +12,8 @@
 namespace rouse::ucx {
 namespace {
 
-// How long a progress thread polls before it sleeps: longer than the pause between two requests of a
-// running pull, short enough not to show as load.
+// How long a progress thread polls before it sleeps: longer than the pause between two requests of
+// a running pull, short enough not to show as load.
 constexpr std::chrono::microseconds kPollBeforeSleep{50};
 // UCX's event descriptor covers its keepalive too; this bound is only for what it might miss.
 constexpr std::chrono::milliseconds kLongestSleep{500};
@@ -38,7 +38,9 @@ Result<std::unique_ptr<Worker>> Worker::Create(std::shared_ptr<Context> context)
   return std::unique_ptr<Worker>(new Worker(std::move(context), handle, event_fd));
 }
 
-Worker::~Worker() { ucp_worker_destroy(handle_); }
+Worker::~Worker() {
+  ucp_worker_destroy(handle_);
+}
 
 Result<std::string> Worker::Address() const {
   ucp_address_t* address = nullptr;
@@ -50,7 +52,9 @@ Result<std::string> Worker::Address() const {
   return text;
 }
 
-bool Worker::Progress() { return ucp_worker_progress(handle_) != 0; }
+bool Worker::Progress() {
+  return ucp_worker_progress(handle_) != 0;
+}
 
 Status Worker::Wait(std::chrono::milliseconds timeout) {
   const ucs_status_t armed = ucp_worker_arm(handle_);
@@ -63,7 +67,9 @@ Status Worker::Wait(std::chrono::milliseconds timeout) {
   return {};
 }
 
-void Worker::Signal() { ucp_worker_signal(handle_); }
+void Worker::Signal() {
+  ucp_worker_signal(handle_);
+}
 
 ProgressThread::ProgressThread(Worker& worker, std::string name) : worker_(worker) {
   thread_ = std::jthread([this, name = std::move(name)](std::stop_token stop) {
@@ -76,7 +82,8 @@ ProgressThread::ProgressThread(Worker& worker, std::string name) : worker_(worke
       }
       if (std::chrono::steady_clock::now() - last_event < kPollBeforeSleep) continue;
       if (const Status status = worker_.Wait(kLongestSleep); !status.ok()) {
-        log::Error("ucx progress thread cannot sleep", {{"thread", name}, {"error", status.ToString()}});
+        log::Error("ucx progress thread cannot sleep",
+                   {{"thread", name}, {"error", status.ToString()}});
         std::this_thread::sleep_for(kLongestSleep);
       }
       last_event = std::chrono::steady_clock::now();
