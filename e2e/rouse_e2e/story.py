@@ -119,6 +119,10 @@ class Story:
         )
 
     def uninstall(self) -> None:
+        """Takes away the samples and the chart (not the CRD, which helm leaves too)."""
+        documents = yaml.safe_dump_all(self.samples)
+        self.cluster.kubectl("delete", "--ignore-not-found", "-f", "-", stdin=documents)
+        self.say(f"helm uninstall {RELEASE}")
         self.cluster.helm("uninstall", RELEASE, "--namespace", SYSTEM, "--wait")
 
     def provide_checkpoint(self) -> None:
