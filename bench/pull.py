@@ -81,10 +81,14 @@ def free_port() -> int:
 def perftest(transport: str, size: int, total: int, **more: str) -> float:
     """Bytes per second of ucx_perftest's one-sided get."""
     port, env = free_port(), environment(transport, **more)
+    # Both of its processes spin. On a machine that does other work the scheduler may put them on one core,
+    # where they only wait for each other, so each gets its own; the pull is left to the scheduler.
+    cores = sorted(os.sched_getaffinity(0))
     common = ["ucx_perftest", "-p", str(port)]
-    server = subprocess.Popen(common, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pinned = ["taskset", "-c", str(cores[0]), *common]
+    server = subprocess.Popen(pinned, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        command = [*common, "127.0.0.1", "-t", "ucp_get", "-s", str(size), "-e"]
+        command = ["taskset", "-c", str(cores[-1]), *common, "127.0.0.1", "-t", "ucp_get", "-s", str(size), "-e"]
         command += ["-n", str(total // size), "-w", "20", "-O", str(WINDOW), "-f", "-v"]
         for _ in range(50):
             time.sleep(0.1)
