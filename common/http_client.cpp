@@ -186,10 +186,21 @@ Status Client::Stream(const Request& request, const CancelSource& cancel,
     std::mutex mutex;
     std::condition_variable opened;
     std::optional<int> status;  // Guarded by mutex; 0 when the exchange failed.
-    std::string error_body;     // Written by the sink, read after the exchange has ended.
-    Status failure;             // The same.
+    std::mutex consuming;       // Held while the sink works; taken before nothing else.
+    bool ended = false;         // Guarded by consuming: on_line may be gone.
+    std::string error_body;     // Guarded by consuming.
+    Status failure;             // Guarded by consuming.
   };
   auto gate = std::make_shared<Gate>();
+  // A timeout ends the exchange also while the sink is at work on a library thread: whatever way we
+  // leave, the last call of on_line has returned and there is no other.
+  struct AtEnd {
+    Gate& gate;
+    ~AtEnd() {
+      const std::lock_guard lock(gate.consuming);
+      gate.ended = true;
+    }
+  } at_end{*gate};
   const auto open = [&gate](int status) {
     const std::lock_guard lock(gate->mutex);
     if (!gate->status) gate->status = status;
@@ -203,7 +214,8 @@ Status Client::Stream(const Request& request, const CancelSource& cancel,
       gate->opened.wait(lock, [&] { return gate->status.has_value(); });
       status = *gate->status;
     }
-    if (status == 0) throw StreamError{Status(StatusCode::kCancelled, "ended")};
+    const std::lock_guard consuming(gate->consuming);
+    if (status == 0 || gate->ended) throw StreamError{Status(StatusCode::kCancelled, "ended")};
     if (status != 200) {
       gate->error_body.append(
           bytes.substr(0, (1u << 20) - std::min<std::size_t>(1u << 20, gate->error_body.size())));
@@ -237,6 +249,7 @@ Status Client::Stream(const Request& request, const CancelSource& cancel,
     return error.status.WithContext(what);
   } catch (const std::exception& error) {
     open(0);
+    const std::lock_guard consuming(gate->consuming);
     if (!gate->failure.ok()) return gate->failure.WithContext(what);
     if (cancel.cancelled()) return Status(StatusCode::kCancelled, what + ": cancelled");
     return ToStatusFrom(error, what, impl_->is_tls);

@@ -1,4 +1,5 @@
-// The engine socket against clients that are broken or hostile. A fake host stands in for the weights.
+// The engine socket against clients that are broken or hostile. A fake host stands in for the
+// weights.
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -24,7 +25,8 @@ namespace {
 class FakeHost final : public EngineHost {
  public:
   WeightOffer Offer(std::uint32_t) override {
-    return {.identity = TestIdentity(), .reason = "fake", .storage_allowed = true, .settled = settled};
+    return {
+        .identity = TestIdentity(), .reason = "fake", .storage_allowed = true, .settled = settled};
   }
   void OnRankConnected(const HelloRequest&, bool) override { ++connected; }
   void OnRankDisconnected(std::uint32_t) override { --connected; }
@@ -33,7 +35,10 @@ class FakeHost final : public EngineHost {
   void OnAnswered(std::string_view, bool ok) override { ++(ok ? answered : errors); }
   Result<std::optional<ReadyWeights>> Weights(std::uint32_t) override {
     if (!arrived) return std::optional<ReadyWeights>();
-    return std::optional(ReadyWeights{.shape = {.arena_bytes = 1, .slab_bytes = {1}}, .manifest = "{}"});
+    ReadyWeights ready;
+    ready.shape = {.arena_bytes = 1, .slab_bytes = std::vector<std::uint64_t>(1, 1)};
+    ready.manifest = "{}";
+    return std::optional(std::move(ready));
   }
   Result<ArenaShape> CreateArena(const HelloRequest&, std::uint64_t bytes) override {
     return ArenaShape{.arena_bytes = bytes, .slab_bytes = {bytes}};
@@ -126,11 +131,14 @@ TEST_CASE("Nonsense is answered with an error, and after enough of it the connec
 TEST_CASE("Valid JSON of any shape is answered or refused") {
   Fixture fixture;
   std::mt19937 random(8);
-  const json::Json values[] = {nullptr, true, -1, 1e308, "x", json::Json::array({1}), json::Json::object(),
-                               UINT64_MAX, "Hello", 1};
-  const char* const types[] = {"Hello", "Phase", "AwaitWeights", "CreateArena", "GetSlabs", "Publish", "x"};
-  const char* const keys[] = {"rank", "first", "count", "bytes", "timeoutMs", "manifestBytes", "name",
-                              "atUs", "pid",   "worldSize", "identity", "protocol", "version", "engine"};
+  const json::Json values[] = {
+      nullptr,    true,    -1, 1e308, "x", json::Json::array({1}), json::Json::object(),
+      UINT64_MAX, "Hello", 1};
+  const char* const types[] = {"Hello",   "Phase", "AwaitWeights", "CreateArena", "GetSlabs",
+                               "Publish", "x"};
+  const char* const keys[] = {"rank",          "first",    "count",   "bytes", "timeoutMs",
+                              "manifestBytes", "name",     "atUs",    "pid",   "worldSize",
+                              "identity",      "protocol", "version", "engine"};
   int answered = 0;
   for (int client = 0; client < 100; ++client) {
     FakeEngine engine = fixture.Connect();
@@ -176,7 +184,8 @@ TEST_CASE("Descriptors that nobody asked for are closed, however many") {
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = SCM_RIGHTS;
     header->cmsg_len = CMSG_LEN(sizeof(int) * 200);
-    for (int i = 0; i < 200; ++i) std::memcpy(CMSG_DATA(header) + i * sizeof i, &many[0], sizeof(int));
+    for (int i = 0; i < 200; ++i)
+      std::memcpy(CMSG_DATA(header) + i * sizeof i, &many[0], sizeof(int));
     REQUIRE(::sendmsg(engine.socket(), &message, 0) > 0);
     CHECK(engine.Receive()->code() == "ResourceExhausted");
   }
@@ -199,10 +208,12 @@ TEST_CASE("A client that never reads costs its own connection and nobody's time"
   REQUIRE(deaf.Hello(TestIdentity())->type() == "Welcome");
   const int flags = ::fcntl(deaf.socket(), F_GETFL);
   REQUIRE(::fcntl(deaf.socket(), F_SETFL, flags | O_NONBLOCK) == 0);
-  const std::string request = json::Dump({{"type", "GetSlabs"}, {"rank", 1}, {"first", 0}, {"count", 1}});
+  const std::string request =
+      json::Dump({{"type", "GetSlabs"}, {"rank", 1}, {"first", 0}, {"count", 1}});
   const auto flood_until = std::chrono::steady_clock::now() + 600ms;
   while (std::chrono::steady_clock::now() < flood_until) {
-    if (::send(deaf.socket(), request.data(), request.size(), MSG_NOSIGNAL) < 0 && errno != EAGAIN) break;
+    if (::send(deaf.socket(), request.data(), request.size(), MSG_NOSIGNAL) < 0 && errno != EAGAIN)
+      break;
     fixture.CheckAlive();
   }
   CHECK(Soon([&] { return fixture.host.connected == 0; }));
@@ -267,7 +278,10 @@ TEST_CASE("A Hello before the offer is settled is answered when it is, or after 
   const auto before = std::chrono::steady_clock::now();
   CHECK(other.Hello(TestIdentity())->type() == "Welcome");
   CHECK(std::chrono::steady_clock::now() - before >= 500ms);
-  { FakeEngine dies = fixture.Connect(); REQUIRE(dies.Send("{}").ok()); }
+  {
+    FakeEngine dies = fixture.Connect();
+    REQUIRE(dies.Send("{}").ok());
+  }
   std::thread settles([&] {
     std::this_thread::sleep_for(100ms);
     fixture.host.settled = true;
@@ -313,5 +327,6 @@ TEST_CASE("A stale socket is replaced, anything else at its path is not") {
   CHECK(EngineServer::Start(path, host).status().code() == StatusCode::kAlreadyExists);
   CHECK(::access(path.c_str(), F_OK) == 0);
   ::unlink(path.c_str());
-  CHECK(EngineServer::Start(std::string(200, 'x'), host).status().code() == StatusCode::kInvalidArgument);
+  CHECK(EngineServer::Start(std::string(200, 'x'), host).status().code() ==
+        StatusCode::kInvalidArgument);
 }

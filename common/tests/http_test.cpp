@@ -226,6 +226,29 @@ TEST_CASE("the consumer's own error ends the stream and comes back") {
   CHECK(status.code() == StatusCode::kDataLoss);
 }
 
+TEST_CASE("a stream that times out while its consumer is at work returns after the consumer") {
+  FakeRawServer server({std::string(kChunked) + "4\r\none\n\r\n4\r\ntwo\n\r\n<hold>"});
+  std::atomic<bool> inside = false;
+  std::atomic<int> calls = 0;
+  const Status status = ClientFor(server.url())
+                            ->Stream(
+                                {.timeout = std::chrono::milliseconds(1000)}, CancelSource(),
+                                [&](std::string_view) {
+                                  inside = true;
+                                  std::this_thread::sleep_for(std::chrono::milliseconds(1700));
+                                  ++calls;
+                                  inside = false;
+                                  return Status();
+                                },
+                                nullptr);
+  CHECK_FALSE(status.ok());
+  CHECK_FALSE(inside);
+  const int before = calls;
+  CHECK(before >= 1);
+  std::this_thread::sleep_for(std::chrono::milliseconds(2000));
+  CHECK(calls == before);
+}
+
 TEST_CASE("a line over the bound ends the stream") {
   FakeRawServer server({std::string(kChunked) + "8\r\naaaaaaaa\r\n0\r\n\r\n"});
   const Status status =
