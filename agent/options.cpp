@@ -22,14 +22,16 @@ struct Raw {
 };
 
 void AddPod(CLI::App& app, AgentOptions& agent, Raw& raw) {
-  app.add_option("--operator-url", agent.operator_url, "Where reports go, http://HOST:7480; empty: nowhere")
+  app.add_option("--operator-url", agent.operator_url,
+                 "Where reports go, http://HOST:7480; empty: nowhere")
       ->envname("ROUSE_OPERATOR_URL");
   app.add_option("--namespace", agent.self.pod_namespace, "Namespace of this pod")
       ->envname("ROUSE_NAMESPACE")
       ->required();
   app.add_option("--pod", agent.self.pod, "Name of this pod")->envname("ROUSE_POD")->required();
   app.add_option("--pod-uid", agent.self.pod_uid, "UID of this pod")->envname("ROUSE_POD_UID");
-  app.add_option("--pod-ip", raw.pod_ip, "Address at which peers reach this pod")->envname("ROUSE_POD_IP");
+  app.add_option("--pod-ip", raw.pod_ip, "Address at which peers reach this pod")
+      ->envname("ROUSE_POD_IP");
   app.add_option("--node", agent.self.node, "Node of this pod")->envname("ROUSE_NODE");
   app.add_option("--listen-host", agent.listen_host, "Address to listen on")
       ->envname("ROUSE_LISTEN_HOST")
@@ -48,9 +50,11 @@ void AddStart(CLI::App& app, AgentOptions& agent, Raw& raw) {
       ->envname("ROUSE_PATH")
       ->check(CLI::IsMember({"Storage", "Peer", "Wake"}))
       ->capture_default_str();
-  app.add_option("--launch-identity", agent.launch_identity, "Only peers of an equal one are pulled from")
+  app.add_option("--launch-identity", agent.launch_identity,
+                 "Only peers of an equal one are pulled from")
       ->envname("ROUSE_LAUNCH_IDENTITY");
-  app.add_option("--weights-fallback", raw.fallback, "What an engine does when no peer's weights can be had")
+  app.add_option("--weights-fallback", raw.fallback,
+                 "What an engine does when no peer's weights can be had")
       ->envname("ROUSE_WEIGHTS_FALLBACK")
       ->check(CLI::IsMember({"Storage", "None"}))
       ->capture_default_str();
@@ -62,15 +66,18 @@ void AddStart(CLI::App& app, AgentOptions& agent, Raw& raw) {
   app.add_option("--plugin-source", agent.plugin_source, "The plugin as the image has it")
       ->envname("ROUSE_PLUGIN_SOURCE")
       ->capture_default_str();
-  app.add_option("--plugin-dir", agent.plugin_dir, "Where to put the plugin for the engine; empty: nowhere")
+  app.add_option("--plugin-dir", agent.plugin_dir,
+                 "Where to put the plugin for the engine; empty: nowhere")
       ->envname("ROUSE_PLUGIN_DIR");
 }
 
 void AddEngine(CLI::App& app, AgentOptions& agent) {
-  app.add_option("--engine-socket", agent.engine_socket, "The socket on which the engine's ranks connect")
+  app.add_option("--engine-socket", agent.engine_socket,
+                 "The socket on which the engine's ranks connect")
       ->envname("ROUSE_ENGINE_SOCKET")
       ->required();
-  app.add_option("--engine-url", agent.probe.url, "The engine's own port, http://127.0.0.1:8000; empty: none")
+  app.add_option("--engine-url", agent.probe.url,
+                 "The engine's own port, http://127.0.0.1:8000; empty: none")
       ->envname("ROUSE_ENGINE_URL");
   app.add_option("--served-model", agent.probe.served_model, "The model that the canary asks for")
       ->envname("ROUSE_SERVED_MODEL");
@@ -100,11 +107,13 @@ void AddTuning(CLI::App& app, ProgramOptions& options, Raw& raw) {
       ->envname("ROUSE_PULL_STALL_SECONDS")
       ->check(CLI::Range(1, 3'600))
       ->capture_default_str();
-  app.add_option("--lease-seconds", raw.lease_s, "How long a peer may read without renewing its lease")
+  app.add_option("--lease-seconds", raw.lease_s,
+                 "How long a peer may read without renewing its lease")
       ->envname("ROUSE_LEASE_SECONDS")
       ->check(CLI::Range(1, 3'600))
       ->capture_default_str();
-  app.add_option("--drain-seconds", raw.drain_s, "How long to wait at the end for peers that still read")
+  app.add_option("--drain-seconds", raw.drain_s,
+                 "How long to wait at the end for peers that still read")
       ->envname("ROUSE_DRAIN_SECONDS")
       ->check(CLI::Range(0, 600))
       ->capture_default_str();
@@ -147,7 +156,8 @@ std::variant<ProgramOptions, int> ParseOptions(int argc, const char* const* argv
   AgentOptions& agent = options.agent;
   Raw raw;
   agent.plan.agent_started_us = NowUs();
-  CLI::App app("The agent beside one inference engine: owns its weights, gives them to peers.", "rouse-agent");
+  CLI::App app("The agent beside one inference engine: owns its weights, gives them to peers.",
+               "rouse-agent");
   app.set_version_flag("--version", "rouse-agent " ROUSE_VERSION " (" ROUSE_COMMIT ")");
   AddPod(app, agent, raw);
   AddStart(app, agent, raw);

@@ -1,5 +1,5 @@
-// The agent's flags. Every one can be given by an environment variable too, which is how the operator gives
-// them to the pod.
+// The agent's flags. Every one can be given by an environment variable too, which is how the
+// operator gives them to the pod.
 
 #pragma once
 
@@ -19,7 +19,8 @@ struct ProgramOptions {
   log::Level log_level = log::Level::kInfo;
 };
 
-/// The options, or the exit status of a program that has printed help, its version or what is wrong.
+/// The options, or the exit status of a program that has printed help, its version or what is
+/// wrong.
 std::variant<ProgramOptions, int> ParseOptions(int argc, const char* const* argv);
 
 }  // namespace rouse::agent

@@ -19,7 +19,8 @@ Result<memory::OwnedFd> MakeDocument(std::string_view content, const std::string
     if (wrote < 0) return FromErrno(errno, "write document " + name);
     done += static_cast<std::size_t>(wrote);
   }
-  if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) != 0) {
+  if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) !=
+      0) {
     return FromErrno(errno, "seal document " + name);
   }
   return fd;

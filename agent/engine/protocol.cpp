@@ -9,10 +9,12 @@ namespace {
 constexpr std::size_t kMaxErrorText = 8192;
 
 enum class Type { kHello, kPhase, kAwaitWeights, kCreateArena, kGetSlabs, kPublish };
-constexpr json::EnumName<Type> kTypes[] = {
-    {Type::kHello, "Hello"},           {Type::kPhase, "Phase"},
-    {Type::kAwaitWeights, "AwaitWeights"}, {Type::kCreateArena, "CreateArena"},
-    {Type::kGetSlabs, "GetSlabs"},     {Type::kPublish, "Publish"}};
+constexpr json::EnumName<Type> kTypes[] = {{Type::kHello, "Hello"},
+                                           {Type::kPhase, "Phase"},
+                                           {Type::kAwaitWeights, "AwaitWeights"},
+                                           {Type::kCreateArena, "CreateArena"},
+                                           {Type::kGetSlabs, "GetSlabs"},
+                                           {Type::kPublish, "Publish"}};
 
 std::uint32_t Rank(json::Reader& in) {
   return static_cast<std::uint32_t>(in.Int("rank", 0, kMaxWorldSize - 1));
@@ -46,23 +48,24 @@ Result<EngineRequest> Decode(Type type, json::Reader& in) {
                              .at_us = in.Int("atUs")};
       break;
     case Type::kAwaitWeights:
-      request = AwaitWeightsRequest{.rank = Rank(in), .timeout_ms = in.Int("timeoutMs", 0, kMaxAwaitMs)};
+      request =
+          AwaitWeightsRequest{.rank = Rank(in), .timeout_ms = in.Int("timeoutMs", 0, kMaxAwaitMs)};
       break;
     case Type::kCreateArena:
       request = CreateArenaRequest{
-          .rank = Rank(in), .bytes = static_cast<std::uint64_t>(in.Int("bytes", 1, kMaxArenaBytes))};
+          .rank = Rank(in),
+          .bytes = static_cast<std::uint64_t>(in.Int("bytes", 1, kMaxArenaBytes))};
       break;
     case Type::kGetSlabs:
-      request = GetSlabsRequest{
-          .rank = Rank(in),
-          .first = static_cast<std::size_t>(in.Int("first", 0, 1 << 20)),
-          .count = static_cast<std::size_t>(
-              in.Int("count", 1, static_cast<std::int64_t>(kMaxEngineFds)))};
+      request = GetSlabsRequest{.rank = Rank(in),
+                                .first = static_cast<std::size_t>(in.Int("first", 0, 1 << 20)),
+                                .count = static_cast<std::size_t>(
+                                    in.Int("count", 1, static_cast<std::int64_t>(kMaxEngineFds)))};
       break;
     case Type::kPublish:
-      request = PublishRequest{
-          .rank = Rank(in),
-          .manifest_bytes = static_cast<std::uint64_t>(in.Int("manifestBytes", 1, kMaxManifestBytes))};
+      request = PublishRequest{.rank = Rank(in),
+                               .manifest_bytes = static_cast<std::uint64_t>(
+                                   in.Int("manifestBytes", 1, kMaxManifestBytes))};
       break;
   }
   ROUSE_RETURN_IF_ERROR(in.status());
@@ -71,7 +74,9 @@ Result<EngineRequest> Decode(Type type, json::Reader& in) {
 
 }  // namespace
 
-std::string_view TypeName(const EngineRequest& request) { return kTypes[request.index()].name; }
+std::string_view TypeName(const EngineRequest& request) {
+  return kTypes[request.index()].name;
+}
 
 Result<EngineRequest> DecodeEngineRequest(std::string_view text, std::size_t fds) {
   ROUSE_ASSIGN_OR_RETURN(const json::Json document,
@@ -96,7 +101,9 @@ json::Json WelcomeReply(bool from_peer, const std::string& reason) {
           {"reason", reason.substr(0, kMaxErrorText)}};
 }
 
-json::Json OkReply() { return {{"type", "Ok"}}; }
+json::Json OkReply() {
+  return {{"type", "Ok"}};
+}
 
 json::Json ErrorReply(const Status& status) {
   return {{"type", "Error"},

@@ -115,7 +115,8 @@ void EngineServer::Loop::Run(const std::stop_token& stop) {
     }
     const int ready = ::poll(watched.data(), watched.size(), Timeout(Clock::now()));
     if (ready < 0 && errno != EINTR) {
-      log::Error("engine socket cannot poll, it stops", {{"error", FromErrno(errno, "poll").message()}});
+      log::Error("engine socket cannot poll, it stops",
+                 {{"error", FromErrno(errno, "poll").message()}});
       return;
     }
     std::uint64_t count = 0;
@@ -144,7 +145,8 @@ void EngineServer::Loop::Run(const std::stop_token& stop) {
 int EngineServer::Loop::Timeout(Clock::time_point now) const {
   Clock::time_point next = now + std::chrono::seconds(60);
   for (const Connection& connection : connections_) {
-    if (!connection.session.rank()) next = std::min(next, connection.since + limits_.hello_deadline);
+    if (!connection.session.rank())
+      next = std::min(next, connection.since + limits_.hello_deadline);
     if (connection.answer) next = std::min(next, connection.answer->until);
     if (connection.awaiting) next = std::min(next, connection.awaiting->until);
     if (connection.held) next = std::min(next, connection.held->until);
@@ -233,12 +235,11 @@ void EngineServer::Loop::LookForWeights(Connection& connection, Clock::time_poin
 
 void EngineServer::Loop::OnMessage(Connection& connection, SeqpacketMessage message) {
   Result<EngineRequest> request =
-      message.oversized
-          ? Result<EngineRequest>(Status(
-                StatusCode::kResourceExhausted,
-                "engine request is over " + std::to_string(kMaxEngineMessage) + " bytes or " +
-                    std::to_string(kMaxEngineFds) + " descriptors"))
-          : DecodeEngineRequest(message.body, message.fds.size());
+      message.oversized ? Result<EngineRequest>(Status(
+                              StatusCode::kResourceExhausted,
+                              "engine request is over " + std::to_string(kMaxEngineMessage) +
+                                  " bytes or " + std::to_string(kMaxEngineFds) + " descriptors"))
+                        : DecodeEngineRequest(message.body, message.fds.size());
   WeightOffer offer;
   if (request.ok()) {
     const auto* hello = std::get_if<HelloRequest>(&*request);
@@ -251,7 +252,8 @@ void EngineServer::Loop::OnMessage(Connection& connection, SeqpacketMessage mess
   Perform(connection, connection.session.OnRequest(request, offer), message.fds);
 }
 
-void EngineServer::Loop::Perform(Connection& connection, EngineStep step, std::vector<OwnedFd>& fds) {
+void EngineServer::Loop::Perform(Connection& connection, EngineStep step,
+                                 std::vector<OwnedFd>& fds) {
   if (auto* reply = std::get_if<step::Reply>(&step)) {
     log::Warning("engine request refused",
                  {{"error", reply->body.value("message", "")}, {"enginePid", connection.pid}});
@@ -266,9 +268,8 @@ void EngineServer::Loop::Perform(Connection& connection, EngineStep step, std::v
     host_.OnPhase(*connection.session.rank(), phase->request);
     SendReply(connection, "Phase", OkReply());
   } else if (auto* await = std::get_if<step::AwaitWeights>(&step)) {
-    connection.awaiting =
-        Awaiting{await->request.rank,
-                 Clock::now() + std::chrono::milliseconds(await->request.timeout_ms)};
+    connection.awaiting = Awaiting{
+        await->request.rank, Clock::now() + std::chrono::milliseconds(await->request.timeout_ms)};
     LookForWeights(connection, Clock::now());
   } else if (auto* create = std::get_if<step::CreateArena>(&step)) {
     auto shape = host_.CreateArena(*connection.session.hello(), create->request.bytes);
@@ -288,10 +289,11 @@ void EngineServer::Loop::Perform(Connection& connection, EngineStep step, std::v
   }
 }
 
-void EngineServer::Loop::SendReply(Connection& connection, std::string_view type, const json::Json& body,
-                                   std::vector<OwnedFd> fds, bool close) {
+void EngineServer::Loop::SendReply(Connection& connection, std::string_view type,
+                                   const json::Json& body, std::vector<OwnedFd> fds, bool close) {
   host_.OnAnswered(type, body.value("type", "") != "Error");
-  connection.answer = Answer{json::Dump(body), std::move(fds), Clock::now() + limits_.send_deadline, close};
+  connection.answer =
+      Answer{json::Dump(body), std::move(fds), Clock::now() + limits_.send_deadline, close};
   Flush(connection);
 }
 
@@ -318,7 +320,9 @@ void EngineServer::Loop::Drop(Connection& connection, const std::string& why) {
 EngineServer::EngineServer(std::unique_ptr<Loop> loop) : loop_(std::move(loop)) {}
 EngineServer::~EngineServer() = default;
 
-void EngineServer::Wake() { loop_->Wake(); }
+void EngineServer::Wake() {
+  loop_->Wake();
+}
 
 Result<std::unique_ptr<EngineServer>> EngineServer::Start(const std::string& path, EngineHost& host,
                                                           const EngineServerLimits& limits) {

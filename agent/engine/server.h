@@ -18,8 +18,9 @@ namespace rouse::agent {
 struct EngineServerLimits {
   std::size_t max_connections = 128;
   std::chrono::milliseconds hello_deadline{30'000};  ///< From connecting to an accepted Hello.
-  std::chrono::milliseconds settle_deadline{15'000};  ///< How long a Hello waits for a settled offer.
-  std::chrono::milliseconds send_deadline{10'000};   ///< For a client to take its answer.
+  std::chrono::milliseconds settle_deadline{
+      15'000};                                      ///< How long a Hello waits for a settled offer.
+  std::chrono::milliseconds send_deadline{10'000};  ///< For a client to take its answer.
 };
 
 class EngineServer {
@@ -30,8 +31,8 @@ class EngineServer {
   /// Ends all connections, then unlinks the path.
   ~EngineServer();
 
-  /// Weights have arrived, are on their way now, or will not come: what waits for that is looked at again.
-  /// From any thread.
+  /// Weights have arrived, are on their way now, or will not come: what waits for that is looked at
+  /// again. From any thread.
   void Wake();
 
  private:

@@ -41,8 +41,9 @@ std::optional<Status> EngineSession::OutOfTurn(const EngineRequest& request) con
     return FailedPrecondition("GetSlabs before AwaitWeights or CreateArena has been answered");
   }
   if (std::holds_alternative<PublishRequest>(request) && !may_publish_) {
-    return FailedPrecondition("Publish without an arena that this connection created and has not "
-                              "published yet: send CreateArena first");
+    return FailedPrecondition(
+        "Publish without an arena that this connection created and has not "
+        "published yet: send CreateArena first");
   }
   return std::nullopt;
 }
@@ -52,14 +53,16 @@ void EngineSession::OnArenaCreated() {
   may_publish_ = true;
 }
 
-EngineStep EngineSession::OnRequest(const Result<EngineRequest>& request, const WeightOffer& offer) {
+EngineStep EngineSession::OnRequest(const Result<EngineRequest>& request,
+                                    const WeightOffer& offer) {
   Status problem = request.status();
   if (problem.ok()) problem = OutOfTurn(*request).value_or(Status());
   if (problem.ok()) {
     if (const auto* create = std::get_if<CreateArenaRequest>(&*request);
         create != nullptr && !offer.storage_allowed) {
-      problem = FailedPrecondition("CreateArena: loading from storage is not allowed for this "
-                                   "instance (weights fallback None)");
+      problem = FailedPrecondition(
+          "CreateArena: loading from storage is not allowed for this "
+          "instance (weights fallback None)");
     }
   }
   if (!problem.ok()) {
@@ -89,7 +92,8 @@ EngineStep EngineSession::OnHello(const HelloRequest& hello, const WeightOffer& 
       from_peer_ = true;
       return step::Welcome{hello, true, WelcomeReply(true, reason)};
     }
-    reason = "the weights at hand (" + offer.reason + ") have another identity: " + Joined(differences);
+    reason =
+        "the weights at hand (" + offer.reason + ") have another identity: " + Joined(differences);
   }
   if (!offer.storage_allowed) {
     reason += "; loading from storage is not allowed (weights fallback None)";

@@ -1,8 +1,9 @@
-// One engine rank's conversation, as a pure state machine: a request and what the agent has to offer
-// go in, a reply or one thing to do comes out.
+// One engine rank's conversation, as a pure state machine: a request and what the agent has to
+// offer go in, a reply or one thing to do comes out.
 //
 // Pure: no I/O, no clock. The shell (server.cpp) decodes messages, asks the host for its offer, and
-// performs the step. A request that comes out of turn is answered with an error and changes nothing.
+// performs the step. A request that comes out of turn is answered with an error and changes
+// nothing.
 
 #pragma once
 
@@ -23,8 +24,8 @@ struct WeightOffer {
   std::string reason;
   /// Whether the engine may load from storage instead.
   bool storage_allowed = true;
-  /// False while it is not known yet whether there will be weights: a Hello is answered later. It happens when
-  /// the agent was started again while its engine ran.
+  /// False while it is not known yet whether there will be weights: a Hello is answered later. It
+  /// happens when the agent was started again while its engine ran.
   bool settled = true;
 };
 
@@ -64,8 +65,9 @@ struct Publish {
 };
 }  // namespace step
 
-using EngineStep = std::variant<step::Reply, step::Welcome, step::Refuse, step::RecordPhase,
-                                step::AwaitWeights, step::CreateArena, step::SendSlabs, step::Publish>;
+using EngineStep =
+    std::variant<step::Reply, step::Welcome, step::Refuse, step::RecordPhase, step::AwaitWeights,
+                 step::CreateArena, step::SendSlabs, step::Publish>;
 
 class EngineSession {
  public:

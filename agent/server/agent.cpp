@@ -49,22 +49,23 @@ Status Agent::Wire() {
   ROUSE_ASSIGN_OR_RETURN(auto publisher, transfer::Publisher::Create(options_.publisher));
   store_ = std::make_unique<WeightStore>(std::move(context), std::move(publisher), options_.weights,
                                          WhyNone(options_.plan));
-  ROUSE_ASSIGN_OR_RETURN(http_, http::Server::Listen(options_.listen_host, options_.port,
-                                                     [this](const auto& in) { return Handle(in); }));
+  ROUSE_ASSIGN_OR_RETURN(http_,
+                         http::Server::Listen(options_.listen_host, options_.port,
+                                              [this](const auto& in) { return Handle(in); }));
   if (options_.self.address.empty()) {
     options_.self.address = "http://127.0.0.1:" + std::to_string(http_->port());
   }
   RestoreTimeline();
   if (!options_.operator_url.empty()) {
-    ROUSE_ASSIGN_OR_RETURN(
-        reporter_, Reporter::Start(
-                       options_.operator_url,
-                       [this] {
-                         const Holdings holdings = store_->holdings();
-                         const std::scoped_lock lock(mutex_);
-                         return BuildReport(options_.self, machine_, holdings);
-                       },
-                       [this](const Status& sent) { metrics_.CountReport(sent.ok()); }));
+    ROUSE_ASSIGN_OR_RETURN(reporter_,
+                           Reporter::Start(
+                               options_.operator_url,
+                               [this] {
+                                 const Holdings holdings = store_->holdings();
+                                 const std::scoped_lock lock(mutex_);
+                                 return BuildReport(options_.self, machine_, holdings);
+                               },
+                               [this](const Status& sent) { metrics_.CountReport(sent.ok()); }));
   }
   if (!options_.plugin_dir.empty()) {
     const Status copied = CopyTree(options_.plugin_source, options_.plugin_dir);
@@ -78,12 +79,13 @@ Status Agent::Wire() {
   }
   if (!options_.probe.url.empty()) {
     ROUSE_ASSIGN_OR_RETURN(
-        probe_, EngineProbe::Start(
-                    options_.probe,
-                    {.on_healthy = [this](std::int64_t at) { Apply(event::EngineHealthy{at}); },
-                     .on_unhealthy = [this](const auto& why) { Apply(event::EngineUnhealthy{why}); },
-                     .on_first_token = [this](std::int64_t at) { Apply(event::FirstToken{at}); },
-                     .on_canary_failed = [this](const auto& why) { Apply(event::CanaryFailed{why}); }}));
+        probe_,
+        EngineProbe::Start(
+            options_.probe,
+            {.on_healthy = [this](std::int64_t at) { Apply(event::EngineHealthy{at}); },
+             .on_unhealthy = [this](const auto& why) { Apply(event::EngineUnhealthy{why}); },
+             .on_first_token = [this](std::int64_t at) { Apply(event::FirstToken{at}); },
+             .on_canary_failed = [this](const auto& why) { Apply(event::CanaryFailed{why}); }}));
   }
   hydrate_ = NamedThread("hydrate", [this](const auto& stop) { Hydrate(stop); });
   if (options_.plan.path != StartPath::kStorage) {
@@ -105,7 +107,7 @@ Agent::~Agent() {
     if (thread->joinable()) thread->join();
   }
   engine_.reset();
-  probe_.reset();  // May wait for an engine that hangs.
+  probe_.reset();     // May wait for an engine that hangs.
   reporter_.reset();  // After all that report changes.
 }
 
@@ -132,15 +134,14 @@ void Agent::Apply(const Event& happened) {
 void Agent::LogChange(AgentState before) {
   const AgentState now = machine_.state();
   if (now != before) {
-    log::Info("state changed", {{"from", ToString(before)},
-                                {"to", ToString(now)},
-                                {"reason", machine_.message()}});
+    log::Info("state changed",
+              {{"from", ToString(before)}, {"to", ToString(now)}, {"reason", machine_.message()}});
     metrics_.SetState(now);
   }
 }
 
-// A container that is started again must not measure its pod's start anew, so the timeline is kept beside
-// the socket, whose folder lives as long as the pod.
+// A container that is started again must not measure its pod's start anew, so the timeline is kept
+// beside the socket, whose folder lives as long as the pod.
 void Agent::RestoreTimeline() {
   const fs::path folder = fs::path(options_.engine_socket).parent_path();
   const auto text = ReadWholeFile((folder / kTimelineFile).string(), kMaxTimelineBytes);
@@ -164,8 +165,8 @@ void Agent::KeepTimeline() {
   timeline_kept_ = timeline;
   metrics_.SetTimeline(*timeline);
   const std::string folder = fs::path(options_.engine_socket).parent_path().string();
-  const Status kept = WriteFileBelow(
-      folder, {.path = kTimelineFile, .mode = 0644, .modified = {}}, json::Dump(ToJson(*timeline)));
+  const Status kept = WriteFileBelow(folder, {.path = kTimelineFile, .mode = 0644, .modified = {}},
+                                     json::Dump(ToJson(*timeline)));
   if (!kept.ok()) log::Warning("timeline not kept", {{"error", kept.message()}});
 }
 
@@ -201,7 +202,9 @@ void Agent::OnRankConnected(const HelloRequest& hello, bool from_peer) {
   Apply(event::RankConnected{hello.rank, NowUs()});
 }
 
-void Agent::OnRankDisconnected(std::uint32_t rank) { Apply(event::RankDisconnected{rank}); }
+void Agent::OnRankDisconnected(std::uint32_t rank) {
+  Apply(event::RankDisconnected{rank});
+}
 
 void Agent::OnRefused(const HelloRequest& hello, const std::string& reason) {
   log::Error("engine refused", {{"rank", hello.rank}, {"reason", reason}});
@@ -210,15 +213,20 @@ void Agent::OnRefused(const HelloRequest& hello, const std::string& reason) {
 
 void Agent::OnPhase(std::uint32_t rank, const PhaseRequest& phase) {
   const std::int64_t at = std::min(phase.at_us, NowUs());
-  log::Info("engine phase", {{"rank", rank},
-                             {"phase", json::NameOf<event::EnginePhase>(phase.phase, kEnginePhases)},
-                             {"atUs", at}});
+  log::Info("engine phase",
+            {{"rank", rank},
+             {"phase", json::NameOf<event::EnginePhase>(phase.phase, kEnginePhases)},
+             {"atUs", at}});
   Apply(event::Phase{phase.phase, at});
 }
 
-void Agent::OnAnswered(std::string_view type, bool ok) { metrics_.CountEngineRequest(type, ok); }
+void Agent::OnAnswered(std::string_view type, bool ok) {
+  metrics_.CountEngineRequest(type, ok);
+}
 
-Result<std::optional<ReadyWeights>> Agent::Weights(std::uint32_t rank) { return store_->Weights(rank); }
+Result<std::optional<ReadyWeights>> Agent::Weights(std::uint32_t rank) {
+  return store_->Weights(rank);
+}
 
 Result<ArenaShape> Agent::CreateArena(const HelloRequest& hello, std::uint64_t bytes) {
   return store_->Create(hello, bytes);

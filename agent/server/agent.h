@@ -1,8 +1,8 @@
 // The agent: the parts of this pod's sidecar, wired together.
 //
-// The pure machine (agent/startup/machine.h) decides what state this is; the parts report to it what has
-// happened, and everything that follows (the report to the operator, /startupz, metrics) is read from
-// it.
+// The pure machine (agent/startup/machine.h) decides what state this is; the parts report to it
+// what has happened, and everything that follows (the report to the operator, /startupz, metrics)
+// is read from it.
 //
 // Threads: "engine-socket", "report", "engine-probe", "hydrate" and "pull" (both end when done),
 // "weights" (digests), UCX's and cpprestsdk's. One lock guards the machine.
@@ -54,13 +54,14 @@ struct AgentOptions {
 
 class Agent final : private EngineHost {
  public:
-  /// Fails when the agent could not even tell anybody: no UCX, no port, an operator URL that is none. What else
-  /// goes wrong is reported as state Failed.
+  /// Fails when the agent could not even tell anybody: no UCX, no port, an operator URL that is
+  /// none. What else goes wrong is reported as state Failed.
   static Result<std::unique_ptr<Agent>> Start(AgentOptions options);
   /// Ends everything: leases at peers are closed, the socket is unlinked, slabs are freed.
   ~Agent() override;
 
-  /// Offers nothing more to peers, and waits until those that read have finished, at most `longest`.
+  /// Offers nothing more to peers, and waits until those that read have finished, at most
+  /// `longest`.
   void Drain(std::chrono::milliseconds longest);
 
   std::uint16_t port() const { return http_->port(); }
@@ -73,7 +74,8 @@ class Agent final : private EngineHost {
   void RestoreTimeline();
   void KeepTimeline();
   void NotifyWork();     ///< There may be digests to take.
-  void NotifyWeights();  ///< The weights have changed: everybody looks again. Not for the engine's thread.
+  void NotifyWeights();  ///< The weights have changed: everybody looks again. Not for the engine's
+                         ///< thread.
 
   // Threads of their own.
   void Hydrate(const std::stop_token& stop);

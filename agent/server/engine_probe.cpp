@@ -88,7 +88,8 @@ void EngineProbe::Run(const std::stop_token& stop) {
       if (!healthy) hooks_.on_healthy(NowUs());
       healthy = true;
       if (!served) {
-        const Status token = AskForOneToken(*client_, settings_.served_model, settings_.canary_timeout);
+        const Status token =
+            AskForOneToken(*client_, settings_.served_model, settings_.canary_timeout);
         if (stop.stop_requested()) return;
         served = token.ok();
         if (served) {
@@ -106,8 +107,9 @@ void EngineProbe::Run(const std::stop_token& stop) {
       hooks_.on_unhealthy("the engine has stopped answering: " + health.message());
     }
     const bool settled = served && failures == 0;
-    Pause(stop, settled ? settings_.serving_interval
-                        : healthy && failures > 0 ? milliseconds(500) : settings_.starting_interval);
+    Pause(stop, settled                   ? settings_.serving_interval
+                : healthy && failures > 0 ? milliseconds(500)
+                                          : settings_.starting_interval);
   }
 }
 

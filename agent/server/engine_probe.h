@@ -14,11 +14,12 @@
 namespace rouse::agent {
 
 struct EngineProbeSettings {
-  std::string url;           ///< "http://127.0.0.1:8000"
-  std::string served_model;  ///< What the canary asks for.
-  std::chrono::milliseconds starting_interval{50};   ///< Between looks until it serves.
+  std::string url;                                    ///< "http://127.0.0.1:8000"
+  std::string served_model;                           ///< What the canary asks for.
+  std::chrono::milliseconds starting_interval{50};    ///< Between looks until it serves.
   std::chrono::milliseconds serving_interval{2'000};  ///< And from then on.
-  /// Also how long the agent's end may wait for an engine that hangs. A canary that took longer is repeated.
+  /// Also how long the agent's end may wait for an engine that hangs. A canary that took longer is
+  /// repeated.
   std::chrono::milliseconds canary_timeout{30'000};
   int failures_until_unhealthy = 3;  ///< In a row, once it has been healthy.
 };

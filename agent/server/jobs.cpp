@@ -51,7 +51,8 @@ Status Agent::HydrateFromPeers(const std::stop_token& stop) {
       std::mutex mutex;
       std::condition_variable_any never;
       std::unique_lock lock(mutex);
-      never.wait_until(lock, stop, std::min(wait->at, Clock::now() + kLookAgain), [] { return false; });
+      never.wait_until(lock, stop, std::min(wait->at, Clock::now() + kLookAgain),
+                       [] { return false; });
       continue;
     }
     const Peer& peer = std::get<PeerPicker::Take>(choice).peer;
@@ -79,10 +80,11 @@ Status Agent::HydrateFromPeers(const std::stop_token& stop) {
 }
 
 void Agent::Pull(const std::stop_token& stop) {
-  const PeerPullSettings settings{.launch_identity = options_.launch_identity,
-                                  .requester = options_.self.pod_namespace + "/" + options_.self.pod,
-                                  .picker = options_.picker,
-                                  .transfer = options_.transfer};
+  const PeerPullSettings settings{
+      .launch_identity = options_.launch_identity,
+      .requester = options_.self.pod_namespace + "/" + options_.self.pod,
+      .picker = options_.picker,
+      .transfer = options_.transfer};
   std::int64_t started = 0;
   const PeerPullHooks hooks{
       .peers = [this] { return reporter_ != nullptr ? reporter_->peers() : std::vector<Peer>(); },
@@ -97,8 +99,8 @@ void Agent::Pull(const std::stop_token& stop) {
       .on_transfer =
           [this](const Status& status, const transfer::PullCounters& counters, double seconds,
                  const std::string& transport) {
-            metrics_.CountTransfer(status.ok(), counters.bytes_arrived, counters.mismatches, seconds,
-                                   transport);
+            metrics_.CountTransfer(status.ok(), counters.bytes_arrived, counters.mismatches,
+                                   seconds, transport);
             log::Info("rank transferred", {{"ok", status.ok()},
                                            {"bytes", counters.bytes_verified},
                                            {"mismatches", counters.mismatches},

@@ -56,8 +56,9 @@ void Lease::KeepAlive(std::function<void(const Status&)> on_lost) {
       }
       if (stop.stop_requested()) return;
       const Clock::time_point asked = Clock::now();
-      const Status status = PostLease(*client_, "/v1/weights/renew", opened_.lease,
-                                      std::min(duration / 3 + milliseconds(1), milliseconds(5'000)));
+      const Status status =
+          PostLease(*client_, "/v1/weights/renew", opened_.lease,
+                    std::min(duration / 3 + milliseconds(1), milliseconds(5'000)));
       if (status.ok()) {
         good_until = asked + duration;
       } else if (status.code() == StatusCode::kNotFound || Clock::now() >= good_until) {
@@ -75,7 +76,8 @@ Lease::~Lease() {
   }
   const Status closed =
       PostLease(*client_, "/v1/weights/close", opened_.lease, milliseconds(1'000));
-  if (!closed.ok()) log::Debug("lease not closed, it ends by itself", {{"error", closed.message()}});
+  if (!closed.ok())
+    log::Debug("lease not closed, it ends by itself", {{"error", closed.message()}});
 }
 
 }  // namespace rouse::agent

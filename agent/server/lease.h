@@ -18,15 +18,16 @@ class Lease {
  public:
   /// POST /v1/weights/open. FailedPrecondition: the peer serves another launch, or speaks another
   /// version. Unavailable: it cannot be reached, or has nothing complete to serve yet.
-  static Result<std::unique_ptr<Lease>> Open(const std::string& address, const OpenRequest& request);
+  static Result<std::unique_ptr<Lease>> Open(const std::string& address,
+                                             const OpenRequest& request);
   /// Closes the lease at the peer, waiting a second for it at most.
   ~Lease();
 
   /// What the peer handed out.
   const OpenResponse& opened() const { return opened_; }
 
-  /// Renews on a thread of its own ("lease") until destroyed; `on_lost` is called there, once, when the
-  /// peer does not know the lease any more or has not answered for its whole duration.
+  /// Renews on a thread of its own ("lease") until destroyed; `on_lost` is called there, once, when
+  /// the peer does not know the lease any more or has not answered for its whole duration.
   void KeepAlive(std::function<void(const Status&)> on_lost);
 
  private:

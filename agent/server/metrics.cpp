@@ -72,9 +72,13 @@ struct Metrics::Families {
 
 namespace {
 
-std::string Outcome(bool ok) { return ok ? "success" : "error"; }
+std::string Outcome(bool ok) {
+  return ok ? "success" : "error";
+}
 
-double Seconds(std::int64_t us) { return static_cast<double>(us) / 1e6; }
+double Seconds(std::int64_t us) {
+  return static_cast<double>(us) / 1e6;
+}
 
 }  // namespace
 

@@ -1,7 +1,7 @@
 // The agent's Prometheus metrics. Names and labels are part of what users' dashboards rely on.
 //
-// Thread-safe. Only what the agent knows is counted: reads by peers are one-sided, so a source counts the
-// leases it gave, not bytes it sent.
+// Thread-safe. Only what the agent knows is counted: reads by peers are one-sided, so a source
+// counts the leases it gave, not bytes it sent.
 
 #pragma once
 

@@ -53,8 +53,8 @@ Attempt PullFrom(const Peer& peer, WeightStore& store, const PeerPullSettings& s
   const std::stop_callback passed_on(stop, [&] { give_up.request_stop(); });
   std::mutex mutex;
   Status lost;
-  auto lease = Lease::Open(peer.address, {.launch_identity = settings.launch_identity,
-                                          .requester = settings.requester});
+  auto lease = Lease::Open(
+      peer.address, {.launch_identity = settings.launch_identity, .requester = settings.requester});
   if (!lease.ok()) return {.status = lease.status()};
   const OpenResponse& opened = (*lease)->opened();
   if (const Status fits = CheckIdentity(store, opened); !fits.ok()) return {.status = fits};
@@ -104,8 +104,8 @@ Attempt PullFrom(const Peer& peer, WeightStore& store, const PeerPullSettings& s
 
 }  // namespace
 
-Status PullFromPeers(WeightStore& store, const PeerPullSettings& settings, const PeerPullHooks& hooks,
-                     const std::stop_token& stop) {
+Status PullFromPeers(WeightStore& store, const PeerPullSettings& settings,
+                     const PeerPullHooks& hooks, const std::stop_token& stop) {
   PeerPicker picker(settings.picker, Clock::now());
   while (!stop.stop_requested()) {
     const auto choice = picker.Next(hooks.peers(), Clock::now());

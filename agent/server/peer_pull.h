@@ -1,5 +1,5 @@
-// Pulls this instance's weights from peers: the next peer when one fails, until all ranks are in place or
-// it is time to give up.
+// Pulls this instance's weights from peers: the next peer when one fails, until all ranks are in
+// place or it is time to give up.
 //
 // Blocks on the caller's thread. The store tells engines how far it is.
 
@@ -37,9 +37,9 @@ struct PeerPullHooks {
       on_transfer;
 };
 
-/// Ok when every rank is in place. Cancelled when stopped. Else why no peer's weights could be had: the store
-/// has forgotten what had begun to arrive.
-Status PullFromPeers(WeightStore& store, const PeerPullSettings& settings, const PeerPullHooks& hooks,
-                     const std::stop_token& stop);
+/// Ok when every rank is in place. Cancelled when stopped. Else why no peer's weights could be had:
+/// the store has forgotten what had begun to arrive.
+Status PullFromPeers(WeightStore& store, const PeerPullSettings& settings,
+                     const PeerPullHooks& hooks, const std::stop_token& stop);
 
 }  // namespace rouse::agent

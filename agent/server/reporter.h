@@ -1,7 +1,7 @@
 // Tells the operator how this instance is, and keeps what it answered.
 //
-// One thread ("report"). While the operator is away everything goes on, and reports are tried again with
-// growing, jittered pauses.
+// One thread ("report"). While the operator is away everything goes on, and reports are tried again
+// with growing, jittered pauses.
 
 #pragma once
 
@@ -22,8 +22,8 @@ namespace rouse::agent {
 
 class Reporter {
  public:
-  /// `make` builds the report of this moment, `on_sent` hears of each attempt; both are called on the
-  /// reporter's thread. InvalidArgument when the URL is none.
+  /// `make` builds the report of this moment, `on_sent` hears of each attempt; both are called on
+  /// the reporter's thread. InvalidArgument when the URL is none.
   static Result<std::unique_ptr<Reporter>> Start(const std::string& operator_url,
                                                  std::function<AgentReport()> make,
                                                  std::function<void(const Status&)> on_sent);

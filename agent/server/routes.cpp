@@ -10,12 +10,14 @@ constexpr std::string_view kWeightsPrefix = "/v1/weights/";
 constexpr std::string_view kFilesPrefix = "/v1/files/";
 
 http::Response Text(int status, std::string body) {
-  return {.status = status, .headers = {{"Content-Type", "text/plain; charset=utf-8"}}, .body = body + "\n"};
+  return {.status = status,
+          .headers = {{"Content-Type", "text/plain; charset=utf-8"}},
+          .body = body + "\n"};
 }
 
 http::Response WrongMethod(const http::Request& request, const std::string& allowed) {
-  http::Response answer = http::ErrorResponse(
-      InvalidArgument("method " + request.method.substr(0, 16) + " is not answered here, only " + allowed));
+  http::Response answer = http::ErrorResponse(InvalidArgument(
+      "method " + request.method.substr(0, 16) + " is not answered here, only " + allowed));
   answer.status = 405;
   answer.headers["Allow"] = allowed;
   return answer;
@@ -71,8 +73,8 @@ http::Response Agent::HandleWeights(const std::string& action, const std::string
     Result<OpenResponse> opened =
         request->launch_identity == options_.launch_identity
             ? store_->Open(request->requester)
-            : FailedPrecondition("this agent serves launch identity " + options_.launch_identity + ", " +
-                                 request->launch_identity.substr(0, 64) + " was asked for");
+            : FailedPrecondition("this agent serves launch identity " + options_.launch_identity +
+                                 ", " + request->launch_identity.substr(0, 64) + " was asked for");
     metrics_.CountLease(opened.ok());
     log::Info("peer asks for the weights", {{"peer", request->requester},
                                             {"opened", opened.ok()},
@@ -90,7 +92,8 @@ http::Response Agent::HandleWeights(const std::string& action, const std::string
 }
 
 http::Response Agent::HandleFiles(const std::string& digest) {
-  if (options_.model_dir.empty()) return http::ErrorResponse(NotFound("this agent has no model folder"));
+  if (options_.model_dir.empty())
+    return http::ErrorResponse(NotFound("this agent has no model folder"));
   if (!files_in_place_) {
     return http::ErrorResponse(Unavailable("the model's files are not in place yet: ask again"));
   }

@@ -10,7 +10,9 @@ namespace {
 
 constexpr std::string_view kPublishedHere = "published by this pod's engine";
 
-std::string RankName(std::uint32_t rank) { return "rank " + std::to_string(rank); }
+std::string RankName(std::uint32_t rank) {
+  return "rank " + std::to_string(rank);
+}
 
 /// What all ranks of one set of weights have in common.
 Identity WithoutRank(Identity identity) {
@@ -86,7 +88,8 @@ Result<ArenaShape> WeightStore::Create(const HelloRequest& hello, std::uint64_t 
   WithdrawLocked();
   rank.generation = ++generation_;
   expected_ranks_ = hello.world_size;
-  // One set of weights only: ranks of another identity, or beyond this world, are of an earlier one.
+  // One set of weights only: ranks of another identity, or beyond this world, are of an earlier
+  // one.
   std::erase_if(ranks_, [&](const auto& entry) {
     return entry.first >= hello.world_size ||
            WithoutRank(entry.second.identity) != WithoutRank(hello.identity);
@@ -140,9 +143,8 @@ Status WeightStore::Publish(const HelloRequest& hello, const std::string& manife
   return Status();
 }
 
-Result<std::shared_ptr<transfer::RegisteredArena>> WeightStore::Arrive(const WeightManifest& manifest,
-                                                                       std::uint32_t ranks,
-                                                                       const std::string& origin) {
+Result<std::shared_ptr<transfer::RegisteredArena>> WeightStore::Arrive(
+    const WeightManifest& manifest, std::uint32_t ranks, const std::string& origin) {
   std::shared_ptr<transfer::RegisteredArena> registered;
   {
     const std::scoped_lock lock(mutex_);
@@ -150,7 +152,8 @@ Result<std::shared_ptr<transfer::RegisteredArena>> WeightStore::Arrive(const Wei
     if (held != nullptr && held->stage != Stage::kArriving) {
       return FailedPrecondition(RankName(manifest.rank) + " has weights already: " + held->origin);
     }
-    if (held != nullptr && held->arena->bytes() == manifest.arena_bytes) registered = held->registered;
+    if (held != nullptr && held->arena->bytes() == manifest.arena_bytes)
+      registered = held->registered;
   }
   if (registered == nullptr) {
     auto created = memory::Arena::Create({.bytes = manifest.arena_bytes,
@@ -162,7 +165,8 @@ Result<std::shared_ptr<transfer::RegisteredArena>> WeightStore::Arrive(const Wei
     }
     std::shared_ptr<memory::Arena> arena = *std::move(created);
     ROUSE_RETURN_IF_ERROR(arena->Seal());
-    ROUSE_ASSIGN_OR_RETURN(registered, transfer::RegisteredArena::Create(context_, std::move(arena)));
+    ROUSE_ASSIGN_OR_RETURN(registered,
+                           transfer::RegisteredArena::Create(context_, std::move(arena)));
   }
   const std::scoped_lock lock(mutex_);
   Rank* const held = Find(manifest.rank);

@@ -3,10 +3,11 @@
 //   an engine fills:   Create -> (the engine writes) -> Publish -> digests -> ready
 //   a peer sends:      Arrive -> (the pull writes)   -> Arrived            -> ready
 //
-// When every rank is ready, all are offered to peers (servable). An arena outlives the engine that filled
-// it: the next engine of the pod gets it from Weights().
+// When every rank is ready, all are offered to peers (servable). An arena outlives the engine that
+// filled it: the next engine of the pod gets it from Weights().
 //
-// Threads: every method from any thread. Digests are taken on the caller of Prepare, without the lock.
+// Threads: every method from any thread. Digests are taken on the caller of Prepare, without the
+// lock.
 
 #pragma once
 
@@ -48,8 +49,8 @@ class WeightStore {
   Status Publish(const HelloRequest& hello, const std::string& manifest_json);
 
   // For the pull.
-  /// An arena for the weights that `manifest` describes: the one that an earlier attempt left when it fits,
-  /// else a new one, with its memory taken and sealed against the engine. Slow.
+  /// An arena for the weights that `manifest` describes: the one that an earlier attempt left when
+  /// it fits, else a new one, with its memory taken and sealed against the engine. Slow.
   Result<std::shared_ptr<transfer::RegisteredArena>> Arrive(const WeightManifest& manifest,
                                                             std::uint32_t ranks,
                                                             const std::string& origin);
@@ -61,8 +62,8 @@ class WeightStore {
   /// What was to arrive will not come; `why` is what engines are told.
   void Abandon(const std::string& why);
 
-  /// Does the next piece of slow work: digests of one rank, or offering all ranks to peers. Also what has to be
-  /// done every few seconds for peers whose leases have ended. `cancel` ends a
+  /// Does the next piece of slow work: digests of one rank, or offering all ranks to peers. Also
+  /// what has to be done every few seconds for peers whose leases have ended. `cancel` ends a
   /// digest early.
   enum class Work { kNone, kDigested, kOffered };
   Result<Work> Prepare(const std::atomic<bool>& cancel);

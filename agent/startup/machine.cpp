@@ -109,7 +109,9 @@ void StartupMachine::On(const event::FirstToken& happened) {
   if (!first_start_) first_start_ = moments_;
 }
 
-void StartupMachine::On(const event::CanaryFailed& happened) { trouble_ = happened.reason; }
+void StartupMachine::On(const event::CanaryFailed& happened) {
+  trouble_ = happened.reason;
+}
 
 void StartupMachine::On(const event::Failure& happened) {
   if (failure_.empty()) failure_ = happened.reason.empty() ? "unknown failure" : happened.reason;

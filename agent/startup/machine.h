@@ -1,8 +1,9 @@
 // The agent's state as a function of what has happened to it.
 //
-// Pure: the shell (agent/server/agent.h) reports what happened with Apply, and asks what that means:
-// which state to report, whether the engine may start, where the engine's weights come from, what
-// the timeline is. Time is part of the events. Not thread-safe; the shell has one lock around it.
+// Pure: the shell (agent/server/agent.h) reports what happened with Apply, and asks what that
+// means: which state to report, whether the engine may start, where the engine's weights come from,
+// what the timeline is. Time is part of the events. Not thread-safe; the shell has one lock around
+// it.
 
 #pragma once
 
@@ -79,10 +80,11 @@ inline constexpr json::EnumName<event::EnginePhase> kEnginePhases[] = {
     {event::EnginePhase::kWeightsReady, "WeightsReady"},
     {event::EnginePhase::kModelReady, "ModelReady"}};
 
-using Event = std::variant<event::Begun, event::FilesInPlace, event::PullOpened, event::PullComplete,
-                           event::PullAbandoned, event::RankConnected, event::RankDisconnected,
-                           event::Phase, event::EngineHealthy, event::EngineUnhealthy,
-                           event::FirstToken, event::CanaryFailed, event::Failure>;
+using Event =
+    std::variant<event::Begun, event::FilesInPlace, event::PullOpened, event::PullComplete,
+                 event::PullAbandoned, event::RankConnected, event::RankDisconnected, event::Phase,
+                 event::EngineHealthy, event::EngineUnhealthy, event::FirstToken,
+                 event::CanaryFailed, event::Failure>;
 
 class StartupMachine {
  public:

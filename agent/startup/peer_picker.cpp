@@ -47,8 +47,8 @@ void PeerPicker::OnFailed(const Peer& peer, const Status& why, bool transferring
   Record& record = records_[peer.address];
   record.pod = peer.pod;
   record.error = why.ToString();
-  record.refused = why.code() == StatusCode::kFailedPrecondition ||
-                   why.code() == StatusCode::kInvalidArgument;
+  record.refused =
+      why.code() == StatusCode::kFailedPrecondition || why.code() == StatusCode::kInvalidArgument;
   const auto pause = limits_.first_pause * (1 << std::min(record.failures, 10));
   record.not_before = now + std::min<std::chrono::milliseconds>(pause, limits_.longest_pause);
   ++record.failures;

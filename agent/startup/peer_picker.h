@@ -1,8 +1,8 @@
 // Which peer to ask next, and when to give up.
 //
-// Pure: time is an argument, the peers come from the operator's last answer, best first. A peer that does
-// not fit is never asked again; one that failed is asked again after a pause that grows, others first.
-// Not thread-safe.
+// Pure: time is an argument, the peers come from the operator's last answer, best first. A peer
+// that does not fit is never asked again; one that failed is asked again after a pause that grows,
+// others first. Not thread-safe.
 
 #pragma once
 

@@ -30,8 +30,8 @@ struct Holdings {
 AgentReport BuildReport(const AgentIdentity& self, const StartupMachine& machine,
                         const Holdings& holdings);
 
-/// How long to wait until the next report: `report_after` after an answer; after `failures` in a row
-/// 200 ms doubled for each, at most 10 s. `jitter` in [0, 1) spreads it over the upper half.
+/// How long to wait until the next report: `report_after` after an answer; after `failures` in a
+/// row 200 ms doubled for each, at most 10 s. `jitter` in [0, 1) spreads it over the upper half.
 std::chrono::milliseconds NextReport(int failures, std::chrono::milliseconds report_after,
                                      double jitter);
 

@@ -14,10 +14,10 @@ std::optional<Timeline> BuildTimeline(StartPath path, const Moments& moments,
   timeline.decided_at_us = decided;
   timeline.total_us = std::max<std::int64_t>(0, *moments.first_token_us - decided);
 
-  const std::optional<std::int64_t> ends[] = {moments.agent_started_us,   moments.engine_may_start_us,
-                                              moments.engine_imported_us, moments.load_started_us,
-                                              moments.weights_ready_us,   moments.engine_healthy_us,
-                                              moments.first_token_us};
+  const std::optional<std::int64_t> ends[] = {
+      moments.agent_started_us, moments.engine_may_start_us, moments.engine_imported_us,
+      moments.load_started_us,  moments.weights_ready_us,    moments.engine_healthy_us,
+      moments.first_token_us};
   static_assert(std::size(ends) == std::size(kPhaseNames));
   std::int64_t at = 0;
   for (std::size_t i = 0; i < std::size(ends); ++i) {

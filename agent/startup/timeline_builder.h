@@ -40,8 +40,8 @@ struct Lane {
 };
 
 /// The phases' names, in order.
-inline constexpr std::string_view kPhaseNames[] = {"Schedule", "Hydrate", "EngineStart", "EngineInit",
-                                                   "Weights",  "Warmup",  "FirstToken"};
+inline constexpr std::string_view kPhaseNames[] = {
+    "Schedule", "Hydrate", "EngineStart", "EngineInit", "Weights", "Warmup", "FirstToken"};
 
 /// The timeline of a finished start; nullopt until there is a first token.
 std::optional<Timeline> BuildTimeline(StartPath path, const Moments& moments,

@@ -19,8 +19,8 @@ namespace fs = std::filesystem;
 
 constexpr int kMaxDepth = 8;
 constexpr std::string_view kWeightSuffixes[] = {
-    ".safetensors", ".bin",  ".pt",   ".pth",       ".gguf", ".ggml", ".ckpt",
-    ".h5",          ".onnx", ".npz",  ".onnx_data", ".msgpack", ".tflite", ".ot"};
+    ".safetensors", ".bin",  ".pt",  ".pth",       ".gguf",    ".ggml",   ".ckpt",
+    ".h5",          ".onnx", ".npz", ".onnx_data", ".msgpack", ".tflite", ".ot"};
 
 bool Inside(const fs::path& path, const fs::path& folder) {
   const auto mismatch = std::mismatch(folder.begin(), folder.end(), path.begin(), path.end());
@@ -85,15 +85,17 @@ Result<ModelFiles> ListModelFiles(const std::string& folder) {
     const auto bytes = fs::file_size(real, error);
     if (error) return FromErrno(error.value(), "look at " + real);
     if (bytes > kMaxModelFileBytes) {
-      log::Warning("model file left out: it is over 64 MiB", {{"path", relative}, {"bytes", bytes}});
+      log::Warning("model file left out: it is over 64 MiB",
+                   {{"path", relative}, {"bytes", bytes}});
       continue;
     }
     total += bytes;
     if (out.files.size() >= kMaxModelFiles || total > kMaxModelFilesBytes) {
-      return Status(StatusCode::kResourceExhausted,
-                    "model folder " + folder +
-                        " has more than 1024 small files or 512 MiB of them: remove what the engine "
-                        "does not need");
+      return Status(
+          StatusCode::kResourceExhausted,
+          "model folder " + folder +
+              " has more than 1024 small files or 512 MiB of them: remove what the engine "
+              "does not need");
     }
     ROUSE_ASSIGN_OR_RETURN(ModelFile file, Describe(real, relative));
     out.files.push_back(std::move(file));
@@ -132,11 +134,13 @@ Result<std::string> ModelFileSource::Content(const std::string& sha256) {
 
 Status PutModelFile(const std::string& folder, const ModelFile& file, std::string_view content) {
   if (content.size() != file.bytes || Sha256Hex(content) != file.sha256) {
-    return DataLoss("model file " + file.path + " arrived with other bytes than its list announced (" +
+    return DataLoss("model file " + file.path +
+                    " arrived with other bytes than its list announced (" +
                     std::to_string(content.size()) + " bytes, " + std::to_string(file.bytes) +
                     " announced): take another peer");
   }
-  Status status = WriteFileBelow(folder, {.path = file.path, .mode = file.mode, .modified = {}}, content);
+  Status status =
+      WriteFileBelow(folder, {.path = file.path, .mode = file.mode, .modified = {}}, content);
   if (status.code() == StatusCode::kResourceExhausted) {
     return Status(status.code(), status.message() + ": give the model folder's volume more room");
   }

@@ -1,5 +1,5 @@
-// The model's small files (configuration, tokenizer, templates): listing and serving them on a source,
-// putting them in place on a target (docs/protocols.md §2).
+// The model's small files (configuration, tokenizer, templates): listing and serving them on a
+// source, putting them in place on a target (docs/protocols.md §2).
 
 #pragma once
 
@@ -18,13 +18,13 @@ namespace rouse::agent {
 /// Whether a file of this name holds weights: those travel as an arena, not as files.
 bool IsWeightFile(std::string_view path);
 
-/// Lists and hashes what is to travel: regular files that are no weight files and not hidden, symbolic links
-/// to such inside the folder. A file over 64 MiB is left out and logged; more than 1024 files or 512 MiB
-/// in all is ResourceExhausted.
+/// Lists and hashes what is to travel: regular files that are no weight files and not hidden,
+/// symbolic links to such inside the folder. A file over 64 MiB is left out and logged; more than
+/// 1024 files or 512 MiB in all is ResourceExhausted.
 Result<ModelFiles> ListModelFiles(const std::string& folder);
 
-/// Serves a model folder. Thread-safe. The list is made at the first request and kept; a file that has
-/// changed since makes it be made anew.
+/// Serves a model folder. Thread-safe. The list is made at the first request and kept; a file that
+/// has changed since makes it be made anew.
 class ModelFileSource {
  public:
   explicit ModelFileSource(std::string folder) : folder_(std::move(folder)) {}
@@ -52,8 +52,8 @@ struct HydrateOutcome {
 /// Puts one file that arrived into `folder`. DataLoss when it is not what the list announced.
 Status PutModelFile(const std::string& folder, const ModelFile& file, std::string_view content);
 
-/// Fetches the files of the peer behind `peer` into `folder`; what is there with the right digest is kept.
-/// Stops early (Cancelled) when `cancelled` says so between two files.
+/// Fetches the files of the peer behind `peer` into `folder`; what is there with the right digest
+/// is kept. Stops early (Cancelled) when `cancelled` says so between two files.
 HydrateOutcome HydrateModelFiles(http::Client& peer, const std::string& folder,
                                  const std::function<bool()>& cancelled);
 

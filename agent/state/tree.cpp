@@ -83,7 +83,8 @@ bool IsPlainPath(std::string_view path) {
   return true;
 }
 
-Status WriteFileBelow(const std::string& folder, const FileToWrite& file, std::string_view content) {
+Status WriteFileBelow(const std::string& folder, const FileToWrite& file,
+                      std::string_view content) {
   const std::string what = folder + "/" + file.path;
   if (!IsPlainPath(file.path)) {
     return InvalidArgument("\"" + file.path + "\" is not a plain relative path");
@@ -119,9 +120,9 @@ Result<std::string> ReadWholeFile(const std::string& path, std::uint64_t max_byt
   if (::fstat(fd.get(), &info) != 0) return FromErrno(errno, "look at " + path);
   if (!S_ISREG(info.st_mode)) return InvalidArgument(path + " is no regular file");
   if (static_cast<std::uint64_t>(info.st_size) > max_bytes) {
-    return Status(StatusCode::kResourceExhausted,
-                  path + " has " + std::to_string(info.st_size) + " bytes, at most " +
-                      std::to_string(max_bytes) + " are allowed");
+    return Status(StatusCode::kResourceExhausted, path + " has " + std::to_string(info.st_size) +
+                                                      " bytes, at most " +
+                                                      std::to_string(max_bytes) + " are allowed");
   }
   std::string content(static_cast<std::size_t>(info.st_size), '\0');
   std::size_t done = 0;

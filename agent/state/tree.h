@@ -1,4 +1,5 @@
-// Writing files below a folder so that nobody ever sees half of one, and nothing outside it changes.
+// Writing files below a folder so that nobody ever sees half of one, and nothing outside it
+// changes.
 //
 // A path is walked part by part without following symbolic links; a file is written under a
 // temporary name beside its place, and renamed. Threads: any, on different files.
@@ -25,12 +26,12 @@ struct FileToWrite {
 };
 
 /// Writes or replaces one file below `folder`, readable for everybody; missing folders are made.
-/// InvalidArgument for a path that is not plain or leads through a symbolic link; ResourceExhausted when
-/// the disk is full. Nothing is left behind when it fails.
+/// InvalidArgument for a path that is not plain or leads through a symbolic link; ResourceExhausted
+/// when the disk is full. Nothing is left behind when it fails.
 Status WriteFileBelow(const std::string& folder, const FileToWrite& file, std::string_view content);
 
-/// Copies every regular file below `source` to `target`, modes and times kept. For the plugin: a small
-/// tree (at most 4096 files, 256 MiB) that we ship ourselves.
+/// Copies every regular file below `source` to `target`, modes and times kept. For the plugin: a
+/// small tree (at most 4096 files, 256 MiB) that we ship ourselves.
 Status CopyTree(const std::string& source, const std::string& target);
 
 /// Reads a regular file of at most `max_bytes`.

@@ -1,5 +1,5 @@
-// The model's small files and the plugin: listing, fetching from a peer, and what an enemy or a full disk
-// does to that.
+// The model's small files and the plugin: listing, fetching from a peer, and what an enemy or a
+// full disk does to that.
 
 #include <fcntl.h>
 #include <sched.h>
@@ -45,7 +45,8 @@ std::size_t Entries(const std::string& folder) {
       std::distance(fs::recursive_directory_iterator(folder), fs::recursive_directory_iterator()));
 }
 
-void PublishOn(const AgentProcess& agent, const FakeOperator& fake_operator, const std::string& pod) {
+void PublishOn(const AgentProcess& agent, const FakeOperator& fake_operator,
+               const std::string& pod) {
   auto engine = FakeEngine::Connect(agent.socket());
   REQUIRE(engine->Hello(TestIdentity())->type() == "Welcome");
   REQUIRE(engine->CreateFillPublish(TestIdentity(), 0, TestBytes(1 << 20, 1))->type() == "Ok");
@@ -72,7 +73,8 @@ TEST_CASE("Small files travel, weight files, hidden files and links out of the f
   INFO(files.status().ToString());
   REQUIRE(files.ok());
   CHECK(Names(*files) == std::vector<std::string>{"alias.json", "config.json",
-                                                  "model.safetensors.index.json", "tokenizer/vocab.txt"});
+                                                  "model.safetensors.index.json",
+                                                  "tokenizer/vocab.txt"});
   CHECK(files->files[3].sha256 == Sha256Hex("a b c"));
 }
 
@@ -108,10 +110,11 @@ TEST_CASE("Files are put in place whole, readable, and only where they belong") 
   REQUIRE(PutModelFile(model, Describe("a/b/c.json", "{}"), "{}").ok());
   ::umask(0022);
   CHECK(Content(model + "/a/b/c.json") == "{}");
-  CHECK((fs::status(model + "/a/b/c.json").permissions() & fs::perms::others_read) != fs::perms::none);
+  CHECK((fs::status(model + "/a/b/c.json").permissions() & fs::perms::others_read) !=
+        fs::perms::none);
   CHECK((fs::status(model + "/a/b").permissions() & fs::perms::others_exec) != fs::perms::none);
-  for (const std::string path : {"../outside/x", "/etc/x", "a/../../x", "./x", "a//x", "", "a/", "a\nb",
-                                 "link/x", "plain/x"}) {
+  for (const std::string path : {"../outside/x", "/etc/x", "a/../../x", "./x", "a//x", "", "a/",
+                                 "a\nb", "link/x", "plain/x"}) {
     INFO(path);
     CHECK(PutModelFile(model, Describe(path, "bad"), "bad").code() == StatusCode::kInvalidArgument);
   }
@@ -134,11 +137,13 @@ TEST_CASE("A target's model folder is filled from its peer, the plugin from the 
   PublishOn(source, fake_operator, "demo-0");
   std::string target_model;
   {
-    AgentProcess target("demo-1", fake_operator.url(),
-                        {{"ROUSE_PATH", "Peer"},
-                         {"ROUSE_MODEL_FILES", "Peer"},
-                         {"ROUSE_PLUGIN_SOURCE", plugin.path()},
-                         {"ROUSE_PLUGIN_DIR", plugin.path() + "/../" + fs::path(plugin.path()).filename().string() + "-out"}});
+    AgentProcess target(
+        "demo-1", fake_operator.url(),
+        {{"ROUSE_PATH", "Peer"},
+         {"ROUSE_MODEL_FILES", "Peer"},
+         {"ROUSE_PLUGIN_SOURCE", plugin.path()},
+         {"ROUSE_PLUGIN_DIR",
+          plugin.path() + "/../" + fs::path(plugin.path()).filename().string() + "-out"}});
     // The plugin folder does not exist: the agent says so, and the engine may not start.
     REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kFailed));
     CHECK(fake_operator.Last("demo-1")->message.find("plugin") != std::string::npos);
@@ -218,10 +223,9 @@ TEST_CASE("A full disk is reported with the file and the remedy, and leaves no p
     source.folder().Write("model/config.json", "{}");
     source.folder().Write("model/tokenizer.json", std::string(2 << 20, 't'));
     PublishOn(source, fake_operator, "demo-0");
-    AgentProcess target("demo-1", fake_operator.url(),
-                        {{"ROUSE_PATH", "Peer"},
-                         {"ROUSE_MODEL_FILES", "Peer"},
-                         {"ROUSE_MODEL_DIR", disk.path()}});
+    AgentProcess target(
+        "demo-1", fake_operator.url(),
+        {{"ROUSE_PATH", "Peer"}, {"ROUSE_MODEL_FILES", "Peer"}, {"ROUSE_MODEL_DIR", disk.path()}});
     REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kFailed));
     const std::string message = fake_operator.Last("demo-1")->message;
     INFO(message);

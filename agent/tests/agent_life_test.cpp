@@ -1,5 +1,5 @@
-// The life of one agent: from its start to the first token, an engine's crash, the operator's absence, its
-// end.
+// The life of one agent: from its start to the first token, an engine's crash, the operator's
+// absence, its end.
 
 #include <signal.h>
 #include <unistd.h>
@@ -103,7 +103,8 @@ TEST_CASE("A start from storage goes through its states, and its timeline adds u
   }
 }
 
-TEST_CASE("An agent that is started again keeps its pod's timeline, and replaces its stale socket") {
+TEST_CASE(
+    "An agent that is started again keeps its pod's timeline, and replaces its stale socket") {
   FakeOperator fake_operator;
   FakeEngineHttp http_engine;
   http_engine.SetHealthy(true);
@@ -234,7 +235,8 @@ TEST_CASE("Metrics have valid names and help by promtool's rules") {
         "rouse_pull_seconds_count{outcome=\"success\"} 1", "rouse_digest_mismatch_total 0",
         "rouse_weights_bytes{role=\"pulled\"} 5242880", "rouse_leases_open 0", "rouse_leases_total",
         "rouse_engine_requests_total{outcome=\"error\",type=\"Invalid\"} 1", "rouse_reports_total",
-        "rouse_phase_seconds{path=\"Peer\",phase=\"FirstToken\"}", "rouse_start_seconds{path=\"Peer\"}"}) {
+        "rouse_phase_seconds{path=\"Peer\",phase=\"FirstToken\"}",
+        "rouse_start_seconds{path=\"Peer\"}"}) {
     INFO(name << " in\n" << text);
     CHECK(text.find(name) != std::string::npos);
   }
@@ -253,7 +255,8 @@ TEST_CASE("Metrics have valid names and help by promtool's rules") {
 
 TEST_CASE("Contradicting flags are refused with the flag named") {
   for (const auto& [name, value, said] :
-       {std::tuple{"ROUSE_PATH", "Wake", "--path Wake"}, std::tuple{"ROUSE_PATH", "Sideways", "--path"},
+       {std::tuple{"ROUSE_PATH", "Wake", "--path Wake"},
+        std::tuple{"ROUSE_PATH", "Sideways", "--path"},
         std::tuple{"ROUSE_SLAB_MIB", "0", "--slab-mib"},
         std::tuple{"ROUSE_ENGINE_URL", "http://127.0.0.1:1", "--served-model"}}) {
     AgentProcess agent("demo-0", "http://127.0.0.1:1", {{name, value}});

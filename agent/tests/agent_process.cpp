@@ -75,7 +75,8 @@ AgentProcess::AgentProcess(const std::string& pod, const std::string& operator_u
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   const std::string log_path = folder_.path() + "/agent.log";
-  posix_spawn_file_actions_addopen(&actions, 2, log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
+  posix_spawn_file_actions_addopen(&actions, 2, log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND,
+                                   0644);
   const int error = ::posix_spawn(&pid_, program.c_str(), &actions, nullptr, argv, env.data());
   posix_spawn_file_actions_destroy(&actions);
   if (error != 0) throw std::runtime_error("cannot start " + program);
@@ -98,7 +99,8 @@ void AgentProcess::Signal(int number) const {
 }
 
 void AgentProcess::SignalAll(int number) const {
-  std::ifstream children("/proc/" + std::to_string(pid_) + "/task/" + std::to_string(pid_) + "/children");
+  std::ifstream children("/proc/" + std::to_string(pid_) + "/task/" + std::to_string(pid_) +
+                         "/children");
   for (pid_t child = 0; children >> child;) ::kill(child, number);
   Signal(number);
 }

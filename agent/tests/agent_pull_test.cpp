@@ -42,7 +42,8 @@ void PublishOn(const AgentProcess& agent, const FakeOperator& fake_operator, con
 /// A pull has been opened: bytes begin to come, and the engine may start.
 bool WaitForBytes(const FakeOperator& fake_operator, const std::string& pod) {
   return fake_operator.WaitFor(pod, [](const AgentReport& report) {
-    return report.state == AgentState::kPulling && report.message.find("arriving") != std::string::npos;
+    return report.state == AgentState::kPulling &&
+           report.message.find("arriving") != std::string::npos;
   });
 }
 
@@ -103,7 +104,8 @@ TEST_CASE("An engine's weights reach a second agent, and a third from the second
   REQUIRE(engine->Hello(TestIdentity()).ok());
   auto got = engine->AwaitAndRead(0);
   REQUIRE(got.ok());
-  CHECK(*got == bytes);  // Also: nobody saw what the second's engine wrote into its private mapping.
+  CHECK(*got ==
+        bytes);  // Also: nobody saw what the second's engine wrote into its private mapping.
 }
 
 TEST_CASE("Weights survive a crash of the engine") {
@@ -121,7 +123,8 @@ TEST_CASE("Weights survive a crash of the engine") {
   CHECK(*got == bytes);
 }
 
-TEST_CASE("An engine whose identity differs in one field is told which, and may load from storage") {
+TEST_CASE(
+    "An engine whose identity differs in one field is told which, and may load from storage") {
   FakeOperator fake_operator;
   const std::string bytes = TestBytes(kArenaBytes, 3);
   AgentProcess first("demo-0", fake_operator.url(), {});
@@ -151,7 +154,8 @@ TEST_CASE("An engine whose identity differs in one field is told which, and may 
     }));
   }
   SECTION("with fallback None") {
-    AgentProcess second("demo-1", fake_operator.url(), FromPeer({{"ROUSE_WEIGHTS_FALLBACK", "None"}}));
+    AgentProcess second("demo-1", fake_operator.url(),
+                        FromPeer({{"ROUSE_WEIGHTS_FALLBACK", "None"}}));
     REQUIRE(fake_operator.WaitForServable("demo-1"));
     auto engine = FakeEngine::Connect(second.socket());
     auto refused = engine->Hello(other);
@@ -179,7 +183,8 @@ TEST_CASE("Two ranks are pulled, and one that waits does not hold up the other")
     CHECK(rank0->CreateFillPublish(TestIdentity(0), 0, bytes[0])->type() == "Ok");
     REQUIRE(fake_operator.WaitForServable("demo-0"));
   }
-  // The source stops right after it has handed out its keys: the pull is under way and does not move.
+  // The source stops right after it has handed out its keys: the pull is under way and does not
+  // move.
   bool stopped = false;
   FakeSourceProxy proxy(fake_operator.Last("demo-0")->address, [&](const auto& request, auto&) {
     if (request.target != "/v1/weights/open" || stopped) return;
@@ -187,12 +192,14 @@ TEST_CASE("Two ranks are pulled, and one that waits does not hold up the other")
     first.SignalAll(SIGSTOP);
   });
   fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
-  AgentProcess second("demo-1", fake_operator.url(), FromPeer({{"ROUSE_PULL_STALL_SECONDS", "30"}}));
+  AgentProcess second("demo-1", fake_operator.url(),
+                      FromPeer({{"ROUSE_PULL_STALL_SECONDS", "30"}}));
   REQUIRE(WaitForBytes(fake_operator, "demo-1"));
   auto rank0 = FakeEngine::Connect(second.socket());
   auto rank1 = FakeEngine::Connect(second.socket());
   REQUIRE(rank0->Hello(TestIdentity(0), 0, 2)->body["source"] == "Peer");
-  REQUIRE(rank0->Send(json::Dump({{"type", "AwaitWeights"}, {"rank", 0}, {"timeoutMs", 20000}})).ok());
+  REQUIRE(
+      rank0->Send(json::Dump({{"type", "AwaitWeights"}, {"rank", 0}, {"timeoutMs", 20000}})).ok());
   const auto before = std::chrono::steady_clock::now();
   REQUIRE(rank1->Hello(TestIdentity(1), 1, 2)->body["source"] == "Peer");
   CHECK(rank1->Phase("LoadStarted")->type() == "Ok");
@@ -246,7 +253,8 @@ TEST_CASE("When the only source dies in mid-pull, the instance says so and takes
   });
   fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
   SECTION("Storage") {
-    AgentProcess target("demo-1", fake_operator.url(), FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}}));
+    AgentProcess target("demo-1", fake_operator.url(),
+                        FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}}));
     REQUIRE(WaitForBytes(fake_operator, "demo-1"));
     auto early = FakeEngine::Connect(target.socket());
     REQUIRE(early->Hello(TestIdentity())->body["source"] == "Peer");
@@ -261,8 +269,9 @@ TEST_CASE("When the only source dies in mid-pull, the instance says so and takes
     CHECK(welcome->body["reason"].get<std::string>().find("demo-0") != std::string::npos);
   }
   SECTION("None") {
-    AgentProcess target("demo-1", fake_operator.url(),
-                        FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}, {"ROUSE_WEIGHTS_FALLBACK", "None"}}));
+    AgentProcess target(
+        "demo-1", fake_operator.url(),
+        FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}, {"ROUSE_WEIGHTS_FALLBACK", "None"}}));
     REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kFailed));
     const std::string message = fake_operator.Last("demo-1")->message;
     CHECK(message.find("fallback is None") != std::string::npos);
@@ -282,7 +291,8 @@ TEST_CASE("A target that is killed in mid-pull costs its source nothing but a le
   });
   fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
   {
-    AgentProcess killed("demo-1", fake_operator.url(), FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "60"}}));
+    AgentProcess killed("demo-1", fake_operator.url(),
+                        FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "60"}}));
     target = &killed;
     REQUIRE(killed.Wait() == 128 + SIGKILL);
     target = nullptr;
@@ -304,10 +314,12 @@ TEST_CASE("An engine whose agent was killed in mid-pull finds the weights with t
   REQUIRE(fake_operator.WaitForServable("demo-1"));
   first.Signal(SIGKILL);
   REQUIRE(first.Wait() == 128 + SIGKILL);
-  // The engine is there before the new agent knows of any peer, and must not be turned away for that.
+  // The engine is there before the new agent knows of any peer, and must not be turned away for
+  // that.
   fake_operator.NamePeers({});
-  AgentProcess second("demo-1", fake_operator.url(),
-                      FromPeer({{"ROUSE_WEIGHTS_FALLBACK", "None"}, {"ROUSE_ENGINE_SOCKET", first.socket()}}));
+  AgentProcess second(
+      "demo-1", fake_operator.url(),
+      FromPeer({{"ROUSE_WEIGHTS_FALLBACK", "None"}, {"ROUSE_ENGINE_SOCKET", first.socket()}}));
   auto engine = FakeEngine::Connect(first.socket());
   REQUIRE(engine.ok());
   std::thread operator_finds_it([&] {
@@ -330,20 +342,23 @@ TEST_CASE("A source whose bytes do not fit its digests is not used") {
   const std::string bytes = TestBytes(kArenaBytes, 10);
   AgentProcess source("demo-0", fake_operator.url(), {});
   PublishOn(source, fake_operator, "demo-0", bytes);
-  FakeSourceProxy proxy(fake_operator.Last("demo-0")->address, [&](const auto& request, auto& answer) {
-    if (request.target != "/v1/weights/open") return;
-    json::Json body = json::Json::parse(answer.body);
-    std::string digest = body["ranks"][0]["manifest"]["digest"]["chunks"][1];
-    digest[0] = digest[0] == '0' ? '1' : '0';
-    body["ranks"][0]["manifest"]["digest"]["chunks"][1] = digest;
-    answer.body = body.dump();
-  });
+  FakeSourceProxy proxy(fake_operator.Last("demo-0")->address,
+                        [&](const auto& request, auto& answer) {
+                          if (request.target != "/v1/weights/open") return;
+                          json::Json body = json::Json::parse(answer.body);
+                          std::string digest = body["ranks"][0]["manifest"]["digest"]["chunks"][1];
+                          digest[0] = digest[0] == '0' ? '1' : '0';
+                          body["ranks"][0]["manifest"]["digest"]["chunks"][1] = digest;
+                          answer.body = body.dump();
+                        });
   fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
-  AgentProcess target("demo-1", fake_operator.url(),
-                      FromPeer({{"ROUSE_WEIGHTS_FALLBACK", "None"}, {"ROUSE_PEER_DEADLINE_SECONDS", "2"}}));
+  AgentProcess target(
+      "demo-1", fake_operator.url(),
+      FromPeer({{"ROUSE_WEIGHTS_FALLBACK", "None"}, {"ROUSE_PEER_DEADLINE_SECONDS", "2"}}));
   REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kFailed));
   CHECK(fake_operator.Last("demo-1")->message.find("DataLoss") != std::string::npos);
-  CHECK(Metrics(*fake_operator.Last("demo-1")).find("rouse_digest_mismatch_total 0") == std::string::npos);
+  CHECK(Metrics(*fake_operator.Last("demo-1")).find("rouse_digest_mismatch_total 0") ==
+        std::string::npos);
 }
 
 TEST_CASE("Agents of different versions or launches refuse each other politely") {

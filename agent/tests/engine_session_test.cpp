@@ -8,8 +8,10 @@ using namespace rouse::agent;
 namespace {
 
 const Identity kIdentity{{"model", "m"}, {"dtype", "bfloat16"}};
-const WeightOffer kNothing{.identity = std::nullopt, .reason = "nobody has them", .storage_allowed = true};
-const WeightOffer kPulled{.identity = kIdentity, .reason = "pulled from a", .storage_allowed = true};
+const WeightOffer kNothing{
+    .identity = std::nullopt, .reason = "nobody has them", .storage_allowed = true};
+const WeightOffer kPulled{
+    .identity = kIdentity, .reason = "pulled from a", .storage_allowed = true};
 
 Result<EngineRequest> Hello(Identity identity = kIdentity) {
   HelloRequest hello;
@@ -17,7 +19,9 @@ Result<EngineRequest> Hello(Identity identity = kIdentity) {
   return EngineRequest(std::move(hello));
 }
 
-Result<EngineRequest> Request(EngineRequest request) { return request; }
+Result<EngineRequest> Request(EngineRequest request) {
+  return request;
+}
 
 std::string ErrorOf(const EngineStep& step) {
   const auto* reply = std::get_if<step::Reply>(&step);
@@ -26,7 +30,8 @@ std::string ErrorOf(const EngineStep& step) {
 
 }  // namespace
 
-TEST_CASE("An equal identity is welcomed from the peer, any other from storage with each field named") {
+TEST_CASE(
+    "An equal identity is welcomed from the peer, any other from storage with each field named") {
   EngineSession equal;
   const EngineStep peer = equal.OnRequest(Hello(), kPulled);
   CHECK(std::get<step::Welcome>(peer).from_peer);
@@ -43,15 +48,18 @@ TEST_CASE("An equal identity is welcomed from the peer, any other from storage w
   CHECK(reason.find("model") == std::string::npos);
 
   EngineSession none;
-  CHECK(std::get<step::Welcome>(none.OnRequest(Hello(), kNothing)).welcome["reason"] == "nobody has them");
+  CHECK(std::get<step::Welcome>(none.OnRequest(Hello(), kNothing)).welcome["reason"] ==
+        "nobody has them");
 }
 
 TEST_CASE("Where storage is not allowed an engine without fitting weights is refused") {
   WeightOffer offer = kPulled;
   offer.storage_allowed = false;
   EngineSession session;
-  const EngineStep refused = session.OnRequest(Hello({{"model", "n"}, {"dtype", "bfloat16"}}), offer);
-  CHECK(std::get<step::Refuse>(refused).reason.find("model: \"n\" here, \"m\" there") != std::string::npos);
+  const EngineStep refused =
+      session.OnRequest(Hello({{"model", "n"}, {"dtype", "bfloat16"}}), offer);
+  CHECK(std::get<step::Refuse>(refused).reason.find("model: \"n\" here, \"m\" there") !=
+        std::string::npos);
   CHECK_FALSE(session.rank().has_value());
   offer.identity.reset();
   CHECK(std::holds_alternative<step::Refuse>(session.OnRequest(Hello(), offer)));
@@ -59,7 +67,8 @@ TEST_CASE("Where storage is not allowed an engine without fitting weights is ref
 
 TEST_CASE("Requests out of turn are answered with an error and change nothing") {
   EngineSession session;
-  CHECK(ErrorOf(session.OnRequest(Request(PhaseRequest{}), kPulled)).find("before Hello") != std::string::npos);
+  CHECK(ErrorOf(session.OnRequest(Request(PhaseRequest{}), kPulled)).find("before Hello") !=
+        std::string::npos);
   REQUIRE(std::holds_alternative<step::Welcome>(session.OnRequest(Hello(), kNothing)));
   CHECK(ErrorOf(session.OnRequest(Hello(), kNothing)).find("twice") != std::string::npos);
   CHECK(ErrorOf(session.OnRequest(Request(AwaitWeightsRequest{}), kNothing)).find("said Storage") !=
@@ -75,13 +84,17 @@ TEST_CASE("Requests out of turn are answered with an error and change nothing") 
   // It was not performed yet, so there is nothing to publish.
   CHECK_FALSE(ErrorOf(session.OnRequest(Request(PublishRequest{}), kNothing)).empty());
   session.OnArenaCreated();
-  CHECK(std::holds_alternative<step::SendSlabs>(session.OnRequest(Request(GetSlabsRequest{}), kNothing)));
-  CHECK(std::holds_alternative<step::Publish>(session.OnRequest(Request(PublishRequest{}), kNothing)));
+  CHECK(std::holds_alternative<step::SendSlabs>(
+      session.OnRequest(Request(GetSlabsRequest{}), kNothing)));
+  CHECK(std::holds_alternative<step::Publish>(
+      session.OnRequest(Request(PublishRequest{}), kNothing)));
   session.OnPublished();
   CHECK_FALSE(ErrorOf(session.OnRequest(Request(PublishRequest{}), kNothing)).empty());
 }
 
-TEST_CASE("An engine that was promised a peer's weights may still load from storage, where that is allowed") {
+TEST_CASE(
+    "An engine that was promised a peer's weights may still load from storage, where that is "
+    "allowed") {
   EngineSession session;
   REQUIRE(std::holds_alternative<step::Welcome>(session.OnRequest(Hello(), kPulled)));
   CHECK(std::holds_alternative<step::AwaitWeights>(
@@ -97,7 +110,8 @@ TEST_CASE("An engine that was promised a peer's weights may still load from stor
 TEST_CASE("A client that gets too much wrong is let go, one of another version at once") {
   EngineSession session;
   const Result<EngineRequest> wrong = InvalidArgument("nonsense");
-  for (int i = 1; i < 16; ++i) CHECK_FALSE(std::get<step::Reply>(session.OnRequest(wrong, kNothing)).close);
+  for (int i = 1; i < 16; ++i)
+    CHECK_FALSE(std::get<step::Reply>(session.OnRequest(wrong, kNothing)).close);
   CHECK(std::get<step::Reply>(session.OnRequest(wrong, kNothing)).close);
 
   EngineSession other;

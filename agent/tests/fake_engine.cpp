@@ -44,7 +44,10 @@ Status Expect(const Result<EngineAnswer>& answer, const std::string& type) {
 }  // namespace
 
 Identity TestIdentity(std::uint32_t rank) {
-  return {{"model", "test/model"}, {"dtype", "bfloat16"}, {"engine", "fake"}, {"rank", std::to_string(rank)}};
+  return {{"model", "test/model"},
+          {"dtype", "bfloat16"},
+          {"engine", "fake"},
+          {"rank", std::to_string(rank)}};
 }
 
 std::string TestBytes(std::size_t bytes, std::uint32_t seed) {
@@ -151,7 +154,8 @@ Result<EngineAnswer> FakeEngine::CreateFillPublish(const Identity& identity, std
   }
   const std::string text = json::Dump(ToJson(TestManifest(identity, rank, bytes.size())));
   ROUSE_ASSIGN_OR_RETURN(const OwnedFd document, MakeDocument(text, "test-manifest"));
-  return Ask({{"type", "Publish"}, {"rank", rank}, {"manifestBytes", text.size()}}, {document.get()});
+  return Ask({{"type", "Publish"}, {"rank", rank}, {"manifestBytes", text.size()}},
+             {document.get()});
 }
 
 Result<std::string> FakeEngine::AwaitAndRead(std::uint32_t rank, std::int64_t timeout_ms) {
@@ -168,11 +172,13 @@ Result<std::string> FakeEngine::AwaitAndRead(std::uint32_t rank, std::int64_t ti
   std::string bytes;
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     const Mapped writable(slabs[i].get(), sizes[i], MAP_SHARED);
-    if (writable.ok()) return Internal("a slab of published weights can be mapped shared and written");
+    if (writable.ok())
+      return Internal("a slab of published weights can be mapped shared and written");
     const Mapped mapped(slabs[i].get(), sizes[i], MAP_PRIVATE);
     if (!mapped.ok()) return FromErrno(errno, "map a slab privately");
     bytes.append(mapped.data(), sizes[i]);
-    mapped.data()[0] = static_cast<char>(mapped.data()[0] + 1);  // Ours alone: nobody else may see it.
+    mapped.data()[0] =
+        static_cast<char>(mapped.data()[0] + 1);  // Ours alone: nobody else may see it.
   }
   return bytes;
 }

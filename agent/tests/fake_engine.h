@@ -1,5 +1,5 @@
-// Plays one rank of an engine over the real engine socket: what the plugin does, without vLLM. Misbehaves
-// where a test asks it to.
+// Plays one rank of an engine over the real engine socket: what the plugin does, without vLLM.
+// Misbehaves where a test asks it to.
 
 #pragma once
 
@@ -49,8 +49,8 @@ class FakeEngine {
   Result<EngineAnswer> Hello(const Identity& identity, std::uint32_t rank = 0,
                              std::uint32_t world_size = 1, int version = 1);
   Result<EngineAnswer> Phase(const std::string& name);
-  /// Storage: an arena of these bytes, filled and published as `identity`'s. What the last answer was when
-  /// something is refused.
+  /// Storage: an arena of these bytes, filled and published as `identity`'s. What the last answer
+  /// was when something is refused.
   Result<EngineAnswer> CreateFillPublish(const Identity& identity, std::uint32_t rank,
                                          const std::string& bytes);
   /// Peer: waits for the weights, maps all slabs privately, and returns their bytes.

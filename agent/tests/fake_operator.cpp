@@ -67,7 +67,8 @@ void FakeOperator::NamePeers(std::vector<Peer> peers) {
   named_ = std::move(peers);
 }
 
-bool FakeOperator::WaitFor(const std::string& pod, const std::function<bool(const AgentReport&)>& is,
+bool FakeOperator::WaitFor(const std::string& pod,
+                           const std::function<bool(const AgentReport&)>& is,
                            std::chrono::milliseconds longest) const {
   return Eventually(
       [&] {
@@ -82,7 +83,8 @@ bool FakeOperator::WaitForState(const std::string& pod, AgentState state) const 
 }
 
 bool FakeOperator::WaitForServable(const std::string& pod) const {
-  return WaitFor(pod, [](const AgentReport& report) { return report.weights && report.weights->servable; });
+  return WaitFor(
+      pod, [](const AgentReport& report) { return report.weights && report.weights->servable; });
 }
 
 FakeEngineHttp::FakeEngineHttp()
@@ -108,7 +110,8 @@ std::string FakeEngineHttp::last_canary() const {
   return last_canary_;
 }
 
-FakeSourceProxy::FakeSourceProxy(const std::string& source, Change change) : change_(std::move(change)) {
+FakeSourceProxy::FakeSourceProxy(const std::string& source, Change change)
+    : change_(std::move(change)) {
   auto client = http::Client::Create(source);
   if (!client.ok()) throw std::runtime_error(client.status().ToString());
   source_ = *std::move(client);
@@ -116,10 +119,11 @@ FakeSourceProxy::FakeSourceProxy(const std::string& source, Change change) : cha
     http::Request out{.method = in.method, .target = in.target, .headers = {}, .body = in.body};
     if (!in.body.empty()) out.headers["Content-Type"] = "application/json";
     auto answer = source_->Send(out);
-    http::Response passed = answer.ok() ? http::Response{.status = answer->status,
-                                                         .headers = {{"Content-Type", "application/json"}},
-                                                         .body = answer->body}
-                                        : http::ErrorResponse(answer.status());
+    http::Response passed = answer.ok()
+                                ? http::Response{.status = answer->status,
+                                                 .headers = {{"Content-Type", "application/json"}},
+                                                 .body = answer->body}
+                                : http::ErrorResponse(answer.status());
     change_(in, passed);
     return passed;
   });

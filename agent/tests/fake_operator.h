@@ -73,8 +73,8 @@ class FakeEngineHttp {
   std::unique_ptr<http::Server> server_;
 };
 
-/// Between a target and its real source: passes everything on, and lets a test change each answer or act at
-/// that moment.
+/// Between a target and its real source: passes everything on, and lets a test change each answer
+/// or act at that moment.
 class FakeSourceProxy {
  public:
   using Change = std::function<void(const http::Request&, http::Response&)>;

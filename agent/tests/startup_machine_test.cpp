@@ -8,7 +8,8 @@ namespace ev = rouse::agent::event;
 
 namespace {
 
-const StartPlan kFromStorage{.path = StartPath::kStorage, .decided_at_us = 100, .agent_started_us = 200};
+const StartPlan kFromStorage{
+    .path = StartPath::kStorage, .decided_at_us = 100, .agent_started_us = 200};
 const StartPlan kFromPeer{.path = StartPath::kPeer,
                           .files_from_peer = true,
                           .fall_back_to_storage = true,
@@ -21,7 +22,9 @@ AgentState After(const StartPlan& plan, const std::vector<Event>& events) {
   return machine.state();
 }
 
-ev::Phase Phase(ev::EnginePhase phase, std::int64_t at) { return {phase, at}; }
+ev::Phase Phase(ev::EnginePhase phase, std::int64_t at) {
+  return {phase, at};
+}
 
 }  // namespace
 
@@ -46,7 +49,9 @@ TEST_CASE("A start from storage is Ready at once and then follows the engine") {
   }
 }
 
-TEST_CASE("The engine of a start from a peer waits for files and an opened pull, not for the pull's end") {
+TEST_CASE(
+    "The engine of a start from a peer waits for files and an opened pull, not for the pull's "
+    "end") {
   const Event files = ev::FilesInPlace{300};
   const Event opened = ev::PullOpened{"demo-0", 400};
   CHECK(After(kFromPeer, {ev::Begun{}}) == AgentState::kHydrating);
@@ -54,7 +59,8 @@ TEST_CASE("The engine of a start from a peer waits for files and an opened pull,
   CHECK(After(kFromPeer, {ev::Begun{}, opened}) == AgentState::kHydrating);
   CHECK(After(kFromPeer, {ev::Begun{}, files, opened}) == AgentState::kPulling);
   CHECK(After(kFromPeer, {ev::Begun{}, opened, files}) == AgentState::kPulling);
-  CHECK(After(kFromPeer, {ev::Begun{}, opened, files, ev::PullComplete{500}}) == AgentState::kReady);
+  CHECK(After(kFromPeer, {ev::Begun{}, opened, files, ev::PullComplete{500}}) ==
+        AgentState::kReady);
   CHECK(After(kFromPeer, {ev::Begun{}, opened, files, ev::RankConnected{0, 500}}) ==
         AgentState::kLoading);
   CHECK(After(kFromPeer, {opened, files}) == AgentState::kStarting);
@@ -98,11 +104,13 @@ TEST_CASE("Failure is final and keeps its first reason") {
   CHECK(machine.message() == "first");
 }
 
-TEST_CASE("An engine that is started again loses what its last run had reached, the timeline stays") {
+TEST_CASE(
+    "An engine that is started again loses what its last run had reached, the timeline stays") {
   StartupMachine machine(kFromStorage);
-  for (const Event& happened : std::vector<Event>{
-           ev::Begun{}, ev::RankConnected{0, 300}, Phase(ev::EnginePhase::kLoadStarted, 310),
-           Phase(ev::EnginePhase::kWeightsReady, 400), ev::EngineHealthy{500}, ev::FirstToken{600}}) {
+  for (const Event& happened : std::vector<Event>{ev::Begun{}, ev::RankConnected{0, 300},
+                                                  Phase(ev::EnginePhase::kLoadStarted, 310),
+                                                  Phase(ev::EnginePhase::kWeightsReady, 400),
+                                                  ev::EngineHealthy{500}, ev::FirstToken{600}}) {
     machine.Apply(happened);
   }
   const auto timeline = machine.timeline();

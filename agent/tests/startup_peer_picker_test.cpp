@@ -18,7 +18,8 @@ const PeerPickerLimits kLimits{.deadline = 10s,
 
 std::string Say(const PeerPicker::Choice& choice) {
   if (const auto* take = std::get_if<PeerPicker::Take>(&choice)) return take->peer.pod;
-  if (const auto* give_up = std::get_if<PeerPicker::GiveUp>(&choice)) return "give up: " + give_up->reason;
+  if (const auto* give_up = std::get_if<PeerPicker::GiveUp>(&choice))
+    return "give up: " + give_up->reason;
   return "wait";
 }
 
@@ -53,11 +54,13 @@ TEST_CASE("A peer that does not fit is never asked again, and all such end the s
   PeerPicker picker(kLimits, now);
   picker.OnFailed(kA, FailedPrecondition("another launch"), false, now);
   CHECK(Say(picker.Next({kA}, now + 1s)) == "wait");
-  CHECK(Say(picker.Next({kA, kB}, now + 2s)) == "b");  // A new one came: the short deadline starts anew.
+  CHECK(Say(picker.Next({kA, kB}, now + 2s)) ==
+        "b");  // A new one came: the short deadline starts anew.
   picker.OnFailed(kB, InvalidArgument("nonsense"), false, now + 2s);
   CHECK(Say(picker.Next({kA, kB}, now + 3s)) == "wait");
   CHECK(Say(picker.Next({kA, kB}, now + 6s)) ==
-        "give up: a (http://a): FailedPrecondition: another launch; b (http://b): InvalidArgument: nonsense");
+        "give up: a (http://a): FailedPrecondition: another launch; b (http://b): InvalidArgument: "
+        "nonsense");
 }
 
 TEST_CASE("Without a peer the search ends at the deadline, and a transfer starts it anew") {

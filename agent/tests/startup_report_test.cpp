@@ -12,7 +12,8 @@ TEST_CASE("A report says who, in which state, with which weights, and passes the
                            .pod_uid = "u",
                            .node = "n",
                            .address = "http://10.0.0.1:7410"};
-  StartupMachine machine({.path = StartPath::kStorage, .decided_at_us = 100, .agent_started_us = 200});
+  StartupMachine machine(
+      {.path = StartPath::kStorage, .decided_at_us = 100, .agent_started_us = 200});
   machine.Apply(event::Begun{});
   machine.Apply(event::EngineHealthy{300});
   machine.Apply(event::FirstToken{400});

@@ -96,8 +96,8 @@ TEST_CASE("Whatever the moments are, what is built passes the strict decoder") {
     moments.weights_ready_us = moment();
     moments.engine_healthy_us = moment();
     moments.first_token_us = moment().value_or(kT);
-    const auto timeline = BuildTimeline(
-        StartPath::kStorage, moments, {{"Digest", moment().value_or(kT), moment().value_or(kT)}});
+    const auto timeline = BuildTimeline(StartPath::kStorage, moments,
+                                        {{"Digest", moment().value_or(kT), moment().value_or(kT)}});
     REQUIRE(timeline.has_value());
     const auto decoded = TimelineFromJson(ToJson(*timeline), "timeline");
     INFO(decoded.status().ToString());
