@@ -60,7 +60,8 @@ inline constexpr std::string_view kManifestProtocol = "rouse-manifest";
 inline constexpr int kManifestVersion = 1;
 inline constexpr std::uint64_t kChunkBytes = 4u << 20;
 inline constexpr std::uint64_t kAllocationAlignment = 512;
-inline constexpr std::string_view kDigestAlgorithm = "xxh3-128";
+/// XXH3-128 of each 64 KiB of a chunk, then XXH3-128 of those (agent/memory/chunk_digest.h).
+inline constexpr std::string_view kDigestAlgorithm = "xxh3-128/64KiB";
 
 struct WeightManifest {
   WeightForm form = WeightForm::kLoaded;

@@ -4,6 +4,8 @@
 //   ... fill (*arena)->span(), or let the engine fill it through the slabs' descriptors ...
 //   (*arena)->Seal();
 //
+// In GPU memory span() is a range of device addresses, which the CPU must not touch.
+//
 // Seal an arena before its descriptors go to an engine that must not write (a target's), and when a
 // source has published. The agent's own mapping stays writable after that, because an RDMA device
 // asks for write access when it registers memory, even to be read only.
@@ -20,6 +22,7 @@
 #include <string>
 #include <vector>
 
+#include "agent/memory/memory.h"
 #include "agent/memory/slab.h"
 #include "common/result.h"
 
@@ -30,7 +33,8 @@ inline constexpr std::uint64_t kDefaultSlabBytes = std::uint64_t{1} << 30;
 
 struct ArenaOptions {
   std::uint64_t bytes = 0;
-  /// A multiple of the page size, at most 4 GiB. The last slab is cut to what is left.
+  std::shared_ptr<const Memory> memory = HostMemory();
+  /// A multiple of the memory's granularity, at most 4 GiB. The last slab is cut to what is left.
   std::uint64_t slab_bytes = kDefaultSlabBytes;
   /// Shows in /proc/PID/maps.
   std::string name = "rouse-arena";
@@ -45,11 +49,16 @@ class Arena {
   /// InvalidArgument for sizes that make no sense, ResourceExhausted when memory or address space
   /// is used up.
   static Result<std::unique_ptr<Arena>> Create(const ArenaOptions& options);
+  /// Another process's arena, to be read: its slabs in order, `fds` one for each. They must be cut
+  /// as `options` says (InvalidArgument).
+  static Result<std::unique_ptr<Arena>> Import(const ArenaOptions& options,
+                                               std::vector<OwnedFd> fds);
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
   std::uint64_t bytes() const { return bytes_; }
+  const Memory& memory() const { return *memory_; }
   std::span<std::byte> span() { return {base_, bytes_}; }
   std::span<const std::byte> span() const { return {base_, bytes_}; }
 
@@ -65,12 +74,13 @@ class Arena {
   bool sealed() const { return sealed_; }
 
  private:
+  static Result<std::unique_ptr<Arena>> Reserve(const ArenaOptions& options);
   Arena(std::byte* base, std::uint64_t reserved, const ArenaOptions& options);
-  Status AddSlabs(const ArenaOptions& options);
-  Status Populate(int threads);
+  Status AddSlab(Result<std::unique_ptr<Slab>> slab);
 
+  std::shared_ptr<const Memory> memory_;
   std::byte* base_;
-  std::uint64_t reserved_;  // address space, whole pages
+  std::uint64_t reserved_;  // address space, whole granules
   std::uint64_t bytes_;
   std::uint64_t slab_bytes_;
   std::vector<std::unique_ptr<Slab>> slabs_;

@@ -17,17 +17,31 @@ ChunkRange ChunkRangeOf(std::uint64_t chunk, std::uint64_t arena_bytes, std::uin
   return {.offset = offset, .bytes = std::min(chunk_bytes, arena_bytes - offset)};
 }
 
-std::string DigestChunk(std::span<const std::byte> bytes) {
+BlockDigest DigestBlock(std::span<const std::byte> block) {
   XXH128_canonical_t canonical;
-  XXH128_canonicalFromHash(&canonical, XXH3_128bits(bytes.data(), bytes.size()));
+  XXH128_canonicalFromHash(&canonical, XXH3_128bits(block.data(), block.size()));
+  return std::to_array(canonical.digest);
+}
+
+std::string DigestOfBlocks(std::span<const BlockDigest> blocks) {
   constexpr char kHex[] = "0123456789abcdef";
   std::string text;
-  text.reserve(2 * sizeof(canonical.digest));
-  for (const unsigned char byte : canonical.digest) {
+  text.reserve(2 * sizeof(BlockDigest));
+  for (const unsigned char byte : DigestBlock(std::as_bytes(blocks))) {
     text.push_back(kHex[byte >> 4]);
     text.push_back(kHex[byte & 15]);
   }
   return text;
+}
+
+std::string DigestChunk(std::span<const std::byte> bytes) {
+  std::vector<BlockDigest> blocks;
+  blocks.reserve(ChunkCount(bytes.size(), kDigestBlockBytes));
+  for (std::uint64_t at = 0; at < bytes.size(); at += kDigestBlockBytes) {
+    blocks.push_back(
+        DigestBlock(bytes.subspan(at, std::min(kDigestBlockBytes, bytes.size() - at))));
+  }
+  return DigestOfBlocks(blocks);
 }
 
 Result<std::vector<std::string>> DigestChunks(std::span<const std::byte> arena,

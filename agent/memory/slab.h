@@ -2,8 +2,8 @@
 // engine.
 //
 // The descriptor is what travels (SCM_RIGHTS); whoever holds it or a mapping of it keeps the memory
-// alive. What kind of memory it is, is the implementation's matter: a memfd on a host
-// (CreateHostSlab).
+// alive. What kind of memory it is, is the implementation's matter: a memfd on a host (memory.h),
+// GPU memory in agent/cuda.
 //
 // Threads: a slab may be used from any thread, by one at a time.
 
@@ -11,8 +11,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <string>
 
 #include "agent/memory/owned_fd.h"
 #include "common/result.h"
@@ -33,12 +31,15 @@ class Slab {
   /// A descriptor of the caller's own for the same memory.
   Result<OwnedFd> DuplicateFd() const;
 
-  /// Maps the slab readable and writable at `address`, inside a range that the caller has reserved.
-  /// The caller unmaps it.
+  /// Maps the slab at `address`, inside a range that the caller has reserved (Memory::Reserve):
+  /// readable, and writable unless it was imported.
   virtual Status MapAt(std::byte* address) const = 0;
+  /// Undoes MapAt; before Memory::Free.
+  virtual void UnmapAt(std::byte* address) const = 0;
 
-  /// From now on nobody can map the slab shared and writable, resize it, or lift this again.
-  /// Existing mappings stay as they are. Doing it twice is fine.
+  /// From now on nobody can map the slab shared and writable, resize it, or lift this again, where
+  /// the kind of memory knows such a promise (a GPU's does not). Existing mappings stay as they
+  /// are. Doing it twice is fine.
   virtual Status Seal() = 0;
 
  protected:
@@ -48,9 +49,5 @@ class Slab {
   OwnedFd fd_;
   std::uint64_t bytes_;
 };
-
-/// A slab of host memory (memfd). `name` shows in /proc/PID/maps. InvalidArgument for zero bytes,
-/// ResourceExhausted when there is no memory or descriptor left.
-Result<std::unique_ptr<Slab>> CreateHostSlab(std::uint64_t bytes, const std::string& name);
 
 }  // namespace rouse::memory

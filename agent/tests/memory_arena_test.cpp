@@ -113,6 +113,60 @@ TEST_CASE("populating takes the memory at once", "[memory]") {
   REQUIRE(resident(*Make(8 * kMiB, 8 * kMiB, true)) == 8 * kMiB);
 }
 
+std::vector<OwnedFd> Descriptors(const Arena& arena) {
+  std::vector<OwnedFd> fds;
+  for (std::size_t i = 0; i < arena.slab_count(); ++i) {
+    auto fd = arena.slab(i).DuplicateFd();
+    REQUIRE(fd.ok());
+    fds.push_back(*std::move(fd));
+  }
+  return fds;
+}
+
+TEST_CASE("an imported arena shows what its owner wrote, and outlives it", "[memory]") {
+  auto arena = Make(5 * kMiB + 123, 2 * kMiB);
+  for (std::size_t i = 0; i < arena->span().size(); ++i) {
+    arena->span()[i] = static_cast<std::byte>(i * 2654435761u >> 24);
+  }
+  REQUIRE(arena->Seal().ok());
+  const std::vector<std::byte> before(arena->span().begin(), arena->span().end());
+  auto imported =
+      Arena::Import({.bytes = arena->bytes(), .slab_bytes = 2 * kMiB}, Descriptors(*arena));
+  REQUIRE(imported.ok());
+  arena.reset();
+  const auto span = std::as_const(**imported).span();
+  REQUIRE(std::equal(span.begin(), span.end(), before.begin(), before.end()));
+}
+
+TEST_CASE("descriptors that cannot be a peer's slabs are refused", "[memory]") {
+  const ArenaOptions options{.bytes = 3 * kMiB, .slab_bytes = 2 * kMiB};
+  const auto error = [&](std::vector<OwnedFd> fds) {
+    const auto imported = Arena::Import(options, std::move(fds));
+    REQUIRE_FALSE(imported.ok());
+    REQUIRE(imported.status().code() == StatusCode::kInvalidArgument);
+    return imported.status().message();
+  };
+  const auto unsealed = Make(3 * kMiB, 2 * kMiB);
+  REQUIRE_THAT(error(Descriptors(*unsealed)),
+               Catch::Contains("slab 0") && Catch::Contains("sealed against shrinking"));
+
+  const auto other = Make(4 * kMiB, 2 * kMiB);
+  REQUIRE(other->Seal().ok());
+  REQUIRE_THAT(error(Descriptors(*other)),
+               Catch::Contains("slab 1") && Catch::Contains("has 2097152 bytes, expected 1048576"));
+
+  std::vector<OwnedFd> one;
+  one.push_back(std::move(Descriptors(*other)[0]));
+  REQUIRE_THAT(error(std::move(one)), Catch::Contains("1 slabs, expected 2"));
+
+  std::vector<OwnedFd> pipe_ends;
+  int ends[2];
+  REQUIRE(::pipe(ends) == 0);
+  pipe_ends.emplace_back(ends[0]);
+  pipe_ends.emplace_back(ends[1]);
+  REQUIRE_THAT(error(std::move(pipe_ends)), Catch::Contains("not a memfd"));
+}
+
 TEST_CASE("sizes that make no sense are refused with what is wrong", "[memory]") {
   const auto error = [](ArenaOptions options) {
     options.name = "weights";
@@ -123,8 +177,8 @@ TEST_CASE("sizes that make no sense are refused with what is wrong", "[memory]")
   };
   REQUIRE_THAT(error({.bytes = 0}), Catch::Contains("weights") && Catch::Contains("0 bytes"));
   REQUIRE_THAT(error({.bytes = std::uint64_t{1} << 50}), Catch::Contains("not between"));
-  REQUIRE_THAT(error({.bytes = kMiB, .slab_bytes = 0}), Catch::Contains("page size"));
-  REQUIRE_THAT(error({.bytes = kMiB, .slab_bytes = 4097}), Catch::Contains("page size"));
+  REQUIRE_THAT(error({.bytes = kMiB, .slab_bytes = 0}), Catch::Contains("multiple of 4096"));
+  REQUIRE_THAT(error({.bytes = kMiB, .slab_bytes = 4097}), Catch::Contains("multiple of 4096"));
   REQUIRE_THAT(error({.bytes = kMiB, .slab_bytes = std::uint64_t{5} << 30}),
                Catch::Contains("at most"));
 }

@@ -1,5 +1,5 @@
 #include <catch2/catch.hpp>
-#include <cstring>
+#include <cstdio>
 #include <set>
 
 #include "agent/memory/chunk_digest.h"
@@ -15,11 +15,37 @@ std::vector<std::byte> Bytes(std::size_t count) {
   return bytes;
 }
 
-TEST_CASE("a chunk's digest is XXH3-128 in canonical hex", "[memory]") {
+std::string Hex(const BlockDigest& digest) {
+  std::string text;
+  for (const unsigned char byte : digest) {
+    char two[3];
+    std::snprintf(two, sizeof two, "%02x", byte);
+    text += two;
+  }
+  return text;
+}
+
+TEST_CASE("a block's digest is XXH3-128 in canonical form", "[memory]") {
   // Published test vector: XXH3_128bits("") with seed 0.
-  REQUIRE(DigestChunk({}) == "99aa06d3014798d86001c324468d497f");
+  REQUIRE(Hex(DigestBlock({})) == "99aa06d3014798d86001c324468d497f");
   const std::string text = "a";
-  REQUIRE(DigestChunk(std::as_bytes(std::span(text))) == "a96faf705af16834e6c632b61e964e1f");
+  REQUIRE(Hex(DigestBlock(std::as_bytes(std::span(text)))) == "a96faf705af16834e6c632b61e964e1f");
+}
+
+TEST_CASE("a chunk's digest is that of its blocks' digests", "[memory]") {
+  const auto bytes = Bytes(2 * kDigestBlockBytes + 3);
+  const std::span all(bytes);
+  std::vector<std::byte> joined;
+  for (const auto& block : {all.first(kDigestBlockBytes),
+                            all.subspan(kDigestBlockBytes, kDigestBlockBytes), all.last(3)}) {
+    const BlockDigest digest = DigestBlock(block);
+    const auto digest_bytes = std::as_bytes(std::span(digest));
+    joined.insert(joined.end(), digest_bytes.begin(), digest_bytes.end());
+  }
+  REQUIRE(DigestChunk(all) == Hex(DigestBlock(joined)));
+  // Also where there is one block only: no length has a digest of another kind.
+  const BlockDigest one = DigestBlock(all.first(100));
+  REQUIRE(DigestChunk(all.first(100)) == Hex(DigestBlock(std::as_bytes(std::span(one)))));
 }
 
 TEST_CASE("one flipped bit anywhere changes the digest", "[memory]") {

@@ -34,7 +34,7 @@ def test_a_manifest_is_read_back_as_it_was_written() -> None:
 
 def test_what_an_agent_adds_is_ignored() -> None:
     document = json.loads(GOOD.encode())
-    document["digest"] = {"algorithm": "xxh3-128", "chunks": ["00"]}
+    document["digest"] = {"algorithm": "xxh3-128/64KiB", "chunks": ["00"]}
     assert manifests.decode(json.dumps(document).encode()) == GOOD
 
 
