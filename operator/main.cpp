@@ -90,6 +90,9 @@ void Declare(CLI::App& cli, Flags& f) {
   cli.add_option("--agent-resources", f.agent_resources,
                  "Its resources as JSON; default: none, since the weights it maps count for it");
   cli.add_option("--agent-log-level", pods.agent_log_level, "Its log level")->capture_default_str();
+  cli.add_option("--agent-node-folder", pods.agent_node_folder,
+                 "A folder of every node, writable for the agents (mode 1777), through which those of "
+                 "one node copy weights directly; default: none");
   cli.add_option("--image-pull-secret", pods.image_pull_secrets, "Given to each pod; repeatable");
   cli.add_option("--workers", a.workers, "ModelServices reconciled at a time")
       ->check(CLI::Range(1, 64))
@@ -121,6 +124,10 @@ void Declare(CLI::App& cli, Flags& f) {
 // What no flag's own check sees. Empty when all is well.
 std::string Check(Flags& f) {
   if (f.app.pods.agent_image.empty()) return "--agent-image: must not be empty";
+  if (const std::string& folder = f.app.pods.agent_node_folder;
+      !folder.empty() && !folder.starts_with("/")) {
+    return "--agent-node-folder: expected an absolute path";
+  }
   if (f.app.service_name.empty() && f.app.pods.agent_facing_url.empty()) {
     return "--service-name or --agent-facing-url: one of them is needed, or agents could not report";
   }

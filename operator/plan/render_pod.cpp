@@ -66,7 +66,7 @@ Json AgentEnv(const api::ModelService& service, const CreateInstance& action,
               const PodConfig& config) {
   const api::Spec& spec = service.spec;
   const bool files_from_storage = HasModelVolume(service, action);
-  return Json::array({
+  Json env = Json::array({
       FieldEnv("ROUSE_NAMESPACE", "metadata.namespace"),
       FieldEnv("ROUSE_POD", "metadata.name"),
       FieldEnv("ROUSE_POD_UID", "metadata.uid"),
@@ -88,6 +88,8 @@ Json AgentEnv(const api::ModelService& service, const CreateInstance& action,
       Env("ROUSE_SERVED_MODEL", spec.model.name),
       Env("ROUSE_LOG_LEVEL", config.agent_log_level),
   });
+  if (!config.agent_node_folder.empty()) env.push_back(Env("ROUSE_NODE_FOLDER", kNodeDir));
+  return env;
 }
 
 Json Agent(const api::ModelService& service, const CreateInstance& action,
@@ -109,6 +111,9 @@ Json Agent(const api::ModelService& service, const CreateInstance& action,
         Mount("tmp", "/tmp")}}};
   if (!config.agent_image_pull_policy.empty()) {
     agent["imagePullPolicy"] = config.agent_image_pull_policy;
+  }
+  if (!config.agent_node_folder.empty()) {
+    agent["volumeMounts"].push_back(Mount("rouse-node", kNodeDir));
   }
   return agent;
 }
@@ -150,14 +155,22 @@ Json Engine(const api::ModelService& service, const CreateInstance& action) {
   return container;
 }
 
-Json Volumes(const api::ModelService& service, const CreateInstance& action) {
+Json Volumes(const api::ModelService& service, const CreateInstance& action,
+             const PodConfig& config) {
   const auto empty = [](const char* name) {
     return Json{{"name", name}, {"emptyDir", Json::object()}};
   };
-  return Json::array(
+  Json volumes = Json::array(
       {empty("rouse-plugin"), empty("rouse-run"), ModelVolume(service, action), empty("home"),
        Json{{"name", "dshm"}, {"emptyDir", {{"medium", "Memory"}, {"sizeLimit", "1Gi"}}}},
        empty("tmp")});
+  if (!config.agent_node_folder.empty()) {
+    // Where a node lacks it, agents there use the network, and say so.
+    volumes.push_back({{"name", "rouse-node"},
+                       {"hostPath",
+                        {{"path", config.agent_node_folder}, {"type", "DirectoryOrCreate"}}}});
+  }
+  return volumes;
 }
 
 Json Spec(const api::ModelService& service, const CreateInstance& action, const PodConfig& config) {
@@ -175,7 +188,7 @@ Json Spec(const api::ModelService& service, const CreateInstance& action, const 
                  {"seccompProfile", {{"type", "RuntimeDefault"}}}}},
                {"initContainers", {Agent(service, action, config)}},
                {"containers", {Engine(service, action)}},
-               {"volumes", Volumes(service, action)}};
+               {"volumes", Volumes(service, action, config)}};
   for (const std::string& secret : config.image_pull_secrets) {
     spec["imagePullSecrets"].push_back({{"name", secret}});
   }

@@ -21,6 +21,8 @@ struct PodConfig {
   Json agent_resources = Json::object();
   std::vector<std::string> image_pull_secrets;
   std::string agent_log_level = "info";
+  /// A folder of every node through which the agents of one node find each other; empty: none.
+  std::string agent_node_folder;
   /// The agent's start-up probe gives up after this long, and the kubelet restarts the agent.
   std::chrono::seconds agent_startup{3'600};
   std::chrono::seconds termination_grace{30};
@@ -30,6 +32,7 @@ struct PodConfig {
 inline constexpr char kModelDir[] = "/rouse/model";
 inline constexpr char kPluginDir[] = "/rouse/plugin";
 inline constexpr char kRunDir[] = "/rouse/run";
+inline constexpr char kNodeDir[] = "/rouse/node";
 inline constexpr char kHomeDir[] = "/rouse/home";
 inline constexpr char kEngineSocket[] = "/rouse/run/engine.sock";
 

@@ -46,6 +46,7 @@ EVERYTHING = {
         },
         "imagePullSecrets": [{"name": "agents"}],
         "logLevel": "warn",
+        "nodeFolder": "/run/rouse",
         "resources": {"limits": {"memory": "64Gi"}},
     },
     "imagePullSecrets": [{"name": "pull"}],
@@ -121,6 +122,7 @@ def test_every_value_arrives_where_it_belongs():
     assert "--namespace=default" in container["args"]
     assert "--image-pull-secret=agents" in container["args"]
     assert "--agent-log-level=warn" in container["args"]
+    assert "--agent-node-folder=/run/rouse" in container["args"]
     assert '--agent-resources={"limits":{"memory":"64Gi"}}' in container["args"]
     assert container["args"][-1] == "--some-flag=some value"
     service = one(objects, "Service")
@@ -173,6 +175,10 @@ BAD_VALUES: dict[str, tuple[Object, str]] = {
     "an unknown section": ({"webhook": {}}, "webhook"),
     "replicas as text": ({"operator": {"replicas": "two"}}, "/operator/replicas"),
     "fewer than no replicas": ({"operator": {"replicas": -1}}, "/operator/replicas"),
+    "a node's folder that is no absolute path": (
+        {"agent": {"nodeFolder": "run/rouse"}},
+        "/agent/nodeFolder",
+    ),
     "an unknown log level": ({"operator": {"logLevel": "loud"}}, "/operator/logLevel"),
     "an unknown pull policy": (
         {"agent": {"image": {"pullPolicy": "Sometimes"}}},
