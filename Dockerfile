@@ -3,7 +3,18 @@
 #   docker build --target operator -t rouse-operator:0.1.0 .
 #   docker build --target agent    -t rouse-agent:0.1.0 .
 #
-# A compiler cache mounted at /ccache makes a second build short; nothing depends on it.
+# A compiler cache mounted at /ccache makes a second build short; nothing depends on it. Where the network
+# has a certificate authority of its own, mount its certificate and name it in the build argument PIP_CERT.
+
+# The CUDA compiler, for the agent's kernels. Nothing of it is in the images.
+FROM debian:12-slim AS cuda
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends python3-pip \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
+COPY agent/cuda/requirements.txt /tmp/requirements.txt
+ARG PIP_CERT
+RUN pip install --quiet --no-cache-dir --no-deps --require-hashes --only-binary=:all: \
+      --no-compile --target /cuda -r /tmp/requirements.txt
 
 FROM debian:12-slim AS build
 RUN apt-get update \
@@ -18,11 +29,13 @@ COPY common common
 COPY operator operator
 COPY agent agent
 COPY connector connector
+COPY --from=cuda /cuda/nvidia/cu13 /opt/cuda
 ARG ROUSE_COMMIT=unknown
 ARG JOBS=2
 # The same folders relative to the tree as `make build` has, so that both can share one compiler cache.
 RUN export LANG=C.UTF-8 CCACHE_DIR=/ccache CCACHE_BASEDIR=/src CCACHE_NOHASHDIR=1 CCACHE_COMPILERCHECK=content \
  && cmake -S . -B build/release -G Ninja -DCMAKE_BUILD_TYPE=Release -DROUSE_BUILD_TESTS=OFF \
+      -DROUSE_CUDA_ROOT=/opt/cuda \
       -DROUSE_COMMIT="$ROUSE_COMMIT" -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
  && cmake --build build/release --parallel "$JOBS" --target rouse-operator rouse-agent rouse_connector \
  && cmake --install build/release --prefix /out --component operator --strip \

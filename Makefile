@@ -24,7 +24,7 @@ export LANG := C.UTF-8
 unexport LC_ALL LC_CTYPE LC_MESSAGES
 
 .PHONY: help all build deps test demo bench e2e lint format clean images \
-  test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-plugin
+  test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-gpu test-plugin
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ deps: ## Install what building and testing need (does nothing when all is there)
 build: build-release ## Build operator, agent and connector into build/release
 
 build-release build-debug build-asan build-tsan: build-%: deps
-	@cmake --preset $* -DROUSE_COMMIT=$$(git rev-parse --short HEAD 2> /dev/null || echo unknown) --log-level=WARNING
+	@cmake --preset $* -DROUSE_CUDA_ROOT="$(CACHE)/cuda" -DROUSE_COMMIT=$$(git rev-parse --short HEAD 2> /dev/null || echo unknown) --log-level=WARNING
 	@cmake --build --preset $* -j $(JOBS)
 
 test-release: ## Unit tests of the release build
@@ -46,6 +46,9 @@ test-asan: ## Unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 test-tsan: ## Unit tests under ThreadSanitizer
 test-release test-debug test-asan test-tsan: test-%: build-%
 	@ctest --preset $* -j $(JOBS) --no-tests=error
+
+test-gpu: build-release ## Tests that need a GPU of this machine (not part of `make test`)
+	@build/release/agent/rouse-gpu-test
 
 test-plugin: build-release ## The plugin's tests inside the engine image's vLLM
 	@python=$$(e2e/install.sh) && packages=$$(cd e2e && "$$python" -m rouse_e2e packages) && \

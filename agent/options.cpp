@@ -33,6 +33,11 @@ void AddPod(CLI::App& app, AgentOptions& agent, Raw& raw) {
   app.add_option("--pod-ip", raw.pod_ip, "Address at which peers reach this pod")
       ->envname("ROUSE_POD_IP");
   app.add_option("--node", agent.self.node, "Node of this pod")->envname("ROUSE_NODE");
+  app.add_option(
+         "--node-folder", agent.publisher.node_folder,
+         "A folder that all agents of this node can write to; weights are then copied within "
+         "the node directly. Empty: none")
+      ->envname("ROUSE_NODE_FOLDER");
   app.add_option("--listen-host", agent.listen_host, "Address to listen on")
       ->envname("ROUSE_LISTEN_HOST")
       ->capture_default_str();
@@ -180,6 +185,8 @@ std::variant<ProgramOptions, int> ParseOptions(int argc, const char* const* argv
   agent.transfer.digest_threads = agent.weights.digest_threads;
   agent.transfer.progress_deadline = std::chrono::seconds(raw.pull_stall_s);
   agent.publisher.leases.duration = std::chrono::seconds(raw.lease_s);
+  agent.publisher.node_socket =
+      (agent.self.pod_uid.empty() ? agent.self.pod : agent.self.pod_uid) + ".sock";
   options.drain = std::chrono::seconds(raw.drain_s);
   const std::map<std::string, log::Level> levels = {{"trace", log::Level::kDebug},
                                                     {"debug", log::Level::kDebug},

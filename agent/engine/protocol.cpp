@@ -1,6 +1,6 @@
 #include "agent/engine/protocol.h"
 
-#include "agent/engine/seqpacket.h"
+#include "agent/socket/seqpacket.h"
 #include "common/messages.h"
 
 namespace rouse::agent {
@@ -60,7 +60,7 @@ Result<EngineRequest> Decode(Type type, json::Reader& in) {
       request = GetSlabsRequest{.rank = Rank(in),
                                 .first = static_cast<std::size_t>(in.Int("first", 0, 1 << 20)),
                                 .count = static_cast<std::size_t>(
-                                    in.Int("count", 1, static_cast<std::int64_t>(kMaxEngineFds)))};
+                                    in.Int("count", 1, static_cast<std::int64_t>(kMaxMessageFds)))};
       break;
     case Type::kPublish:
       request = PublishRequest{.rank = Rank(in),
@@ -80,7 +80,7 @@ std::string_view TypeName(const EngineRequest& request) {
 
 Result<EngineRequest> DecodeEngineRequest(std::string_view text, std::size_t fds) {
   ROUSE_ASSIGN_OR_RETURN(const json::Json document,
-                         json::Parse(text, "engine request", kMaxEngineMessage));
+                         json::Parse(text, "engine request", kMaxMessageBytes));
   json::Reader in(document, "");
   const Type type = in.Enum<Type>("type", kTypes);
   ROUSE_RETURN_IF_ERROR(in.status());

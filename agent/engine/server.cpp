@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "agent/engine/document.h"
-#include "agent/engine/seqpacket.h"
 #include "agent/engine/session.h"
+#include "agent/socket/seqpacket.h"
 #include "common/log.h"
 
 namespace rouse::agent {
@@ -237,8 +237,8 @@ void EngineServer::Loop::OnMessage(Connection& connection, SeqpacketMessage mess
   Result<EngineRequest> request =
       message.oversized ? Result<EngineRequest>(Status(
                               StatusCode::kResourceExhausted,
-                              "engine request is over " + std::to_string(kMaxEngineMessage) +
-                                  " bytes or " + std::to_string(kMaxEngineFds) + " descriptors"))
+                              "engine request is over " + std::to_string(kMaxMessageBytes) +
+                                  " bytes or " + std::to_string(kMaxMessageFds) + " descriptors"))
                         : DecodeEngineRequest(message.body, message.fds.size());
   WeightOffer offer;
   if (request.ok()) {

@@ -64,6 +64,8 @@ class Arena {
 
   /// Sizes in order; they add up to bytes().
   std::vector<std::uint64_t> SlabBytes() const;
+  /// Of all slabs but the last.
+  std::uint64_t slab_bytes() const { return slab_bytes_; }
   std::size_t slab_count() const { return slabs_.size(); }
   const Slab& slab(std::size_t index) const { return *slabs_[index]; }
   /// The part of span() that slab `index` makes up.

@@ -84,7 +84,8 @@ void Agent::Pull(const std::stop_token& stop) {
       .launch_identity = options_.launch_identity,
       .requester = options_.self.pod_namespace + "/" + options_.self.pod,
       .picker = options_.picker,
-      .transfer = options_.transfer};
+      .transfer = options_.transfer,
+      .node_folder = options_.publisher.node_folder};
   std::int64_t started = 0;
   const PeerPullHooks hooks{
       .peers = [this] { return reporter_ != nullptr ? reporter_->peers() : std::vector<Peer>(); },

@@ -1,10 +1,13 @@
 #include "agent/server/peer_pull.h"
 
 #include <condition_variable>
+#include <filesystem>
 #include <mutex>
 #include <optional>
 
 #include "agent/server/lease.h"
+#include "agent/transfer/node_protocol.h"
+#include "agent/transfer/node_pull.h"
 #include "common/log.h"
 
 namespace rouse::agent {
@@ -38,6 +41,46 @@ Status CheckIdentity(const WeightStore& store, const OpenResponse& opened) {
     }
   }
   return Status();
+}
+
+/// How long a peer of this node may take to hand over its slabs.
+constexpr std::chrono::milliseconds kNodeDeadline{5'000};
+
+/// Where a peer of this node listens; nullopt when it is on another, or does not share.
+std::optional<transfer::NodeSource> OnThisNode(const Peer& peer, const OpenResponse& opened,
+                                               const std::string& folder) {
+  // Its name is a peer's word: it must not lead out of the folder.
+  if (folder.empty() || !transfer::IsNodeSocketName(opened.node_socket)) return std::nullopt;
+  const std::string path = folder + "/" + opened.node_socket;
+  std::error_code none;
+  if (!std::filesystem::is_socket(path, none)) return std::nullopt;
+  return transfer::NodeSource{.name = peer.pod, .socket = path, .lease = opened.lease};
+}
+
+Result<transfer::PullReport> PullRank(const transfer::PullSource& source,
+                                      const std::optional<transfer::NodeSource>& node,
+                                      transfer::RegisteredArena& arena,
+                                      const transfer::PullOptions& options, std::stop_token stop,
+                                      const transfer::ProgressCallback& on_progress) {
+  if (node) {
+    const auto imported =
+        transfer::ImportFromNode(*node, source.rank, memory::HostMemory(), kNodeDeadline);
+    Status failed = imported.status();
+    if (imported.ok()) {
+      const auto engine = memory::HostCopyEngine(options.digest_threads);
+      auto copied = transfer::CopyFromNode(*node, source.rank.manifest, **imported, arena.arena(),
+                                           *engine, options, stop, on_progress);
+      failed = copied.status();
+      // Wrong bytes are wrong by any way.
+      if (copied.ok() || failed.code() == StatusCode::kDataLoss ||
+          failed.code() == StatusCode::kCancelled) {
+        return copied;
+      }
+    }
+    log::Warning("a peer of this node is read over the network",
+                 {{"peer", source.name}, {"error", failed.ToString()}});
+  }
+  return transfer::Pull(source, arena, options, std::move(stop), on_progress);
 }
 
 struct Attempt {
@@ -81,9 +124,9 @@ Attempt PullFrom(const Peer& peer, WeightStore& store, const PeerPullSettings& s
                                       .worker_address = opened.worker_address,
                                       .rank = opened.ranks[i]};
     transfer::PullProgress last;
-    const auto pulled =
-        transfer::Pull(source, *arenas[i], settings.transfer, give_up.get_token(),
-                       [&](const transfer::PullProgress& progress) { last = progress; });
+    const auto pulled = PullRank(source, OnThisNode(peer, opened, settings.node_folder), *arenas[i],
+                                 settings.transfer, give_up.get_token(),
+                                 [&](const transfer::PullProgress& progress) { last = progress; });
     Status status = pulled.status();
     if (status.code() == StatusCode::kCancelled && !stop.stop_requested()) {
       const std::scoped_lock lock(mutex);

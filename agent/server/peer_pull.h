@@ -22,6 +22,9 @@ struct PeerPullSettings {
   std::string requester;  ///< "namespace/pod"
   PeerPickerLimits picker;
   transfer::PullOptions transfer;
+  /// The folder that all agents of this node have; empty: none. A peer whose socket is there is
+  /// copied from directly, others are read over the network.
+  std::string node_folder;
 };
 
 struct PeerPullHooks {

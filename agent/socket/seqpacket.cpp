@@ -1,4 +1,4 @@
-#include "agent/engine/seqpacket.h"
+#include "agent/socket/seqpacket.h"
 
 #include <fcntl.h>
 #include <sys/socket.h>
@@ -20,7 +20,7 @@ Result<sockaddr_un> Address(const std::string& path, socklen_t* length) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof address.sun_path) {
-    return InvalidArgument("engine socket path \"" + path + "\" must have 1 to " +
+    return InvalidArgument("socket path \"" + path + "\" must have 1 to " +
                            std::to_string(sizeof address.sun_path - 1) + " bytes");
   }
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
@@ -56,18 +56,18 @@ Result<SeqpacketListener> SeqpacketListener::Listen(const std::string& path) {
   if (::lstat(path.c_str(), &info) == 0) {
     if (!S_ISSOCK(info.st_mode)) {
       return Status(StatusCode::kAlreadyExists,
-                    "engine socket path " + path + " is there and is no socket; remove it");
+                    "socket path " + path + " is there and is no socket; remove it");
     }
     ::unlink(path.c_str());
   }
   OwnedFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!fd.valid()) return FromErrno(errno, "create engine socket");
+  if (!fd.valid()) return FromErrno(errno, "create a socket");
   if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0) {
-    return FromErrno(errno, "bind engine socket " + path);
+    return FromErrno(errno, "bind socket " + path);
   }
   SeqpacketListener listener(std::move(fd), path);
-  if (::chmod(path.c_str(), 0666) != 0) return FromErrno(errno, "chmod engine socket " + path);
-  if (::listen(listener.fd(), 16) != 0) return FromErrno(errno, "listen on engine socket " + path);
+  if (::chmod(path.c_str(), 0666) != 0) return FromErrno(errno, "chmod socket " + path);
+  if (::listen(listener.fd(), 16) != 0) return FromErrno(errno, "listen on socket " + path);
   return listener;
 }
 
@@ -79,7 +79,7 @@ Result<OwnedFd> SeqpacketListener::Accept() {
   OwnedFd fd(::accept4(fd_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (fd.valid()) return fd;
   if (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED) return fd;
-  return FromErrno(errno, "accept on engine socket " + path_);
+  return FromErrno(errno, "accept on socket " + path_);
 }
 
 Result<OwnedFd> SeqpacketDial(const std::string& path, bool non_blocking) {
@@ -89,14 +89,14 @@ Result<OwnedFd> SeqpacketDial(const std::string& path, bool non_blocking) {
   OwnedFd fd(::socket(AF_UNIX, flags, 0));
   if (!fd.valid()) return FromErrno(errno, "create socket");
   if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0) {
-    return FromErrno(errno, "connect to engine socket " + path);
+    return FromErrno(errno, "connect to socket " + path);
   }
   return fd;
 }
 
 Result<std::optional<SeqpacketMessage>> SeqpacketReceive(int socket) {
   SeqpacketMessage received;
-  received.body.resize(kMaxEngineMessage);
+  received.body.resize(kMaxMessageBytes);
   iovec part{received.body.data(), received.body.size()};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * kKernelMaxFds)];
   msghdr message{};
@@ -110,16 +110,16 @@ Result<std::optional<SeqpacketMessage>> SeqpacketReceive(int socket) {
   } while (got < 0 && errno == EINTR);
   if (got < 0) {
     if (errno == EAGAIN) return std::optional<SeqpacketMessage>();
-    if (PeerGone(errno)) return Unavailable("engine connection closed by its other end");
-    return FromErrno(errno, "receive from engine connection");
+    if (PeerGone(errno)) return Unavailable("connection closed by its other end");
+    return FromErrno(errno, "receive from a connection");
   }
   received.fds = TakeFds(&message);
   // A message of no bytes is told from the end of the connection by nothing but its descriptors.
   if (got == 0 && received.fds.empty()) {
-    return Unavailable("engine connection closed by its other end");
+    return Unavailable("connection closed by its other end");
   }
   received.body.resize(static_cast<std::size_t>(got));
-  if ((message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0 || received.fds.size() > kMaxEngineFds) {
+  if ((message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0 || received.fds.size() > kMaxMessageFds) {
     received.body.clear();
     received.fds.clear();
     received.oversized = true;
@@ -128,13 +128,13 @@ Result<std::optional<SeqpacketMessage>> SeqpacketReceive(int socket) {
 }
 
 Result<bool> SeqpacketSend(int socket, std::string_view body, const std::vector<int>& fds) {
-  if (body.size() > kMaxEngineMessage || fds.size() > kMaxEngineFds) {
-    return Status(StatusCode::kResourceExhausted,
-                  "engine message of " + std::to_string(body.size()) + " bytes and " +
-                      std::to_string(fds.size()) + " descriptors is over the protocol's bounds");
+  if (body.size() > kMaxMessageBytes || fds.size() > kMaxMessageFds) {
+    return Status(StatusCode::kResourceExhausted, "message of " + std::to_string(body.size()) +
+                                                      " bytes and " + std::to_string(fds.size()) +
+                                                      " descriptors is over the protocol's bounds");
   }
   iovec part{const_cast<char*>(body.data()), body.size()};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * kMaxEngineFds)] = {};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * kMaxMessageFds)] = {};
   msghdr message{};
   message.msg_iov = &part;
   message.msg_iovlen = 1;
@@ -153,8 +153,8 @@ Result<bool> SeqpacketSend(int socket, std::string_view body, const std::vector<
   } while (sent < 0 && errno == EINTR);
   if (sent >= 0) return true;
   if (errno == EAGAIN) return false;
-  if (PeerGone(errno)) return Unavailable("engine connection closed by its other end");
-  return FromErrno(errno, "send on engine connection");
+  if (PeerGone(errno)) return Unavailable("connection closed by its other end");
+  return FromErrno(errno, "send on a connection");
 }
 
 int SeqpacketPeerPid(int socket) {

@@ -1,8 +1,8 @@
 // Unix sockets that carry one message at a time, with descriptors beside it (SCM_RIGHTS).
 //
-// The only file of the agent that names socket calls for the engine. Every descriptor that arrives
+// The only file of the agent that names calls of Unix sockets. Every descriptor that arrives
 // is owned from the moment it arrives, so nothing a peer sends can leak one; every size is bounded
-// before memory is used. Sockets are non-blocking: the poll loop in server.cpp is their only user.
+// before memory is used. Accepted sockets are non-blocking.
 //
 // Threads: an object belongs to one thread. Nothing here throws.
 
@@ -20,9 +20,9 @@
 
 namespace rouse::agent {
 
-/// Largest message and most descriptors of docs/protocols.md §3.
-inline constexpr std::size_t kMaxEngineMessage = 128u << 10;
-inline constexpr std::size_t kMaxEngineFds = 64;
+/// Largest message and most descriptors of docs/protocols.md §3 and §6.
+inline constexpr std::size_t kMaxMessageBytes = 128u << 10;
+inline constexpr std::size_t kMaxMessageFds = 64;
 
 using memory::OwnedFd;
 
@@ -30,7 +30,7 @@ using memory::OwnedFd;
 struct SeqpacketMessage {
   std::string body;
   std::vector<OwnedFd> fds;
-  /// The message was longer than kMaxEngineMessage, or had more than kMaxEngineFds descriptors;
+  /// The message was longer than kMaxMessageBytes, or had more than kMaxMessageFds descriptors;
   /// body and fds are empty then, and what had arrived is closed already.
   bool oversized = false;
 };
@@ -38,7 +38,7 @@ struct SeqpacketMessage {
 /// A listening socket in the file system. Unlinks its path on destruction.
 class SeqpacketListener {
  public:
-  /// Binds `path` and lets every user of the pod connect (the engine's user is the image's choice).
+  /// Binds `path` and lets every user connect (the engine's user is the image's choice).
   /// A stale socket of an earlier agent is replaced; a path that is something else than a socket is
   /// AlreadyExists, one longer than 107 bytes InvalidArgument.
   static Result<SeqpacketListener> Listen(const std::string& path);

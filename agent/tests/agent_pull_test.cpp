@@ -6,6 +6,7 @@
 #include <catch2/catch.hpp>
 #include <thread>
 
+#include "agent/socket/seqpacket.h"
 #include "agent/tests/agent_process.h"
 #include "agent/tests/fake_engine.h"
 #include "agent/tests/fake_operator.h"
@@ -106,6 +107,57 @@ TEST_CASE("An engine's weights reach a second agent, and a third from the second
   REQUIRE(got.ok());
   CHECK(*got ==
         bytes);  // Also: nobody saw what the second's engine wrote into its private mapping.
+}
+
+TEST_CASE(
+    "Agents of one node copy from each other's slabs, and over the network where they cannot") {
+  FakeOperator fake_operator;
+  const TempFolder node;
+  const std::map<std::string, std::string> shared = {{"ROUSE_NODE_FOLDER", node.path()}};
+  const std::string bytes = TestBytes(kArenaBytes, 9);
+  AgentProcess first("demo-0", fake_operator.url(), shared);
+  PublishOn(first, fake_operator, "demo-0", bytes);
+  const auto check = [&](const AgentProcess& agent, const std::string& pod,
+                         const std::string& transport) {
+    REQUIRE(fake_operator.WaitForServable(pod));
+    const auto report = fake_operator.Last(pod);
+    CHECK(report->bytes_by_source.peer == kArenaBytes);
+    CHECK(report->transport.find(transport) != std::string::npos);
+    auto engine = FakeEngine::Connect(agent.socket());
+    REQUIRE(engine->Hello(TestIdentity()).ok());
+    const auto got = engine->AwaitAndRead(0);
+    REQUIRE(got.ok());
+    CHECK(*got == bytes);
+  };
+  {
+    AgentProcess second("demo-1", fake_operator.url(), FromPeer(shared));
+    check(second, "demo-1", "node/host");
+    CHECK(Metrics(*fake_operator.Last("demo-1")).find("transport=\"node/host\"") !=
+          std::string::npos);
+  }
+  {
+    // Another node: its folder does not have the first's socket.
+    const TempFolder other;
+    AgentProcess third("demo-2", fake_operator.url(),
+                       FromPeer({{"ROUSE_NODE_FOLDER", other.path()}}));
+    check(third, "demo-2", "tcp");
+  }
+  {
+    // Somebody else listens there, and says nothing that an agent would.
+    REQUIRE(::unlink((node.path() + "/uid-demo-0.sock").c_str()) == 0);
+    const auto listener = SeqpacketListener::Listen(node.path() + "/uid-demo-0.sock");
+    REQUIRE(listener.ok());
+    AgentProcess fourth("demo-3", fake_operator.url(), FromPeer(shared));
+    check(fourth, "demo-3", "tcp");
+    CHECK_THAT(fourth.log(), Catch::Contains("a peer of this node is read over the network"));
+  }
+}
+
+TEST_CASE("A node folder that is not there costs nothing but the short way") {
+  FakeOperator fake_operator;
+  AgentProcess agent("demo-0", fake_operator.url(), {{"ROUSE_NODE_FOLDER", "/nonexistent"}});
+  PublishOn(agent, fake_operator, "demo-0", TestBytes(kArenaBytes, 10));
+  CHECK_THAT(agent.log(), Catch::Contains("there is no folder /nonexistent"));
 }
 
 TEST_CASE("Weights survive a crash of the engine") {

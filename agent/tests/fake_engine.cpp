@@ -129,7 +129,7 @@ Result<EngineAnswer> FakeEngine::Phase(const std::string& name) {
 Result<std::vector<OwnedFd>> FakeEngine::AllSlabs(std::uint32_t rank, std::size_t count) {
   std::vector<OwnedFd> slabs;
   while (slabs.size() < count) {
-    const std::size_t part = std::min(count - slabs.size(), kMaxEngineFds);
+    const std::size_t part = std::min(count - slabs.size(), kMaxMessageFds);
     auto answer =
         Ask({{"type", "GetSlabs"}, {"rank", rank}, {"first", slabs.size()}, {"count", part}});
     ROUSE_RETURN_IF_ERROR(Expect(answer, "Slabs"));

@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "agent/engine/seqpacket.h"
+#include "agent/socket/seqpacket.h"
 #include "common/json.h"
 #include "common/manifest.h"
 #include "common/result.h"

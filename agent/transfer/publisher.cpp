@@ -36,8 +36,21 @@ Result<std::string> RandomId() {
 
 Result<std::unique_ptr<Publisher>> Publisher::Create(const PublisherOptions& options) {
   std::unique_ptr<Publisher> publisher(new Publisher(options));
-  const std::lock_guard lock(publisher->mutex_);
-  ROUSE_RETURN_IF_ERROR(publisher->EnsureProcess());
+  {
+    const std::lock_guard lock(publisher->mutex_);
+    ROUSE_RETURN_IF_ERROR(publisher->EnsureProcess());
+  }
+  if (!options.node_folder.empty()) {
+    auto share = NodeShare::Start(
+        options.node_folder, options.node_socket,
+        [&self = *publisher](const NodeRequest& request) { return self.Share(request); });
+    if (share.ok()) {
+      publisher->node_share_ = *std::move(share);
+    } else {
+      log::Warning("agents of this node will come over the network",
+                   {{"error", share.status().ToString()}});
+    }
+  }
   return publisher;
 }
 
@@ -109,8 +122,32 @@ Result<OpenResponse> Publisher::Open(const std::string& requester) {
   answer.lease = id;
   answer.lease_ms = leases_.duration().count();
   answer.worker_address = process_->worker_address();
+  if (node_share_ != nullptr) answer.node_socket = node_share_->name();
   for (const auto& [rank, published] : published_) answer.ranks.push_back(published.description);
   return answer;
+}
+
+// On the thread of node_share_.
+Result<SharedSlabs> Publisher::Share(const NodeRequest& request) {
+  const std::lock_guard lock(mutex_);
+  ROUSE_RETURN_IF_ERROR(leases_.Renew(request.lease, Now()));
+  const auto it = published_.find(request.rank);
+  if (it == published_.end()) {
+    return NotFound("rank " + std::to_string(request.rank) + " is not published");
+  }
+  const memory::Arena& arena = *it->second.arena;
+  if (request.first >= arena.slab_count() || request.count > arena.slab_count() - request.first) {
+    return InvalidArgument("request.first: slabs " + std::to_string(request.first) + " and " +
+                           std::to_string(request.count - 1) + " more were asked for, rank " +
+                           std::to_string(request.rank) + " has " +
+                           std::to_string(arena.slab_count()));
+  }
+  SharedSlabs slabs{.memory = arena.memory().on_host() ? "host" : "cuda", .fds = {}};
+  for (std::size_t i = 0; i < request.count; ++i) {
+    ROUSE_ASSIGN_OR_RETURN(auto fd, arena.slab(request.first + i).DuplicateFd());
+    slabs.fds.push_back(std::move(fd));
+  }
+  return slabs;
 }
 
 Status Publisher::Renew(const std::string& lease) {

@@ -21,6 +21,7 @@
 
 #include "agent/memory/arena.h"
 #include "agent/transfer/lease_table.h"
+#include "agent/transfer/node_share.h"
 #include "agent/transfer/source_process.h"
 #include "common/messages.h"
 #include "common/result.h"
@@ -31,6 +32,10 @@ struct PublisherOptions {
   LeaseLimits leases;
   /// The program to run as source process: one whose main asks IsSourceProcess first.
   std::string program = "/proc/self/exe";
+  /// The folder that all agents of this node have, and our socket's name in it (node_share.h).
+  /// Empty: there is none. One that cannot be used is logged, and peers come over the network.
+  std::string node_folder;
+  std::string node_socket;
 };
 
 class Publisher {
@@ -72,6 +77,7 @@ class Publisher {
       : options_(options), leases_(options.leases) {}
   Status EnsureProcess();
   Status Describe(Published& published);
+  Result<SharedSlabs> Share(const NodeRequest& request);
   void Collect(TimePoint now);
 
   const PublisherOptions options_;
@@ -80,6 +86,7 @@ class Publisher {
   std::map<std::uint32_t, Published> published_;  // by rank
   bool stale_ = false;  // process_ has slabs that are kept for live leases only
   std::unique_ptr<SourceProcess> process_;
+  std::unique_ptr<NodeShare> node_share_;  // last: its thread uses all of the above
 };
 
 }  // namespace rouse::transfer

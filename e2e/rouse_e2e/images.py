@@ -29,6 +29,7 @@ import pack  # noqa: E402
 PAUSE = "localhost/pause:1"
 ENGINE = engine.REFERENCE
 BASE = "docker.io/library/debian:12-slim"
+CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 # What Debian's slim image leaves out, and what it does so that layers stay small.
 SLIM = tuple(
     f"/usr/share/{name}/*" for name in ("doc", "info", "linda", "lintian", "locale", "man")
@@ -249,6 +250,9 @@ class Buildah:
                 "--build-arg",
                 f"JOBS={os.cpu_count()}",
             ),
+            # This machine's certificate authorities, in case the network has one of its own.
+            *("--volume", f"{CERTIFICATES}:/tmp/certificates.crt:ro"),
+            *("--build-arg", "PIP_CERT=/tmp/certificates.crt"),
             *("--tag", reference),
             str(paths.REPOSITORY),
         )
