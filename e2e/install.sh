@@ -16,7 +16,7 @@ packages=(
   # to build
   cmake g++ ninja-build ccache clang-format git make pkg-config
   libcpprest-dev nlohmann-json3-dev libyaml-cpp-dev prometheus-cpp-dev catch2 libxxhash-dev
-  libssl-dev libspdlog-dev libcli11-dev libucx-dev ucx-utils
+  libssl-dev libspdlog-dev libcli11-dev libucx-dev liburing-dev ucx-utils
   # to run the tests
   ca-certificates libnuma1 openssl python3 python3-venv python3-pip util-linux procps
   prometheus
