@@ -7,6 +7,7 @@
 #   - the cluster's programs (Kubernetes, etcd, kwok, helm, kubeconform), built from Go modules
 #
 # All but Debian's packages goes to the cache folder: $ROUSE_CACHE, default ~/.cache/rouse.
+# Further Debian packages may be named as arguments, for what only few targets need.
 # Prints the path of the virtual environment's Python.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
@@ -24,6 +25,7 @@ packages=(
   containerd runc containernetworking-plugins iproute2 iptables nftables kmod
   # to make images
   buildah mmdebstrap binutils libc6-dev
+  "$@"
 )
 
 say() { echo "$*" >&2; }

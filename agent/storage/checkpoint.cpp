@@ -126,8 +126,9 @@ Status CheckIndex(const std::vector<Shard>& shards, const ShardIndex& index,
   for (const auto& [name, file] : index) {
     const auto place = places.find(name);
     if (place != places.end() && place->second == file) continue;
-    const bool read = std::any_of(shards.begin(), shards.end(),
-                                  [&](const Shard& shard) { return shard.file == file; });
+    const bool read =
+        std::any_of(shards.begin(), shards.end(),
+                    [&wanted = file](const Shard& shard) { return shard.file == wanted; });
     if (!read) {
       return NotFound(std::string(kIndexFile) + ": tensor " + Quoted(name) + ": there is no file " +
                       file + std::string(kRemedy));
