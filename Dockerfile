@@ -20,7 +20,7 @@ FROM debian:12-slim AS build
 RUN apt-get update \
  && apt-get install -y --no-install-recommends \
       ccache cmake g++ ninja-build pkg-config \
-      libcli11-dev libcpprest-dev libspdlog-dev libssl-dev libucx-dev libxxhash-dev libyaml-cpp-dev \
+      libcli11-dev libcpprest-dev libspdlog-dev libssl-dev libucx-dev liburing-dev libxxhash-dev libyaml-cpp-dev \
       nlohmann-json3-dev prometheus-cpp-dev \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
@@ -64,7 +64,7 @@ ENTRYPOINT ["/usr/bin/rouse-operator"]
 
 FROM runtime AS agent
 RUN apt-get update \
- && apt-get install -y --no-install-recommends libucx0 libxxhash0 \
+ && apt-get install -y --no-install-recommends libucx0 liburing2 libxxhash0 \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 COPY --from=build /out/share/rouse/plugin /usr/share/rouse/plugin
 COPY --from=build /out/bin/rouse-agent /usr/bin/rouse-agent

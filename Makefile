@@ -10,6 +10,9 @@ JOBS ?= $(shell nproc)
 KEEP ?=
 # Arguments for pytest or the benchmarks, for example: make e2e ARGS='-k story -x', make bench ARGS=pull
 ARGS ?=
+# How long `make fuzz` runs each of its fuzzers, and which.
+FUZZ_SECONDS ?= 600
+FUZZERS ?= manifest safetensors engine_socket
 
 # The compiler cache lies beside the others. Paths in it are relative to the tree, so that the image
 # build, which sees the tree elsewhere, shares it.
@@ -23,7 +26,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 export LANG := C.UTF-8
 unexport LC_ALL LC_CTYPE LC_MESSAGES
 
-.PHONY: help all build deps test demo bench e2e lint format clean images \
+.PHONY: help all build deps test demo bench e2e fuzz lint format clean images \
   test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-gpu test-plugin
 
 help: ## List the targets
@@ -72,6 +75,21 @@ images: deps ## Build the container images into the cache folder
 
 bench: deps ## Run the benchmarks; figures go to docs/benchmarks
 	@python=$$(e2e/install.sh) && "$$python" bench/run.py $(ARGS)
+
+# New inputs stay in build/fuzz; an input that is handled wrongly goes to build/fuzz/found, and fails.
+fuzz: deps ## Fuzz what is decoded of others' data, FUZZ_SECONDS each (default 600); needs clang
+	@e2e/install.sh clang libclang-rt-14-dev > /dev/null
+	@cmake --preset fuzz -DROUSE_CUDA_ROOT="$(CACHE)/cuda" --log-level=WARNING
+	@cmake --build --preset fuzz -j $(JOBS)
+	@mkdir -p build/fuzz/found
+	@for fuzzer in $(FUZZERS); do \
+	  echo "== $$fuzzer, $(FUZZ_SECONDS) s"; \
+	  mkdir -p build/fuzz/corpus/$$fuzzer; \
+	  build/fuzz/agent/tests/fuzz/rouse-fuzz-$$fuzzer -max_total_time=$(FUZZ_SECONDS) -timeout=10 \
+	    -dict=agent/tests/fuzz/$$fuzzer.dict -rss_limit_mb=2048 -max_len=16384 -verbosity=0 -print_final_stats=1 \
+	    -artifact_prefix=build/fuzz/found/$$fuzzer- \
+	    build/fuzz/corpus/$$fuzzer agent/tests/fuzz/seeds/$$fuzzer; \
+	done
 
 lint: deps ## Check the format of C++ and Python
 	@git ls-files '*.cpp' '*.h' '*.c' | xargs -r clang-format --dry-run -Werror

@@ -8,6 +8,7 @@
 #   - the cluster's programs (Kubernetes, etcd, kwok, helm, kubeconform), built from Go modules
 #
 # All but Debian's packages goes to the cache folder: $ROUSE_CACHE, default ~/.cache/rouse.
+# Further Debian packages may be named as arguments, for what only few targets need.
 # Prints the path of the virtual environment's Python.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
@@ -17,7 +18,7 @@ packages=(
   # to build
   cmake g++ ninja-build ccache clang-format git make pkg-config
   libcpprest-dev nlohmann-json3-dev libyaml-cpp-dev prometheus-cpp-dev catch2 libxxhash-dev
-  libssl-dev libspdlog-dev libcli11-dev libucx-dev ucx-utils
+  libssl-dev libspdlog-dev libcli11-dev libucx-dev liburing-dev ucx-utils
   # to run the tests
   ca-certificates libnuma1 openssl python3 python3-venv python3-pip util-linux procps
   prometheus
@@ -25,6 +26,7 @@ packages=(
   containerd runc containernetworking-plugins iproute2 iptables nftables kmod
   # to make images
   buildah mmdebstrap binutils libc6-dev
+  "$@"
 )
 
 say() { echo "$*" >&2; }

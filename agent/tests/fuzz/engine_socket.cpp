@@ -1,0 +1,114 @@
+#include "agent/engine/protocol.h"
+#include "agent/engine/session.h"
+#include "agent/tests/fuzz/harness.h"
+
+namespace rouse::fuzz {
+namespace {
+
+using namespace agent;
+
+// Letters of the first line: p = weights that have come, s = storage is allowed, u = not settled;
+// f = the shell fails to perform what the session asks for.
+WeightOffer Offer(std::string_view letters) {
+  const auto has = [&](char letter) { return letters.find(letter) != std::string_view::npos; };
+  WeightOffer offer{.reason = "fuzz", .storage_allowed = has('s'), .settled = !has('u')};
+  if (has('p')) offer.identity = Identity{{"model", "m"}, {"dtype", "bfloat16"}};
+  return offer;
+}
+
+// What a shell would have to keep to, and what the session promises it.
+class Shell {
+ public:
+  explicit Shell(std::string_view letters)
+      : offer_(Offer(letters)), fails_(letters.find('f') != std::string_view::npos) {}
+
+  bool closed() const { return closed_; }
+
+  void OnMessage(std::string_view text, std::size_t fds) {
+    const auto request = DecodeEngineRequest(text, fds);
+    if (!request.ok()) {
+      Check(!request.status().message().empty(), "an error says what is wrong");
+    }
+    const bool knew = session_.rank().has_value();
+    const EngineStep step = session_.OnRequest(request, offer_);
+    if (!request.ok()) {
+      Check(std::holds_alternative<step::Reply>(step), "what is malformed is answered");
+    }
+    std::visit([&](const auto& one) { Perform(one, knew); }, step);
+    if (session_.rank()) {
+      Check(*session_.rank() < session_.hello()->world_size, "a rank is below the world's size");
+    }
+  }
+
+ private:
+  void Perform(const step::Reply& reply, bool) {
+    Check(json::Dump(reply.body).size() <= 128 * 1024, "an answer fits a message");
+    Check(reply.body.contains("type"), "an answer has a type");
+    closed_ = reply.close;
+  }
+  void Perform(const step::Welcome& welcome, bool knew) {
+    Check(!knew, "a rank says hello once");
+    Check(session_.rank() == welcome.hello.rank, "a welcomed rank is known");
+    Check(!welcome.from_peer || offer_.identity == welcome.hello.identity,
+          "weights go to an equal identity only");
+    Check(welcome.from_peer || offer_.storage_allowed, "storage only where it is allowed");
+    from_peer_ = welcome.from_peer;
+    Check(json::Dump(welcome.welcome).size() <= 128 * 1024, "an answer fits a message");
+  }
+  void Perform(const step::Refuse& refuse, bool knew) {
+    Check(!knew && !session_.rank(), "a refused rank stays unknown");
+    Check(!refuse.reason.empty(), "a refusal has a reason");
+  }
+  void Perform(const step::RecordPhase&, bool knew) { Check(knew, "phases come after Hello"); }
+  void Perform(const step::AwaitWeights& await, bool knew) {
+    Check(knew && from_peer_, "weights are for who was promised them");
+    Check(await.request.rank == session_.rank(), "of its own rank");
+    if (fails_) return;
+    session_.OnWeightsDelivered();
+    holds_ = true;
+  }
+  void Perform(const step::CreateArena& create, bool knew) {
+    Check(knew && offer_.storage_allowed, "an arena is made where storage is allowed");
+    Check(create.request.rank == session_.rank(), "of its own rank");
+    Check(create.request.bytes > 0, "an arena has bytes");
+    if (fails_) return;
+    session_.OnArenaCreated();
+    holds_ = may_publish_ = true;
+  }
+  void Perform(const step::SendSlabs& send, bool knew) {
+    Check(knew && holds_, "slabs go to who holds an arena");
+    Check(send.request.rank == session_.rank(), "of its own rank");
+  }
+  void Perform(const step::Publish& publish, bool knew) {
+    Check(knew && may_publish_, "only an arena of its own is published, and once");
+    Check(publish.request.manifest_bytes > 0, "a manifest has bytes");
+    if (fails_) return;
+    session_.OnPublished();
+    may_publish_ = false;
+  }
+
+  WeightOffer offer_;
+  bool fails_;
+  EngineSession session_;
+  bool from_peer_ = false;
+  bool holds_ = false;
+  bool may_publish_ = false;
+  bool closed_ = false;
+};
+
+}  // namespace
+
+void EngineSocket(std::string_view input) {
+  Shell shell(NextLine(input));
+  while (!input.empty() && !shell.closed()) {
+    std::string_view line = NextLine(input);
+    std::size_t fds = 0;
+    if (!line.empty() && line[0] >= '0' && line[0] <= '9') {
+      fds = static_cast<std::size_t>(line[0] - '0');
+      line.remove_prefix(1);
+    }
+    shell.OnMessage(line, fds);
+  }
+}
+
+}  // namespace rouse::fuzz
