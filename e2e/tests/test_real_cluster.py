@@ -15,7 +15,9 @@ from rouse_e2e.cluster import wait_until
 from rouse_e2e.real import nodes_folder, sweep
 
 OWNER = """
-import sys, time
+import signal, sys, time
+# A shell that starts the tests in the background has SIGINT ignored, and so would we.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from rouse_e2e.real import RealCluster
 RealCluster(sys.argv[1])
 print("up", flush=True)
