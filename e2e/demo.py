@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -126,7 +125,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", flush=True)
         return 130
-    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+    except Exception as error:
         explain_failure(cluster, story, error)
         return 1
     finally:

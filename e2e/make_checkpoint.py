@@ -202,11 +202,12 @@ def cached() -> Path:
 
     key = hashlib.sha256(Path(__file__).read_bytes() + numpy.__version__.encode()).hexdigest()[:16]
     folder = paths.cache("models", f"qwen3-moe-{key}")
-    if not folder.exists():
-        partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        make(partial)
-        partial.rename(folder)
+    with paths.locked("checkpoint"):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            make(partial)
+            partial.rename(folder)
     return folder
 
 

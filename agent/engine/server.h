@@ -18,8 +18,9 @@ namespace rouse::agent {
 struct EngineServerLimits {
   std::size_t max_connections = 128;
   std::chrono::milliseconds hello_deadline{30'000};  ///< From connecting to an accepted Hello.
-  std::chrono::milliseconds settle_deadline{
-      15'000};                                      ///< How long a Hello waits for a settled offer.
+  /// How long a Hello waits for a settled offer: about as long as the agent looks for a peer, and
+  /// less than the plugin waits for an answer (connector/rouse_vllm/session.py).
+  std::chrono::milliseconds settle_deadline{110'000};
   std::chrono::milliseconds send_deadline{10'000};  ///< For a client to take its answer.
 };
 

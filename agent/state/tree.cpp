@@ -70,6 +70,14 @@ std::string TemporaryName() {
   return ".rouse-" + std::to_string(::getpid()) + "-" + std::to_string(counter++) + ".part";
 }
 
+// A container's processes have the same numbers after every start, so one that was killed may have
+// left a file of this name behind.
+OwnedFd CreateAnew(int folder, const char* name) {
+  ::unlinkat(folder, name, 0);
+  return OwnedFd(
+      ::openat(folder, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+}
+
 }  // namespace
 
 bool IsPlainPath(std::string_view path) {
@@ -92,8 +100,7 @@ Status WriteFileBelow(const std::string& folder, const FileToWrite& file,
   const auto parts = Parts(file.path);
   ROUSE_ASSIGN_OR_RETURN(const OwnedFd parent, OpenParent(folder, parts));
   const std::string temporary = TemporaryName();
-  OwnedFd fd(::openat(parent.get(), temporary.c_str(),
-                      O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+  OwnedFd fd = CreateAnew(parent.get(), temporary.c_str());
   if (!fd.valid()) return FromErrno(errno, "create " + what);
 
   Status status = WriteAll(fd.get(), content, what);

@@ -207,6 +207,19 @@ TEST_CASE("A peer that sends another file than it listed, or lists what it may n
   CHECK(Entries(target.model_dir()) == 0);
 }
 
+TEST_CASE("Part files that a killed program of the same number left are no obstacle") {
+  const TempFolder folder;
+  for (int i = 0; i < 100; ++i) {
+    folder.Write(".rouse-" + std::to_string(::getpid()) + "-" + std::to_string(i) + ".part",
+                 "left");
+  }
+  const Status written =
+      WriteFileBelow(folder.path(), {.path = "config.json", .modified = {}}, "{}");
+  INFO(written.ToString());
+  CHECK(written.ok());
+  CHECK(Content(folder.path() + "/config.json") == "{}");
+}
+
 TEST_CASE("A full disk is reported with the file and the remedy, and leaves no part behind") {
   // A mount namespace of our own, so that a disk of 1 MiB can be had.
   if (::geteuid() == 0) {

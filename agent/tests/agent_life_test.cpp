@@ -193,7 +193,12 @@ TEST_CASE("SIGTERM ends the agent cleanly: socket and leases are gone") {
   const std::string address = fake_operator.Last("demo-0")->address;
   AgentProcess target("demo-1", fake_operator.url(), {{"ROUSE_PATH", "Peer"}});
   REQUIRE(fake_operator.WaitForServable("demo-1"));
-  CHECK(Get(address, "/metrics").body.find("rouse_leases_open 0") != std::string::npos);
+  const auto closed = [&] {
+    return Get(address, "/metrics").body.find("rouse_leases_open 0") != std::string::npos;
+  };
+  for (int i = 0; i < 100 && !closed(); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  CHECK(closed());
   REQUIRE(std::filesystem::exists(source.socket()));
   for (AgentProcess* agent : {&source, &target}) {
     agent->Signal(SIGTERM);

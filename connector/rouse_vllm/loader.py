@@ -104,12 +104,7 @@ class RouseModelLoader(DefaultModelLoader):
             return True
         if self._source == PEER:
             return self._take(model)
-        derived = {
-            name: value
-            for name, value in tensors.scalars(model).items()
-            if self._scalars_before.get(name) != value
-        }
-        self._give(model, derived)
+        self._give(model, tensors.changed(self._scalars_before, tensors.scalars(model)))
         return True
 
     def _open(self, vllm_config: VllmConfig, model_config: ModelConfig, started_us: int) -> None:
@@ -202,7 +197,7 @@ class RouseModelLoader(DefaultModelLoader):
         started_us = now_us()
         try:
             described = self._link.give(model, scalars)
-        except (AgentRefused, Unsupported, RuntimeError) as error:
+        except (AgentRefused, Unsupported, RuntimeError, TypeError, ValueError) as error:
             logger.warning(
                 "Rouse: the weights were not published, peers cannot take them from this instance: %s",
                 error,

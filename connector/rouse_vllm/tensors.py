@@ -306,6 +306,16 @@ def scalars(model: nn.Module) -> dict[str, Scalar]:
     return found
 
 
+def changed(before: dict[str, Scalar], after: dict[str, Scalar]) -> dict[str, Scalar]:
+    """The values that are new or another. What was no number and still is none has not changed."""
+    nothing = object()
+    return {
+        name: value
+        for name, value in after.items()
+        if (was := before.get(name, nothing)) != value and not (was != was and value != value)
+    }
+
+
 def set_scalars(model: nn.Module, values: dict[str, Scalar]) -> None:
     """Sets host values by name. ManifestError when the model has no such module or value."""
     modules = dict(model.named_modules())

@@ -232,6 +232,11 @@ def test_host_values_are_set_by_name() -> None:
     source.factor, target.factor = 2.5, 1.0
     source.embed.ready, target.embed.ready = True, False
     values = tensors.scalars(source)
+    nan = float("nan")
+    assert tensors.changed({"a": 1.0, "b": nan, "c": nan}, {"a": 1.0, "b": nan, "c": 2.0, "d": 3}) == {
+        "c": 2.0,
+        "d": 3,
+    }
     assert values["factor"] == 2.5 and values["embed.ready"] is True
     tensors.set_scalars(target, {"factor": 2.5, "embed.ready": True})
     assert (target.factor, target.embed.ready) == (2.5, True)

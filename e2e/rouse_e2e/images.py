@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -44,20 +42,11 @@ TIDY = (
 )
 
 
-@contextlib.contextmanager
-def locked(name: str):
-    folder = paths.cache("locks")
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / name, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def pause_tar() -> Path:
     source = paths.E2E / "rouse_e2e" / "pause.c"
     key = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
     target = paths.cache("images", f"pause-{key}.tar")
-    with locked("pause"):
+    with paths.locked("pause"):
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory() as work:
@@ -74,7 +63,7 @@ def pause_tar() -> Path:
 
 def containerd_template(say=lambda text: None) -> Path:
     target = paths.cache("containerd", engine.key())
-    with locked("engine"):
+    with paths.locked("engine"):
         if not (target / "done").exists():
             work = paths.cache("engine", "work")
             tar = paths.cache("engine", f"{engine.key()}.tar")
@@ -178,7 +167,7 @@ def rouse_tars(say=lambda text: None) -> dict[str, Path]:
     """{"operator": tar, "agent": tar}, built from the Dockerfile if anything has changed."""
     key = context_key()
     tars = {x: paths.cache("images", f"rouse-{x}-{key}.tar") for x in ("operator", "agent")}
-    with locked("buildah"):
+    with paths.locked("buildah"):
         missing = {name: tar for name, tar in tars.items() if not tar.exists()}
         if missing:
             buildah = Buildah()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 PROGRAMS = ("vllm", "VLLM::", "rouse-agent")
@@ -12,12 +13,14 @@ def main() -> None:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            files = [os.readlink(file) for file in (process / "fd").iterdir()]
+            files = {os.readlink(file) for file in (process / "fd").iterdir()}
+            # One that has closed the descriptor and kept the mapping keeps the memory.
+            files |= set(re.findall(r"/memfd:rouse\S*", (process / "maps").read_text()))
         except OSError:
             continue  # it has ended
         if any(name in command.split(" ")[0] or f"/{name} " in command for name in PROGRAMS):
             print(f"process {process.name}: {command[:120]}")
-        for file in files:
+        for file in sorted(files):
             if file.startswith(("/memfd:rouse", "/dev/shm/")):
                 print(f"process {process.name} ({command[:60]}) holds {file}")
     for file in Path("/dev/shm").iterdir():

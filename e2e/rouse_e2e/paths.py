@@ -6,6 +6,8 @@ holds the hash of what it was made from. Deleting the whole folder is always saf
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import os
 import re
@@ -24,6 +26,16 @@ def cache(*parts: str) -> Path:
     if not root:
         root = os.path.join(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "rouse")
     return Path(root, *parts)
+
+
+@contextlib.contextmanager
+def locked(name: str):
+    """Keeps others out, in this and other processes, while something in the cache is made."""
+    folder = cache("locks")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / name, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @functools.cache

@@ -98,14 +98,15 @@ def tear_down(state: Path) -> None:
 
 def sweep() -> None:
     """Removes what runs that were killed have left. Running nodes are not touched."""
-    for state in nodes_folder().glob("*"):
-        owner = state / "owner.json"
-        try:
-            name, pid, started = json.loads(owner.read_text())
-        except (OSError, ValueError):
-            continue
-        if not Identity(name, pid, started).alive():
-            tear_down(state)
+    with paths.locked("sweep"):
+        for state in nodes_folder().glob("*"):
+            owner = state / "owner.json"
+            try:
+                name, pid, started = json.loads(owner.read_text())
+            except (OSError, ValueError):
+                continue
+            if not Identity(name, pid, started).alive():
+                tear_down(state)
 
 
 class RealCluster(Cluster):

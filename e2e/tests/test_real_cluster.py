@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,9 @@ from rouse_e2e.cluster import wait_until
 from rouse_e2e.real import nodes_folder, sweep
 
 OWNER = """
-import sys, time
+import signal, sys, time
+# A shell that starts the tests in the background has SIGINT ignored, and so would we.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from rouse_e2e.real import RealCluster
 RealCluster(sys.argv[1])
 print("up", flush=True)
@@ -59,3 +62,20 @@ def test_a_cluster_whose_program_is_ended_leaves_nothing(number: signal.Signals)
     )
     sweep()
     assert traces(name) == []
+
+
+def test_two_that_sweep_at_the_same_time_do_not_trip_over_each_other():
+    left = nodes_folder() / f"test-{os.getpid()}-left"
+    for number in range(200):
+        folder = left / "root" / str(number)
+        folder.mkdir(parents=True)
+        for name in range(20):
+            (folder / str(name)).touch()
+    # Its owner ended a moment ago.
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (left / "owner.json").write_text(json.dumps(["test", ended.pid, 0]))
+    program = [sys.executable, "-c", "from rouse_e2e.real import sweep; sweep()"]
+    both = [subprocess.Popen(program, cwd=paths.E2E) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert not left.exists()

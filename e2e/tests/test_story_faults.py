@@ -121,7 +121,8 @@ def test_an_agent_killed_in_mid_pull_does_no_lasting_harm(story: Story, first: I
         def pulling() -> str | None:
             for pod in story.pods():
                 instance = Instance(pod)
-                if instance.name != source.name and instance.annotation("agent-state") == "Pulling":
+                arriving = "arriving" in instance.annotation("agent-message")
+                if instance.name != source.name and arriving:
                     return instance.name
             return None
 
