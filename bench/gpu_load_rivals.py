@@ -11,12 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 ROUNDS = 3
 
 
-def safetensors(files: list[str]) -> list[torch.Tensor]:
+def safetensors(files: list[str]) -> list:
     from safetensors import safe_open
 
     found = []
@@ -26,21 +24,21 @@ def safetensors(files: list[str]) -> list[torch.Tensor]:
     return found
 
 
-def fastsafetensors(files: list[str]) -> list[torch.Tensor]:
+def fastsafetensors(files: list[str]) -> list:
     from fastsafetensors import fastsafe_open
 
     with fastsafe_open(filenames=files, nogds=True, device="cuda:0") as opened:
         return [opened.get_tensor(name).clone() for name in opened.keys()]
 
 
-def instanttensor(files: list[str]) -> list[torch.Tensor]:
+def instanttensor(files: list[str]) -> list:
     import instanttensor
 
     with instanttensor.safe_open(files, framework="pt", device=0) as opened:
         return [tensor.clone() for _, tensor in opened.tensors()]
 
 
-def runai(files: list[str]) -> list[torch.Tensor]:
+def runai(files: list[str]) -> list:
     from runai_model_streamer import SafetensorsStreamer
 
     with SafetensorsStreamer() as streamer:
@@ -49,6 +47,8 @@ def runai(files: list[str]) -> list[torch.Tensor]:
 
 
 def main() -> None:
+    import torch
+
     name, folder = sys.argv[1], Path(sys.argv[2])
     files = sorted(str(x) for x in folder.glob("*.safetensors"))
     torch.empty(1, device="cuda")

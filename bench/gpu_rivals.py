@@ -78,7 +78,12 @@ def nixl(count: int) -> dict:
     done.set()
     process.join(10)
     process.kill()
-    return {"label": "NIXL", "how": "NIXL 1.5.1 READ, 64 MiB descriptors", "GBps": rates, "equal": equal}
+    return {
+        "label": "NIXL",
+        "how": "NIXL 1.5.1 READ, 64 MiB descriptors",
+        "GBps": rates,
+        "equal": equal,
+    }
 
 
 def torch_source(count: int, answers, done) -> None:
@@ -111,7 +116,12 @@ def torch_ipc(count: int) -> dict:
     done.set()
     process.join(10)
     process.kill()
-    return {"label": "torch CUDA IPC", "how": "torch CUDA IPC and copy_", "GBps": rates, "equal": equal}
+    return {
+        "label": "torch CUDA IPC",
+        "how": "torch CUDA IPC and copy_",
+        "GBps": rates,
+        "equal": equal,
+    }
 
 
 def ucx(count: int) -> dict:

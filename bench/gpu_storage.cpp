@@ -32,9 +32,9 @@ double Since(std::chrono::steady_clock::time_point start) {
 
 int main(int argc, char** argv) {
   std::string folder;
-  std::uint64_t request_kib = 4096;
+  std::uint64_t request_kib = 2048;
   cuda::DeviceSinkOptions staging;
-  storage::ReadOptions options;
+  storage::ReadOptions options{.reads_in_flight = 32};
   bool threads_only = false;
   int rounds = 3;
   CLI::App app("Reads a checkpoint into GPU memory");
@@ -53,9 +53,8 @@ int main(int argc, char** argv) {
     const auto start = std::chrono::steady_clock::now();
     const auto files = Must(storage::CheckpointFiles::Open(folder, {}));
     const auto plan = Must(storage::PlanReads(files.checkpoint(), staging.buffer_bytes));
-    const auto arena = Must(memory::Arena::Create({.bytes = plan.arena_bytes,
-                                                   .memory = cuda::DeviceMemory(device),
-                                                   .name = "bench"}));
+    const auto arena = Must(memory::Arena::Create(
+        {.bytes = plan.arena_bytes, .memory = cuda::DeviceMemory(device), .name = "bench"}));
     const auto sink = Must(cuda::DeviceSink(device, *arena, staging));
     const double ready = Since(start);
     const auto report = Must(storage::ReadCheckpoint(files, plan, *sink, options, {}, {}));

@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import figures  # noqa: E402
+import gpu_load_rivals  # noqa: E402
 import gpu_rivals  # noqa: E402
 
 SLAB_MIB = 1024
@@ -43,9 +44,9 @@ def ours(program: str, gib: int, rounds: int, source: int, target: int) -> tuple
     return gpu, values
 
 
-def rival(name: str, gib: int) -> dict | str:
+def run_rival(script: str, *arguments: str) -> dict | str:
     """What a rival measured, or why it could not."""
-    program = [sys.executable, str(Path(gpu_rivals.__file__)), name, str(gib)]
+    program = [sys.executable, script, *arguments]
     try:
         answer = subprocess.run(program, capture_output=True, text=True, timeout=RIVAL_SECONDS)
     except subprocess.TimeoutExpired:
@@ -54,6 +55,49 @@ def rival(name: str, gib: int) -> dict | str:
     if answer.returncode or not lines:
         return (answer.stderr.strip().splitlines() or ["no answer"])[-1]
     return json.loads(lines[-1])
+
+
+LOADERS = {
+    "instanttensor": "InstantTensor",
+    "fastsafetensors": "fastsafetensors",
+    "safetensors": "safetensors",
+    "runai": "Run:ai model streamer",
+}
+
+
+def loading(program: str, folder: str, rivals: str) -> list[figures.Figure]:
+    """Storage starts: everything from opening the files to the last byte on the GPU."""
+    answer = subprocess.run(
+        [program, folder, "--rounds=5"], capture_output=True, text=True, check=True
+    )
+    rounds = [json.loads(x) for x in answer.stdout.splitlines()]
+    rate = statistics.median(x["GBps"] for x in rounds)
+    print(f"storage start: {json.dumps(rounds)}")
+    size = f"{rounds[0]['bytes'] / 1e9:.1f} GB"
+    rows = [
+        figures.Figure(
+            f"storage start from tmpfs, {size}, reading alone",
+            statistics.median(x["readGBps"] for x in rounds),
+            "GB/s",
+        )
+    ]
+    for name in filter(None, rivals.split(",")):
+        said = run_rival(gpu_load_rivals.__file__, name, folder)
+        if isinstance(said, str):
+            print(f"{name}: not measured: {said}")
+            continue
+        best = statistics.median(said["GBps"])
+        print(f"{name}: {said['GBps']}")
+        rows.append(
+            figures.Figure(
+                f"storage start from tmpfs, against {LOADERS[name]}",
+                rate,
+                "GB/s",
+                f"{LOADERS[name]}, the same {size}: {best:.1f} GB/s",
+                round(rate / best, 3),
+            )
+        )
+    return rows
 
 
 def main() -> int:
@@ -66,6 +110,8 @@ def main() -> int:
     parser.add_argument("--source-gpu", type=int, default=0)
     parser.add_argument("--target-gpu", type=int, default=0)
     parser.add_argument("--rivals", default="nixl,torch,ucx", help="comma-separated, or empty")
+    parser.add_argument("--checkpoint", help="folder of safetensors files in tmpfs, to load too")
+    parser.add_argument("--load-rivals", default="instanttensor,fastsafetensors,safetensors,runai")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
 
@@ -74,31 +120,84 @@ def main() -> int:
     )
     median = {what: statistics.median(x) for what, x in values.items()}
     # Paired: each round's pull against the better of the driver's two copies in that round.
-    copies = [max(x) for x in zip(values["device copy, 1 stream"], values["device copy, 4 streams"])]
+    copies = [
+        max(x) for x in zip(values["device copy, 1 stream"], values["device copy, 4 streams"])
+    ]
     plain = statistics.median(a / b for a, b in zip(values["pull, not verified"], copies))
     verified = statistics.median(a / b for a, b in zip(values["pull, verified"], copies))
     size = f"{options.gib} GiB"
     copy = f"device copy, {statistics.median(copies):.0f} GB/s"
     Figure = figures.Figure
     rows = [
-        Figure(f"node-local pull, {size}, against device copy", median["pull, not verified"], "GB/s", copy, round(plain, 3)),
-        Figure(f"node-local pull, {size}, verification included, against device copy", median["pull, verified"], "GB/s", copy, round(verified, 3)),
-        Figure("chunk digests on the GPU", median["digest"], "GB/s", "1 TB/s", round(median["digest"] / 1000, 3)),
+        Figure(
+            f"node-local pull, {size}, against device copy",
+            median["pull, not verified"],
+            "GB/s",
+            copy,
+            round(plain, 3),
+        ),
+        Figure(
+            f"node-local pull, {size}, verification included, against device copy",
+            median["pull, verified"],
+            "GB/s",
+            copy,
+            round(verified, 3),
+        ),
+        Figure(
+            "chunk digests on the GPU",
+            median["digest"],
+            "GB/s",
+            "1 TB/s",
+            round(median["digest"] / 1000, 3),
+        ),
     ]
-    for what in ("create and map slabs", "import and map slabs", "unmap imported slabs", "release slabs", "open device"):
-        rows.append(Figure(f"{what}, {size} in slabs of {SLAB_MIB} MiB" if "slabs" in what else what, median[what], "s"))
+    for what in (
+        "create and map slabs",
+        "import and map slabs",
+        "unmap imported slabs",
+        "release slabs",
+        "open device",
+    ):
+        rows.append(
+            Figure(
+                f"{what}, {size} in slabs of {SLAB_MIB} MiB" if "slabs" in what else what,
+                median[what],
+                "s",
+            )
+        )
     rows.append(Figure("resident memory of the target process", median["resident memory"], "MiB"))
     for name in filter(None, options.rivals.split(",")):
-        said = rival(name, options.gib)
+        said = run_rival(gpu_rivals.__file__, name, str(options.gib))
         if isinstance(said, str):
             print(f"{name}: not measured: {said}")
             continue
         best = max(said["GBps"])
         label = said["label"]
-        rows.append(Figure(f"node-local pull, {size}, against {label}", median["pull, not verified"], "GB/s", f"{said['how']}: {best:.0f} GB/s", round(median["pull, not verified"] / best, 3)))
-        rows.append(Figure(f"node-local pull, {size}, verification included, against {label}", median["pull, verified"], "GB/s", f"{said['how']}: {best:.0f} GB/s", round(median["pull, verified"] / best, 3)))
+        rows.append(
+            Figure(
+                f"node-local pull, {size}, against {label}",
+                median["pull, not verified"],
+                "GB/s",
+                f"{said['how']}: {best:.0f} GB/s",
+                round(median["pull, not verified"] / best, 3),
+            )
+        )
+        rows.append(
+            Figure(
+                f"node-local pull, {size}, verification included, against {label}",
+                median["pull, verified"],
+                "GB/s",
+                f"{said['how']}: {best:.0f} GB/s",
+                round(median["pull, verified"] / best, 3),
+            )
+        )
         time.sleep(1)
-    out = options.out or figures.REPOSITORY / "docs" / "benchmarks" / f"transfer-{options.name}.json"
+    if options.checkpoint:
+        program = options.program.replace("gpu-transfer", "gpu-storage")
+        rows += loading(program, options.checkpoint, options.load_rivals)
+    out = (
+        options.out or figures.REPOSITORY / "docs" / "benchmarks" / f"transfer-{options.name}.json"
+    )
     print(f"GPU: {gpu}; every round: {json.dumps(values)}")
     figures.write(f"transfer-{options.name}", rows, out)
     return 0

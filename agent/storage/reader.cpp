@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -222,6 +223,17 @@ class Reader {
   std::unique_ptr<ReadQueue> queue_;  // last: ends before what its reads write to
 };
 
+bool AnyDirect(const CheckpointFiles& files) {
+  for (std::size_t i = 0; i < files.checkpoint().shards.size(); ++i) {
+    if (files.direct_fd(i) >= 0) return true;
+  }
+  return false;
+}
+
+std::uint32_t ThreadsByDefault() {
+  return std::clamp(std::thread::hardware_concurrency(), 4u, 18u) - 2;
+}
+
 }  // namespace
 
 Result<ReadReport> ReadCheckpoint(const CheckpointFiles& files, const ReadPlan& plan, Sink& sink,
@@ -239,12 +251,14 @@ Result<ReadReport> ReadCheckpoint(const CheckpointFiles& files, const ReadPlan& 
                                   const ReadCallback& on_progress) {
   std::unique_ptr<ReadQueue> queue;
   std::string reason = "io_uring was not asked for";
-  if (options.use_io_uring) {
+  if (options.use_io_uring && !AnyDirect(files)) {
+    reason = "no file can be read past the page cache";
+  } else if (options.use_io_uring) {
     auto uring = CreateUringQueue(std::min(options.reads_in_flight, kMaxReadsInFlight));
     if (uring.ok()) queue = *std::move(uring);
     reason = uring.status().message();
   }
-  if (!queue) queue = CreateThreadQueue(options.threads);
+  if (!queue) queue = CreateThreadQueue(options.threads > 0 ? options.threads : ThreadsByDefault());
   auto report =
       ReadCheckpoint(files, plan, sink, std::move(queue), options, std::move(stop), on_progress);
   if (report.ok()) report->reason = reason;
