@@ -34,7 +34,7 @@ int main(int argc, char** argv) {
   std::string folder;
   std::uint64_t request_kib = 2048;
   cuda::DeviceSinkOptions staging;
-  storage::ReadOptions options{.reads_in_flight = 32};
+  storage::ReadOptions options{.reads_in_flight = 20};
   bool threads_only = false;
   int rounds = 3;
   CLI::App app("Reads a checkpoint into GPU memory");

@@ -14,7 +14,7 @@ namespace rouse::cuda {
 
 struct DeviceSinkOptions {
   std::uint64_t buffer_bytes = 2u << 20;  ///< At least the size of one read.
-  std::size_t buffers = 64;  ///< More than reads in flight, so that some can be on their way on.
+  std::size_t buffers = 32;  ///< More than reads in flight, so that some can be on their way on.
 };
 
 /// For `arena`, which lies on `device` and outlives the sink. The staging memory is taken here,
