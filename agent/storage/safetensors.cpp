@@ -1,21 +1,15 @@
 #include "agent/storage/safetensors.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
-#include <set>
 #include <tuple>
 #include <utility>
+
+#include "agent/storage/header_parser.h"
 
 namespace rouse::storage {
 namespace {
 
-using Json = nlohmann::json;
-
-constexpr std::size_t kMaxDimensions = 16;
-constexpr std::size_t kMaxName = 4096;
 constexpr std::size_t kMaxShown = 200;
-constexpr std::uint64_t kMaxDimension = std::uint64_t{1} << 53;  // exact in every JSON reader
-constexpr std::string_view kMetadataName = "__metadata__";
 constexpr std::string_view kRemedy = "; fetch the file again or write the checkpoint anew";
 
 constexpr Dtype kDtypes[] = {
@@ -46,190 +40,6 @@ constexpr Dtype kDtypes[] = {
 std::string Offsets(const FileTensor& tensor) {
   return "data_offsets [" + std::to_string(tensor.begin) + ", " + std::to_string(tensor.end) + "]";
 }
-
-// Takes the events of the parser, because only they show a name that comes twice, and because a
-// document tree of a 100 MB header would take gigabytes.
-class HeaderHandler final : public nlohmann::json_sax<Json> {
- public:
-  std::vector<FileTensor> tensors;
-  std::string problem;  // what is wrong, empty if nothing
-
-  bool start_object(std::size_t) override {
-    switch (at_) {
-      case At::kStart:
-        at_ = At::kTop;
-        return true;
-      case At::kTopValue:
-        if (name_ == kMetadataName) {
-          if (std::exchange(has_metadata_, true)) return Fail("is there twice");
-          at_ = At::kMetadata;
-          return true;
-        }
-        at_ = At::kTensor;
-        seen_ = 0;
-        tensors.emplace_back().name = name_;
-        return true;
-      default:
-        return Unexpected("an object");
-    }
-  }
-
-  bool key(std::string& name) override {
-    switch (at_) {
-      case At::kTop:
-        name_ = std::move(name);
-        if (name_.empty() || name_.size() > kMaxName)
-          return Fail("a name must have 1 to " + std::to_string(kMaxName) + " bytes");
-        if (tensors.size() == kMaxTensors)
-          return Fail("there are more than " + std::to_string(kMaxTensors) + " tensors");
-        at_ = At::kTopValue;
-        return true;
-      case At::kMetadata:
-        if (!metadata_keys_.insert(name).second) return Fail(Quoted(name) + " is there twice");
-        at_ = At::kMetadataValue;
-        return true;
-      default: {  // kTensor
-        static constexpr std::pair<std::string_view, At> kFields[] = {
-            {"dtype", At::kDtype}, {"shape", At::kShape}, {"data_offsets", At::kOffsets}};
-        for (unsigned i = 0; i < std::size(kFields); ++i) {
-          if (name != kFields[i].first) continue;
-          if ((seen_ & (1u << i)) != 0) return Fail(name + " is there twice");
-          seen_ |= 1u << i;
-          at_ = kFields[i].second;
-          return true;
-        }
-        return Fail("unknown field " + Quoted(name));
-      }
-    }
-  }
-
-  bool string(std::string& value) override {
-    if (at_ == At::kMetadataValue) {
-      at_ = At::kMetadata;
-      return true;
-    }
-    if (at_ != At::kDtype) return Unexpected("a string");
-    tensors.back().dtype = FindDtype(value);
-    if (tensors.back().dtype == nullptr) return Fail("unknown dtype " + Quoted(value));
-    at_ = At::kTensor;
-    return true;
-  }
-
-  bool start_array(std::size_t) override {
-    if (at_ != At::kShape && at_ != At::kOffsets) return Unexpected("an array");
-    at_ = at_ == At::kShape ? At::kShapeItems : At::kOffsetItems;
-    offsets_.clear();
-    return true;
-  }
-
-  bool number_unsigned(std::uint64_t value) override {
-    if (at_ == At::kShapeItems) {
-      auto& shape = tensors.back().shape;
-      if (shape.size() == kMaxDimensions)
-        return Fail("shape has more than " + std::to_string(kMaxDimensions) + " dimensions");
-      if (value > kMaxDimension) return Fail("shape: " + std::to_string(value) + " is too large");
-      shape.push_back(value);
-      return true;
-    }
-    if (at_ != At::kOffsetItems) return Unexpected("a number");
-    if (offsets_.size() == 2) return Fail("data_offsets has more than 2 numbers");
-    offsets_.push_back(value);
-    return true;
-  }
-
-  bool end_array() override {
-    if (at_ == At::kOffsetItems) {
-      if (offsets_.size() != 2) return Fail("data_offsets has fewer than 2 numbers");
-      tensors.back().begin = offsets_[0];
-      tensors.back().end = offsets_[1];
-    }
-    at_ = At::kTensor;
-    return true;
-  }
-
-  bool end_object() override {
-    if (at_ == At::kTensor && seen_ != 7) {
-      return Fail(std::string((seen_ & 1) == 0   ? "dtype"
-                              : (seen_ & 2) == 0 ? "shape"
-                                                 : "data_offsets") +
-                  " is missing");
-    }
-    at_ = at_ == At::kTop ? At::kEnd : At::kTop;
-    return true;
-  }
-
-  bool null() override { return Unexpected("null"); }
-  bool boolean(bool) override { return Unexpected("a boolean"); }
-  bool number_integer(std::int64_t) override { return Unexpected("a negative number"); }
-  bool number_float(double, const std::string&) override {
-    return Unexpected("a number that is no 64-bit integer");
-  }
-  bool binary(Json::binary_t&) override { return Unexpected("binary data"); }
-
-  bool parse_error(std::size_t, const std::string&, const Json::exception& error) override {
-    problem = "the header is not valid JSON: " + std::string(error.what()).substr(0, kMaxShown);
-    return false;
-  }
-
- private:
-  // Where the parser stands: in which object, or before or in the value of which field.
-  enum class At {
-    kStart,
-    kTop,
-    kTopValue,
-    kMetadata,
-    kMetadataValue,
-    kTensor,
-    kDtype,
-    kShape,
-    kShapeItems,
-    kOffsets,
-    kOffsetItems,
-    kEnd,
-  };
-
-  std::string Where() const {
-    switch (at_) {
-      case At::kStart:
-      case At::kTop:
-      case At::kEnd:
-        return "the header: ";
-      default:
-        return (name_ == kMetadataName ? std::string(kMetadataName) : "tensor " + Quoted(name_)) +
-               ": ";
-    }
-  }
-
-  bool Fail(const std::string& text) {
-    problem = Where() + text;
-    return false;
-  }
-
-  bool Unexpected(std::string_view what) {
-    switch (at_) {
-      case At::kDtype:
-        return Fail("dtype: expected a string, got " + std::string(what));
-      case At::kShape:
-      case At::kShapeItems:
-        return Fail("shape: expected an array of non-negative integers, got " + std::string(what));
-      case At::kOffsets:
-      case At::kOffsetItems:
-        return Fail("data_offsets: expected an array of two non-negative integers, got " +
-                    std::string(what));
-      case At::kMetadataValue:
-        return Fail("expected strings, got " + std::string(what));
-      default:
-        return Fail("expected an object, got " + std::string(what));
-    }
-  }
-
-  At at_ = At::kStart;
-  std::string name_;
-  unsigned seen_ = 0;  // of kFields
-  bool has_metadata_ = false;
-  std::set<std::string> metadata_keys_;
-  std::vector<std::uint64_t> offsets_;
-};
 
 // "" when shape and dtype make exactly the bytes that data_offsets say.
 std::string CheckSize(const FileTensor& tensor) {
@@ -317,13 +127,13 @@ Result<ShardHeader> DecodeHeader(std::string_view text, std::uint64_t file_bytes
   if (!text.starts_with('{')) {
     return InvalidArgument(what + "the header does not begin with {" + std::string(kRemedy));
   }
-  HeaderHandler handler;
-  if (!Json::sax_parse(text, &handler)) {
-    return InvalidArgument(what + handler.problem + std::string(kRemedy));
+  ParsedHeader parsed = ParseHeader(text);
+  if (!parsed.problem.empty()) {
+    return InvalidArgument(what + parsed.problem + std::string(kRemedy));
   }
   ShardHeader header{.data_offset = kHeaderLengthBytes + text.size(),
                      .data_bytes = file_bytes - kHeaderLengthBytes - text.size(),
-                     .tensors = std::move(handler.tensors)};
+                     .tensors = std::move(parsed.tensors)};
   ROUSE_RETURN_IF_ERROR(CheckNames(header.tensors, what));
   std::sort(header.tensors.begin(), header.tensors.end(),
             [](const FileTensor& a, const FileTensor& b) {

@@ -30,8 +30,9 @@ class Sink {
   /// of Filled or Unused. Ranges that are acquired at the same time do not overlap.
   virtual std::byte* Acquire(std::uint64_t arena_offset, std::uint64_t bytes) = 0;
 
-  /// The memory holds the bytes now. May return before they are in the arena. An error ends the
-  /// reading.
+  /// The memory holds the bytes now, and behind them zeros up to the next multiple of
+  /// kDirectAlignment, which belong into the arena too. May return before they are there. An error
+  /// ends the reading.
   virtual Status Filled(std::byte* memory, std::uint64_t arena_offset, std::uint64_t bytes) = 0;
 
   /// The memory is not needed; what it holds is worthless.

@@ -70,7 +70,6 @@ class StagingSink final : public Sink {
     return memory;
   }
   Status Filled(std::byte* memory, std::uint64_t arena_offset, std::uint64_t bytes) override {
-    // With the zeros behind it, which the device's arena would have from the start.
     copies_.push_back({memory, arena_offset, (bytes + 4095) / 4096 * 4096});
     return {};
   }
