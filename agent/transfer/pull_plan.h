@@ -22,11 +22,10 @@
 #include <variant>
 #include <vector>
 
+#include "agent/transfer/pull_actions.h"
 #include "common/result.h"
 
 namespace rouse::transfer {
-
-using TimePoint = std::chrono::steady_clock::time_point;
 
 struct PullPlanOptions {
   std::uint64_t arena_bytes = 0;
@@ -42,41 +41,7 @@ struct PullPlanOptions {
   std::string source;                                   ///< Who sends, for messages.
 };
 
-/// Ask for these bytes of the arena. `piece` identifies the request in OnArrived.
-struct StartGet {
-  std::uint64_t piece = 0;
-  std::uint64_t offset = 0;
-  std::uint64_t bytes = 0;
-
-  bool operator==(const StartGet&) const = default;
-};
-/// Nothing to do until an event, at most until `until`.
-struct Wait {
-  TimePoint until;
-
-  bool operator==(const Wait&) const = default;
-};
-/// Every chunk has arrived and verified.
-struct Finish {
-  bool operator==(const Finish&) const = default;
-};
-struct Fail {
-  Status status;
-
-  bool operator==(const Fail&) const = default;
-};
 using PullAction = std::variant<StartGet, Wait, Finish, Fail>;
-
-struct PullCounters {
-  std::uint64_t bytes_total = 0;
-  std::uint64_t bytes_arrived = 0;   ///< Includes what had to be pulled again.
-  std::uint64_t bytes_verified = 0;  ///< Reaches bytes_total.
-  std::uint64_t chunks_total = 0;
-  std::uint64_t chunks_verified = 0;
-  std::uint64_t mismatches = 0;
-
-  bool operator==(const PullCounters&) const = default;
-};
 
 class PullPlan {
  public:
