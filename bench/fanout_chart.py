@@ -53,11 +53,11 @@ def readiness(curves: list[Curve], one_pull: float) -> list[str]:
     for percent in range(0, 101, 25):
         y = at(start, percent)[1]
         out += [line(x0, y, x1, y), text(x0 - 8, y + 4, f"{percent} %", "end")]
-    for step in range(round(start * 20), round(end * 20) + 1, 2):
-        x = at(step / 20, 0)[0]
+    for tenth in range(math.ceil(start * 10 - 1e-9), math.floor(end * 10 + 1e-9) + 1):
+        x = at(tenth / 10, 0)[0]
         out += [
             line(x, BOTTOM, x, BOTTOM + 5, "#888"),
-            text(x, BOTTOM + 20, f"{step / 20:.1f} s", "middle"),
+            text(x, BOTTOM + 20, f"{tenth / 10:.1f} s", "middle"),
         ]
     x = at(one_pull, 0)[0]
     out += [
@@ -103,7 +103,7 @@ def scaling(last: dict[str, list[tuple[int, float]]], one_pull: float) -> list[s
         )
 
     out = [text(x0, 34, "Time to the last of N", size=16)]
-    for power in range(0, decades + 1):
+    for power in range(decades + 1):
         if (seconds := 10.0**power) / 0.5 <= 10**decades:
             y = at(counts[0], seconds)[1]
             out += [line(x0, y, x1, y), text(x0 - 8, y + 4, f"{seconds:,.0f} s", "end")]

@@ -66,6 +66,13 @@ TEST_CASE("every target keeps a path to a complete peer, and nobody is overloade
   REQUIRE(*std::max_element(load.begin(), load.end()) <= options.targets_per_source);
 }
 
+TEST_CASE("where room is short, no target is left with few sources", "[swarm]") {
+  for (std::uint32_t targets = 9; targets < 80; ++targets) {
+    const auto sources = AssignSources(World(1, targets, 2), {});
+    for (std::uint32_t i = 1; i <= targets; ++i) REQUIRE(sources[i].size() >= 6);
+  }
+}
+
 TEST_CASE("without a complete peer all paths lead to one target", "[swarm]") {
   const auto sources = AssignSources(World(0, 20, 2), {});
   std::vector<std::size_t> walked_over(sources.size(), 0);

@@ -1,6 +1,7 @@
 #include "agent/transfer/fan_out.h"
 
 #include <algorithm>
+#include <numeric>
 #include <tuple>
 #include <unordered_map>
 
@@ -59,7 +60,13 @@ bool Heavier(const Candidate& a, const Candidate& b) {
   return a.weight > b.weight;
 }
 
-// The best few of `candidates`, best first.
+// Whom a target would like to pull from, nearest first or regardless of distance; more than it
+// gets, because others have taken some.
+struct Wishes {
+  std::vector<Candidate> near;
+  std::vector<Candidate> free;
+};
+
 template <typename Less>
 std::vector<Candidate> Best(std::vector<Candidate>& candidates, std::size_t count, Less less) {
   const auto end =
@@ -68,58 +75,105 @@ std::vector<Candidate> Best(std::vector<Candidate>& candidates, std::size_t coun
   return {candidates.begin(), end};
 }
 
+class Assignment {
+ public:
+  Assignment(std::span<const FanOutPeer> peers, const FanOutOptions& options)
+      : options_(options),
+        indexed_(Index(peers)),
+        sources_(peers.size()),
+        wishes_(peers.size()),
+        load_(peers.size(), 0),
+        order_(peers.size()) {
+    std::iota(order_.begin(), order_.end(), 0);
+    std::sort(order_.begin(), order_.end(), [&](std::uint32_t a, std::uint32_t b) {
+      return std::tuple(!indexed_[a].complete, indexed_[a].hash, a) <
+             std::tuple(!indexed_[b].complete, indexed_[b].hash, b);
+    });
+  }
+
+  std::vector<std::vector<std::uint32_t>> Run() {
+    GivePaths();
+    GiveRest();
+    return std::move(sources_);
+  }
+
+ private:
+  bool HasRoom(std::uint32_t peer) const { return load_[peer] < options_.targets_per_source; }
+
+  // All but the target among the first `end` of the order, with room or without.
+  void Gather(std::uint32_t target, std::size_t end, bool with_room) {
+    candidates_.clear();
+    for (std::size_t i = 0; i < end; ++i) {
+      const std::uint32_t peer = order_[i];
+      if (peer == target || (with_room && !HasRoom(peer))) continue;
+      candidates_.push_back({.peer = peer,
+                             .tier = Distance(indexed_[target], indexed_[peer]),
+                             .weight = Mix(indexed_[target].hash ^ Mix(indexed_[peer].hash))});
+    }
+  }
+
+  // Each target adds at least the room that it takes, so that one is always found but for the
+  // first.
+  void GivePaths() {
+    for (std::size_t i = 0; i < order_.size(); ++i) {
+      const std::uint32_t target = order_[i];
+      if (indexed_[target].complete) continue;
+      Gather(target, i, true);
+      const auto first = std::min_element(candidates_.begin(), candidates_.end(), Nearer);
+      if (first != candidates_.end()) Give(target, first->peer);
+    }
+  }
+
+  // In rounds, so that where room is short all get about the same.
+  void GiveRest() {
+    const std::size_t many = std::size_t{4} * options_.sources_per_target;
+    for (const std::uint32_t target : order_) {
+      if (indexed_[target].complete) continue;
+      Gather(target, order_.size(), false);
+      wishes_[target].near = Best(candidates_, many, Nearer);
+      wishes_[target].free = Best(candidates_, many, Heavier);
+    }
+    for (std::uint32_t round = 1; round <= options_.sources_per_target; ++round) {
+      for (const std::uint32_t target : order_) {
+        if (indexed_[target].complete || sources_[target].size() >= round) continue;
+        const Wishes& wishes = wishes_[target];
+        if (GiveFirst(target, round % 2 == 0 ? wishes.free : wishes.near)) continue;
+        Gather(target, order_.size(), true);
+        GiveFirst(target, Best(candidates_, options_.sources_per_target, Nearer));
+      }
+    }
+  }
+
+  bool GiveFirst(std::uint32_t target, const std::vector<Candidate>& wishes) {
+    const auto& has = sources_[target];
+    for (const Candidate& wish : wishes) {
+      if (!HasRoom(wish.peer) || std::find(has.begin(), has.end(), wish.peer) != has.end())
+        continue;
+      Give(target, wish.peer);
+      return true;
+    }
+    return false;
+  }
+
+  void Give(std::uint32_t target, std::uint32_t peer) {
+    sources_[target].push_back(peer);
+    ++load_[peer];
+  }
+
+  const FanOutOptions& options_;
+  const std::vector<Indexed> indexed_;
+  std::vector<std::vector<std::uint32_t>> sources_;
+  std::vector<Wishes> wishes_;
+  std::vector<std::uint32_t> load_;
+  std::vector<std::uint32_t> order_;  // complete peers, then targets by their hash
+  std::vector<Candidate> candidates_;
+};
+
 }  // namespace
 
 std::vector<std::vector<std::uint32_t>> AssignSources(std::span<const FanOutPeer> peers,
                                                       const FanOutOptions& options) {
-  const std::vector<Indexed> indexed = Index(peers);
-  std::vector<std::vector<std::uint32_t>> sources(peers.size());
-  std::vector<std::uint32_t> load(peers.size(), 0);
-  std::vector<std::uint32_t> order;  // complete peers, then targets by their hash
-  for (std::uint32_t i = 0; i < peers.size(); ++i) order.push_back(i);
-  std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
-    return std::tuple(!indexed[a].complete, indexed[a].hash, a) <
-           std::tuple(!indexed[b].complete, indexed[b].hash, b);
-  });
-
-  std::vector<Candidate> candidates;
-  const auto gather = [&](std::uint32_t target, std::size_t end) {
-    candidates.clear();
-    for (std::size_t i = 0; i < end; ++i) {
-      const std::uint32_t peer = order[i];
-      if (peer == target || load[peer] >= options.targets_per_source) continue;
-      candidates.push_back({.peer = peer,
-                            .tier = Distance(indexed[target], indexed[peer]),
-                            .weight = Mix(indexed[target].hash ^ Mix(indexed[peer].hash))});
-    }
-  };
-  const auto give = [&](std::uint32_t target, std::uint32_t peer) {
-    auto& list = sources[target];
-    if (std::find(list.begin(), list.end(), peer) != list.end()) return;
-    list.push_back(peer);
-    ++load[peer];
-  };
-
-  // First everyone's path: each target adds at least the room that it takes.
-  for (std::size_t i = 0; i < order.size(); ++i) {
-    if (indexed[order[i]].complete) continue;
-    gather(order[i], i);
-    const auto first = std::min_element(candidates.begin(), candidates.end(), Nearer);
-    if (first != candidates.end()) give(order[i], first->peer);
-  }
-  // Then the rest, near ones and free ones in turn.
-  for (const std::uint32_t target : order) {
-    if (indexed[target].complete) continue;
-    gather(target, order.size());
-    const std::size_t count = options.sources_per_target;
-    const std::vector<Candidate> near = Best(candidates, count, Nearer);
-    const std::vector<Candidate> free = Best(candidates, count, Heavier);
-    for (std::size_t i = 0; i < near.size(); ++i) {
-      if (sources[target].size() < count) give(target, free[i].peer);
-      if (sources[target].size() < count) give(target, near[i].peer);
-    }
-  }
-  return sources;
+  return Assignment(peers, options).Run();
 }
 
 }  // namespace rouse::transfer
