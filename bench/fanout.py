@@ -27,7 +27,12 @@ DYING = 0.01
 
 def unit_bytes(targets: int) -> int:
     """The agent's 4 MiB chunks as far as that is affordable; larger ones make the result worse."""
-    return 4 * MIB if targets <= 64 else 16 * MIB if targets <= 256 else 64 * MIB
+    return 4 * MIB if targets <= 64 else 16 * MIB if targets <= 1024 else 32 * MIB
+
+
+def refresh_us(targets: int) -> int:
+    """The agent's 1 ms between two looks at a peer; longer where chunks take longer."""
+    return 1000 if targets <= 64 else 2000 if targets <= 1024 else 4000
 
 
 class Simulator:
@@ -41,6 +46,7 @@ class Simulator:
             "dying": dying,
             "arena-bytes": ARENA,
             "unit-bytes": unit_bytes(targets),
+            "refresh-us": refresh_us(targets),
             **{name.replace("_", "-"): value for name, value in more.items()},
         }
         command = [str(self.program), *(f"--{name}={value}" for name, value in options.items())]
@@ -61,7 +67,7 @@ class Simulator:
     def rival(self, targets: int, mode: str) -> float:
         # Flows of one port share it whatever their size, and nothing is served on in a star; so
         # large units change nothing but the number of events.
-        unit = ARENA // 16 if mode == "star" else 64 * MIB
+        unit = ARENA // 4 if mode == "star" else 64 * MIB
         gets = 1 if mode == "star" else 2
         return self.run(targets, mode, unit_bytes=unit, gets=gets)["lastReadySeconds"]
 
@@ -160,6 +166,9 @@ def main() -> None:
             "nvlinkBytesPerSecond": 400_000_000_000,
             "digestBytesPerSecond": 1_000_000_000_000,
             "unitBytes": {str(targets): unit_bytes(targets) for targets in options.targets},
+            "refreshMicroseconds": {
+                str(targets): refresh_us(targets) for targets in options.targets
+            },
             "peersPerTarget": 8,
             "chunksInFlightPerPeer": 2,
             "deadlineForTheSilentSeconds": 0.25,

@@ -73,8 +73,10 @@ std::optional<std::uint64_t> SwarmPlan::OnArrived(std::uint64_t piece, TimePoint
 void SwarmPlan::OnAvailability(SourceId id, std::span<const std::uint64_t> words, TimePoint now) {
   Source& source = sources_[id];
   if (source.aside) return;
+  // From when it was asked for, so that looks at several sources stay together in time: one
+  // wake-up.
+  source.refreshed = source.refreshing.value_or(now);
   source.refreshing.reset();
-  source.refreshed = now;
   picker_.Offer(id, words);
 }
 

@@ -135,7 +135,7 @@ class SwarmPlan {
     std::deque<Piece> ready;  // cut, to be asked for
     TimePoint last_arrival;
     std::optional<TimePoint> refreshing;  // since when
-    std::optional<TimePoint> refreshed;
+    std::optional<TimePoint> refreshed;   // when the last one that was answered was asked for
     bool aside = false;
   };
 

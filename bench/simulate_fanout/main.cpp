@@ -41,6 +41,7 @@ int Main(int argc, char** argv) {
   app.add_option("--instances-per-node", options.instances_per_node);
   app.add_option("--sources", options.sources_per_target, "Peers that a target is told of");
   app.add_option("--gets", options.gets_per_source, "Chunks that it asks of each at once");
+  app.add_option("--refresh-us", options.refresh_us, "Between two looks at a peer with too little");
   app.add_option("--seed", options.seed);
   CLI11_PARSE(app, argc, argv);
 

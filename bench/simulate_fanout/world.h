@@ -38,6 +38,7 @@ struct Options {
   std::uint32_t gets_per_source = 2;
   Nanoseconds refresh_cost = 10'000;    ///< On top of the round trip.
   Nanoseconds tell_peers = 50'000'000;  ///< To hear of other peers once one was put aside.
+  std::int64_t refresh_us = 1000;       ///< Between two looks at a peer that has too little.
   std::int64_t deadline_ms = 250;       ///< For a piece; the dead are silent.
   std::uint64_t seed = 1;
 };

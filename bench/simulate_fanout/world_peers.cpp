@@ -40,6 +40,8 @@ void World::AddInstances() {
     plan.piece_bytes = options_.unit_bytes;
     plan.window = options_.sources_per_target * options_.gets_per_source;
     plan.max_unverified = 2 * plan.window;
+    plan.refresh_hungry = std::chrono::microseconds(options_.refresh_us);
+    plan.refresh_sated = 8 * plan.refresh_hungry;
     plan.progress_deadline = std::chrono::milliseconds(options_.deadline_ms);
     plan.piece_deadline = plan.progress_deadline;
     // In these two a target waits for its turn, and in a star for everyone's.
