@@ -7,6 +7,7 @@
 
 #include "agent/memory/chunk_digest.h"
 #include "agent/transfer/digester.h"
+#include "agent/transfer/swarm_plan.h"
 #include "agent/ucx/endpoint.h"
 #include "agent/ucx/worker.h"
 
@@ -18,6 +19,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds kReportEvery{100};
 // How long to poll before sleeping; as in ucx::ProgressThread.
 constexpr std::chrono::microseconds kPollBeforeSleep{50};
+constexpr SourceId kSource = 0;  // the only one
 
 TimePoint Now() {
   return std::chrono::steady_clock::now();
@@ -45,22 +47,27 @@ std::vector<std::uint64_t> RemoteSizes(const RemoteRank& rank) {
   return sizes;
 }
 
-PullPlanOptions PlanOptions(const PullSource& source, const PullOptions& options,
-                            std::vector<std::uint64_t> boundaries) {
-  std::sort(boundaries.begin(), boundaries.end());
-  PullPlanOptions plan;
-  plan.arena_bytes = source.rank.manifest.arena_bytes;
-  plan.chunk_bytes = source.rank.manifest.chunk_bytes;
+SwarmPlanOptions PlanOptions(const WeightManifest& manifest, const PullOptions& options,
+                             std::vector<std::uint64_t> boundaries) {
+  SwarmPlanOptions plan;
+  plan.arena_bytes = manifest.arena_bytes;
+  plan.chunk_bytes = manifest.chunk_bytes;
   plan.boundaries = std::move(boundaries);
   plan.piece_bytes = std::max<std::uint64_t>(options.piece_bytes, 1);
   plan.window = std::max<std::uint32_t>(options.window, 1);
   plan.max_unverified =
       plan.window + 2 * static_cast<std::uint32_t>(std::max(options.digest_threads, 1)) + 2;
-  plan.max_mismatches = std::max<std::uint32_t>(options.max_mismatches, 1);
+  plan.max_damaged = std::max<std::uint32_t>(options.max_mismatches, 1);
   plan.progress_deadline = options.progress_deadline;
   plan.piece_deadline = options.piece_deadline;
-  plan.source = source.name;
+  plan.starved_deadline = milliseconds(0);  // no other source will come
   return plan;
+}
+
+// Whether nothing else is to be done at this moment.
+bool IsLast(const SwarmAction& action) {
+  return std::holds_alternative<Wait>(action) || std::holds_alternative<Finish>(action) ||
+         std::holds_alternative<Fail>(action);
 }
 
 // One pull under way. Members are destroyed in reverse: reads under way are given up, then the
@@ -90,20 +97,22 @@ class Session {
         started_(Now()),
         remote_starts_(Starts(RemoteSizes(source.rank))),
         local_starts_(Starts(arena.arena().SlabBytes())),
-        plan_(PlanOptions(source, options, Boundaries()), started_),
+        plan_(PlanOptions(source.rank.manifest, options, local_starts_)),
         worker_(std::move(worker)),
         digester_(options.digest_threads, source.rank.manifest.chunk_digests,
-                  [this] { worker_->Signal(); }) {}
-
-  std::vector<std::uint64_t> Boundaries() const {
-    std::vector<std::uint64_t> all = remote_starts_;
-    all.insert(all.end(), local_starts_.begin(), local_starts_.end());
-    return all;
+                  [this] { worker_->Signal(); }) {
+    plan_.AddSource({.name = source.name,
+                     .max_in_flight = std::max<std::uint32_t>(options.window, 1),
+                     .complete = true,
+                     .boundaries = remote_starts_},
+                    started_);
   }
+
   double Elapsed() const { return std::chrono::duration<double>(Now() - started_).count(); }
 
   Status Connect();
   void Perform(const StartGet& get);
+  void Disconnect();
   bool CollectReads();
   bool CollectDigests();
 
@@ -112,7 +121,7 @@ class Session {
   const TimePoint started_;
   const std::vector<std::uint64_t> remote_starts_;
   const std::vector<std::uint64_t> local_starts_;
-  PullPlan plan_;
+  SwarmPlan plan_;
   std::string transport_;
   std::unique_ptr<ucx::Worker> worker_;
   Digester digester_;
@@ -151,6 +160,13 @@ void Session::Perform(const StartGet& get) {
                                   .key = &keys_[remote]})});
 }
 
+// After this nothing writes to the arena.
+void Session::Disconnect() {
+  reads_.clear();
+  keys_.clear();
+  endpoint_.reset();
+}
+
 bool Session::CollectReads() {
   const auto& manifest = source_.rank.manifest;
   const std::size_t before = reads_.size();
@@ -159,7 +175,7 @@ bool Session::CollectReads() {
     if (!ended) return false;
     if (!ended->ok()) {
       // Why the connection broke says more than that this read was cancelled by it.
-      plan_.OnFailed(endpoint_->status().ok() ? *ended : endpoint_->status());
+      plan_.OnSourceFailed(kSource, endpoint_->status().ok() ? *ended : endpoint_->status());
     } else if (const auto chunk = plan_.OnArrived(read.piece, Now())) {
       const auto range = memory::ChunkRangeOf(*chunk, manifest.arena_bytes, manifest.chunk_bytes);
       digester_.Submit(*chunk, arena_.arena().span().subspan(range.offset, range.bytes));
@@ -183,9 +199,10 @@ Status Session::Run(const std::stop_token& stop, const ProgressCallback& on_prog
     if (stop.stop_requested()) {
       return Status(StatusCode::kCancelled, "pull from " + source_.name + " was cancelled");
     }
-    PullAction action = plan_.Next(Now());
-    for (; std::holds_alternative<StartGet>(action); action = plan_.Next(Now())) {
-      Perform(std::get<StartGet>(action));
+    SwarmAction action = plan_.Next(Now());
+    for (; !IsLast(action); action = plan_.Next(Now())) {
+      if (const auto* get = std::get_if<StartGet>(&action)) Perform(*get);
+      if (std::holds_alternative<PutAside>(action)) Disconnect();
     }
     if (std::holds_alternative<Finish>(action)) return {};
     if (const Fail* fail = std::get_if<Fail>(&action)) return fail->status;
@@ -193,7 +210,9 @@ Status Session::Run(const std::stop_token& stop, const ProgressCallback& on_prog
     bool moved = worker_->Progress();
     moved = CollectReads() || moved;
     moved = CollectDigests() || moved;
-    if (!endpoint_->status().ok()) plan_.OnFailed(endpoint_->status());
+    if (endpoint_ && !endpoint_->status().ok()) {
+      plan_.OnSourceFailed(kSource, endpoint_->status());
+    }
 
     const TimePoint now = Now();
     if (on_progress && now >= next_report) {

@@ -12,7 +12,7 @@
 #include <stop_token>
 #include <string>
 
-#include "agent/transfer/pull_plan.h"
+#include "agent/transfer/pull_actions.h"
 #include "agent/transfer/registered_arena.h"
 #include "agent/transfer/source.h"
 #include "common/result.h"
@@ -24,7 +24,7 @@ struct PullOptions {
                                          ///< when they are copied and digested.
   std::uint32_t window = 4;              ///< Reads in flight.
   int digest_threads = 1;
-  std::uint32_t max_mismatches = 3;
+  std::uint32_t max_mismatches = 3;  ///< After this many damaged chunks the pull is given up.
   std::chrono::milliseconds progress_deadline{10'000};
   std::chrono::milliseconds piece_deadline{30'000};
 };
@@ -47,7 +47,8 @@ using ProgressCallback = std::function<void(const PullProgress&)>;
 ///
 /// Errors: InvalidArgument (the description is impossible or does not fit the arena), Unavailable
 /// (the peer cannot be reached or the connection broke), DeadlineExceeded (nothing arrived for too
-/// long), DataLoss (a chunk was wrong max_mismatches times; names chunk and source), Cancelled.
+/// long), DataLoss (chunks were wrong max_mismatches times; names the last one and the source),
+/// Cancelled.
 Result<PullReport> Pull(const PullSource& source, RegisteredArena& arena,
                         const PullOptions& options, std::stop_token stop,
                         const ProgressCallback& on_progress);
