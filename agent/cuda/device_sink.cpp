@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "agent/cuda/handles.h"
+#include "agent/storage/read_plan.h"
 
 namespace rouse::cuda {
 namespace {
@@ -65,8 +66,12 @@ class Staged final : public storage::Sink {
     const CUdeviceptr to = reinterpret_cast<CUdeviceptr>(arena_.span().data()) + arena_offset;
     // From here on it is under way, whatever the calls answer.
     busy_.push_back(index);
-    ROUSE_CUDA_RETURN_IF_ERROR(driver_, cuMemcpyHtoDAsync(to, memory, bytes, stream),
-                               "copy to " + device_->name());
+    // With the zeros behind a file's end: new GPU memory is not zero everywhere, and the arena's
+    // digests shall depend on the files only.
+    const std::uint64_t unit = storage::kDirectAlignment;
+    ROUSE_CUDA_RETURN_IF_ERROR(
+        driver_, cuMemcpyHtoDAsync(to, memory, (bytes + unit - 1) / unit * unit, stream),
+        "copy to " + device_->name());
     return ToStatus(driver_, driver_.cuEventRecord(events_[index].get(), stream),
                     "record an event");
   }
