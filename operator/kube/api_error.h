@@ -27,8 +27,9 @@ struct ApiError {
   bool IsRetryable() const;
 
   /// 404 NotFound; 409 AlreadyExists or Conflict by reason; 410 Conflict; 400, 405, 413, 415 and
-  /// 422 InvalidArgument; 401 and 403 FailedPrecondition with what to do; 504 DeadlineExceeded; 408,
-  /// 429 and other 5xx Unavailable. The message is "`what`: server's words"; `what` names verb and object.
+  /// 422 InvalidArgument; 401 and 403 FailedPrecondition, with what to do where the server's words
+  /// tell; 504 DeadlineExceeded; 408, 429 and other 5xx Unavailable. The message is "`what`:
+  /// server's words"; `what` names verb and object.
   Status ToStatus(std::string_view what) const;
 };
 

@@ -217,6 +217,7 @@ def test_a_pod_that_the_api_server_refuses_is_told_in_status_and_event(
     text = cluster.kubectl("get", "events.events.k8s.io", "-n", namespace, "-o", "json")
     told = [x for x in json.loads(text)["items"] if x["reason"] == "ActionFailed"]
     assert len(told) == 1 and "exceeded quota" in told[0]["note"]
+    assert "raise the quota" in told[0]["note"] and "Role" not in told[0]["note"]
     assert told[0]["series"]["count"] >= 2, "one event with a count, not many events"
 
 
