@@ -123,14 +123,19 @@ Status Reports::Write(const plan::Instance& pod, const AgentReport& report) {
   auto applied = api_.Apply(kube::Pods(), object,
                             {.field_manager = api::kFieldManagerReport, .force = true, .subresource = ""});
   if (applied.ok()) return Status();
-  const StatusCode code = applied.status().code();
-  if (code == StatusCode::kNotFound || code == StatusCode::kConflict) {
-    return NotOurs(report, "it is gone: " + applied.status().message());
+  const std::string& why = applied.status().message();
+  switch (applied.status().code()) {
+    case StatusCode::kNotFound:
+      return NotOurs(report, "it is gone: " + why);
+    case StatusCode::kConflict:
+      // Another writer was quicker. A pod that was replaced is refused by its uid the next time.
+      return Unavailable("the pod was changed meanwhile: report again: " + why);
+    case StatusCode::kUnavailable:
+    case StatusCode::kDeadlineExceeded:
+      return applied.status();
+    default:
+      return Unavailable("the API server refused the report: " + why);
   }
-  return applied.status().code() == StatusCode::kUnavailable ||
-                 applied.status().code() == StatusCode::kDeadlineExceeded
-             ? applied.status()
-             : Unavailable("the API server refused the report: " + applied.status().message());
 }
 
 }  // namespace rouse::actuate

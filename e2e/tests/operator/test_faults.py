@@ -221,6 +221,31 @@ def test_a_pod_that_the_api_server_refuses_is_told_in_status_and_event(
     assert told[0]["series"]["count"] >= 2, "one event with a count, not many events"
 
 
+def test_a_report_whose_write_meets_a_conflict_is_kept_in_the_end(
+    world: World, namespace: str, make_operator, proxy: FakeFaultyProxy
+):
+    cluster = world.cluster
+    operator = make_operator("operator-0", proxy.url).start()
+    conflict = Answer(409, "Conflict", "the object has been modified")
+    rule = proxy.rule = Times(
+        3, lambda request: request.method == "PATCH" and request.resource == "pods", conflict
+    )
+    cluster.apply(modelservice(namespace, 1))
+    pod = wait_pods(cluster, namespace, {"m-0"})["m-0"]
+    code, answer = send(operator.port, report(pod))
+    assert code == 503 and "report again" in answer["error"]["message"], (code, answer)
+
+    def kept() -> bool:
+        annotations = cluster.get("pod", "m-0", namespace)["metadata"]["annotations"]
+        return annotations.get("rouse.dev/agent-state") == "Serving"
+
+    with FakeAgents(cluster, namespace, operator.port):
+        wait_until("the report on the pod", 30, kept)
+    assert rule.done(), "too few refusals"
+    assert uids(pods(cluster, namespace)) == {pod["metadata"]["uid"]}
+    assert operator.exits == []
+
+
 # ---- the operator itself
 
 
