@@ -169,6 +169,14 @@ def context_key() -> str:
     return digest.hexdigest()[:16]
 
 
+def commit() -> str:
+    """What --version prints. Not part of the key: an image of the same content is not built anew, and
+    names the commit that it was first built at."""
+    command = ["git", "-C", str(paths.REPOSITORY), "rev-parse", "--short", "HEAD"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    return answer.stdout.strip() or "unknown"
+
+
 def rouse_reference(target: str) -> str:
     return f"localhost/rouse-{target}:e2e"
 
@@ -249,6 +257,7 @@ class Buildah:
                 "--build-arg",
                 f"JOBS={os.cpu_count()}",
             ),
+            *("--build-arg", f"ROUSE_COMMIT={commit()}"),
             *("--tag", reference),
             str(paths.REPOSITORY),
         )
