@@ -185,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    build = Path(os.environ.get("ROUSE_BUILD", REPOSITORY / "build" / "release"))
+    build = Path(os.environ.get("ROUSE_BUILD", REPOSITORY / "build" / "bench"))
     parser.add_argument("--program", type=Path, default=build / "bench" / "rouse-bench-pull")
     parser.add_argument("--gib", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
@@ -195,8 +195,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=default)
     options = parser.parse_args()
 
-    load_before = os.getloadavg()[0]
-    print(f"load average {load_before:.2f} before the start", file=sys.stderr)
+    settings = f"{options.rounds} rounds, {options.gib} GiB, {WINDOW} reads in flight"
+    print(f"{settings}; load average {os.getloadavg()[0]:.2f} before the start", file=sys.stderr)
     figures: list[Figure] = []
     for transport in options.transports.split(","):
         for size in options.sizes.split(","):
@@ -204,8 +204,7 @@ def main() -> None:
     if "sysv" in options.transports:
         figures.append(shared_by_ucx(options))
     figures += local(options)
-    settings = {"rounds": options.rounds, "gib": options.gib, "readsInFlight": WINDOW}
-    write("pull", figures, options.out, loadBefore=round(load_before, 2), settings=settings)
+    write("pull", figures, options.out)
 
 
 if __name__ == "__main__":
