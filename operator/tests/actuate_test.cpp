@@ -37,7 +37,9 @@ TEST_CASE("a stale cache neither repeats a creation nor a deletion") {
   PutService(api, 2);
   Process process(api);
   process.Sync();
-  for (int i = 0; i < 3; ++i) REQUIRE(process.reconciler->Reconcile(kKey).ok());
+  REQUIRE(process.reconciler->Reconcile(kKey).ok());
+  // The cache has the ModelService as it was before its status was written: a conflict, to be tried again.
+  for (int i = 0; i < 2; ++i) CHECK_FALSE(process.reconciler->Reconcile(kKey).ok());
   CHECK(Count(api.calls(), "create pod") == 2);
 
   process.Sync();
@@ -166,12 +168,14 @@ TEST_CASE("a refused deletion is an error only while that very pod is there") {
   PutService(api, 0);
   SECTION("the pod was replaced by another of its name") {
     process.Sync();
-    Json pod = PodJson(api, "demo-0");
+    const Json pod = PodJson(api, "demo-0");
     api.Erase(kube::Pods(), {"default", "demo-0"});
     api.Put(kube::Pods(), pod);  // Gets another uid.
-    pod = PodJson(api, "demo-0");
-    pod["metadata"]["uid"] = "new";
+    const Json replaced = PodJson(api, "demo-0");
+    REQUIRE(replaced["metadata"]["uid"] != pod["metadata"]["uid"]);
     CHECK(process.reconciler->Reconcile(kKey).ok());
+    CHECK(Count(api.calls(), "delete pod") == 1);
+    CHECK(PodJson(api, "demo-0") == replaced);
   }
   SECTION("the server is busy") {
     api.SetHook([](const std::string& verb, const std::string&) -> Status {
@@ -201,6 +205,20 @@ TEST_CASE("a status is written only when it says something else") {
   // An hour later the pod has no node still; nothing changed.
   REQUIRE(process.reconciler->Reconcile(kKey).ok());
   CHECK(Writes(api).size() == before);
+}
+
+TEST_CASE("a status that was computed from an old object does not overwrite a newer one") {
+  kube::FakeApi api;
+  PutService(api, 1);
+  Process process(api);
+  process.Sync();
+  PutService(api, 2);  // The cache does not show it yet.
+  const Json newer = api.Objects(kube::ModelServices())[0];
+  CHECK_FALSE(process.reconciler->Reconcile(kKey).ok());
+  CHECK(api.Objects(kube::ModelServices())[0] == newer);
+  process.Sync();
+  REQUIRE(process.reconciler->Reconcile(kKey).ok());
+  CHECK(StatusOf(api)["desired"] == 2);
 }
 
 TEST_CASE("a pod that the API server refuses is told in the status until it is accepted") {

@@ -105,6 +105,10 @@ class FakeApi : public Api {
     return Do("patch", resource, name, [&]() -> Result<Json> {
       const auto it = objects_.find({resource.plural, name.Key()});
       if (it == objects_.end()) return NotFound(Describe(resource, name));
+      const std::string wanted = MetaString(patch, "resourceVersion");
+      if (!wanted.empty() && wanted != MetaString(it->second, "resourceVersion")) {
+        return Status(StatusCode::kConflict, Describe(resource, name));
+      }
       Json merged = it->second;
       merged.merge_patch(patch);
       return Store(resource, merged);
