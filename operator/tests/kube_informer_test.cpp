@@ -53,6 +53,11 @@ class FakeKube {
                                            {"metadata", {{"resourceVersion",
                                                           std::to_string(version_)}}}}}}});
   }
+  /// A watch has sent everything that there is.
+  bool Sent() {
+    std::lock_guard lock(mutex_);
+    return sent_ == version_;
+  }
   /// Ends open watches in order.
   void EndWatches() { ++generation_; }
   /// Forgets all history.
@@ -181,6 +186,10 @@ class FakeKube {
       for (const Json& line : lines) {
         if (!c.Line(line)) return c.Drop();
       }
+      {
+        std::lock_guard lock(mutex_);
+        sent_ = std::max(sent_, from);
+      }
       if (c.PeerGone(5)) return c.Drop();
     }
     c.EndChunks();
@@ -190,6 +199,7 @@ class FakeKube {
   std::mutex mutex_;
   int version_ = 1;
   int oldest_ = 0;
+  int sent_ = 0;
   std::map<std::string, Json> pods_;
   std::map<int, std::map<std::string, Json>> snapshots_;
   std::vector<std::pair<int, Json>> log_;
@@ -262,7 +272,7 @@ TEST_CASE("a bookmark is where the next watch begins") {
   kube.Put("b");
   REQUIRE(Eventually([&] { return rig.store.size() == 2; }));
   kube.Bookmark();
-  std::this_thread::sleep_for(100ms);
+  REQUIRE(Eventually([&] { return kube.Sent(); }));
   kube.Compact();
   kube.EndWatches();
   REQUIRE(Eventually([&] { return rig.informer->counters().watches >= 2; }));
@@ -286,11 +296,11 @@ TEST_CASE("after each fault of a watch the store catches up") {
   kube.Put("a");
   kube.Put("b");
   kube.Inject(fault);
-  Rig rig(kube, 500ms, 1);
+  Rig rig(kube, 3s, 1);
   REQUIRE(rig.informer->WaitSynced(10s));
   kube.Put("c");
   kube.Remove("a");
-  CHECK(Eventually([&] { return rig.State() == kube.State(); }));
+  CHECK(Eventually([&] { return rig.State() == kube.State(); }, 20s));
   CHECK(kube.faults_left() == 0);
   CHECK(rig.informer->counters().lists == (relists ? 2u : 1u));
   CHECK(rig.informer->counters().watches >= (relists ? 1u : 2u));
