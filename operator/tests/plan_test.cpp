@@ -261,18 +261,31 @@ TEST_CASE("what counts as failed") {
   SECTION("the pod ended") {
     i.phase = "Failed";
     i.phase_message = "Evicted: no memory";
-    CHECK(FailureOf(i, policy, kNow) == "the pod ended (phase Failed): Evicted: no memory");
+    CHECK(FailureOf(i, policy, kNow) ==
+          "the pod ended (phase Failed): Evicted: no memory; if this repeats, look at node node-a: "
+          "kubectl describe node tells what it lacks");
+  }
+  SECTION("its agent gave up") {
+    i.agent_state = AgentState::kFailed;
+    CHECK(FailureOf(i, policy, kNow) == "its agent gave up: no reason given; its log says more");
+    i.agent_message = "the checkpoint is corrupt: copy it again";
+    CHECK(FailureOf(i, policy, kNow) ==
+          "its agent gave up: the checkpoint is corrupt: copy it again");
   }
   SECTION("a container crash-loops often enough") {
     i.crash_looping = "engine: exit code 1 (Error)";
     i.restarts = 2;
     CHECK(FailureOf(i, policy, kNow).empty());
     i.restarts = 3;
-    CHECK(FailureOf(i, policy, kNow) == "container engine: exit code 1 (Error), 3 restarts");
+    CHECK(FailureOf(i, policy, kNow) ==
+          "container engine: exit code 1 (Error), 3 restarts; its log says why; an edit of the spec "
+          "has the next one tried at once");
   }
   SECTION("it did not serve in time, counted from when the kubelet took it") {
     i.started_at = kNow - seconds(3600);
-    CHECK(FailureOf(i, policy, kNow) == "did not serve within 3600 s");
+    CHECK(FailureOf(i, policy, kNow) ==
+          "did not serve within 3600 s; the logs of its containers say what it waited for; if it "
+          "only needs longer, raise the operator's --start-deadline");
     i.started_at = kNow - seconds(3599);
     CHECK(FailureOf(i, policy, kNow).empty());
     i.started_at = std::nullopt;
