@@ -128,8 +128,7 @@ Result<ObjectMeta> ObjectMetaFromJson(const Json& object) {
                   .uid = in.String("uid"),
                   .resource_version = in.StringOr("resourceVersion", ""),
                   .generation = in.IntOr("generation", 0),
-                  .deleting = in.Has("deletionTimestamp"),
-                  .created_at = ParseTime(in.StringOr("creationTimestamp", ""))};
+                  .deleting = in.Has("deletionTimestamp")};
   root.Take(in.status());
   ROUSE_RETURN_IF_ERROR(root.status());
   return meta;
