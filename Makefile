@@ -72,11 +72,12 @@ bench: deps ## Run the benchmarks; figures go to docs/benchmarks
 
 lint: deps ## Check the format of C++ and Python
 	@git ls-files '*.cpp' '*.h' '*.c' | xargs -r clang-format --dry-run -Werror
-	@python=$$(e2e/install.sh) && "$$python" -m ruff check e2e connector && "$$python" -m ruff format --check e2e
+	@python=$$(e2e/install.sh) && "$$python" -m ruff check e2e connector bench && \
+	  "$$python" -m ruff format --check e2e bench
 
 format: deps ## Format C++ and Python
 	@git ls-files '*.cpp' '*.h' '*.c' | xargs -r clang-format -i
-	@python=$$(e2e/install.sh) && "$$python" -m ruff format e2e
+	@python=$$(e2e/install.sh) && "$$python" -m ruff format e2e bench
 
 clean: ## Remove build/ (caches stay; they are in ~/.cache/rouse)
 	@rm -rf build

@@ -88,7 +88,18 @@ def perftest(transport: str, size: int, total: int, **more: str) -> float:
     pinned = ["taskset", "-c", str(cores[0]), *common]
     server = subprocess.Popen(pinned, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        command = ["taskset", "-c", str(cores[-1]), *common, "127.0.0.1", "-t", "ucp_get", "-s", str(size), "-e"]
+        command = [
+            "taskset",
+            "-c",
+            str(cores[-1]),
+            *common,
+            "127.0.0.1",
+            "-t",
+            "ucp_get",
+            "-s",
+            str(size),
+            "-e",
+        ]
         command += ["-n", str(total // size), "-w", "20", "-O", str(WINDOW), "-f", "-v"]
         for _ in range(50):
             time.sleep(0.1)

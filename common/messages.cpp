@@ -62,7 +62,8 @@ RemoteRank ReadRank(json::Reader& in, const json::Json& item, std::size_t index)
   }
   rank.manifest = *std::move(manifest);
   if (number != std::int64_t{rank.manifest.rank}) {
-    entry.Fail("rank", "differs from rank " + std::to_string(rank.manifest.rank) + " of its manifest");
+    entry.Fail("rank",
+               "differs from rank " + std::to_string(rank.manifest.rank) + " of its manifest");
   }
   if (rank.manifest.chunk_digests.empty()) entry.Fail("manifest", "carries no digests");
   const json::Json& slabs = entry.Array("slabs");

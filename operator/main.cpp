@@ -122,10 +122,10 @@ void Declare(CLI::App& cli, Flags& f) {
 std::string Check(Flags& f) {
   if (f.app.pods.agent_image.empty()) return "--agent-image: must not be empty";
   if (f.app.service_name.empty() && f.app.pods.agent_facing_url.empty()) {
-    return "--service-name or --agent-facing-url: one of them is needed, or agents could not report";
+    return "--service-name or --agent-facing-url: one of them is needed, or agents could not "
+           "report";
   }
-  if (!f.app.pods.agent_facing_url.empty() &&
-      !f.app.pods.agent_facing_url.starts_with("http://")) {
+  if (!f.app.pods.agent_facing_url.empty() && !f.app.pods.agent_facing_url.starts_with("http://")) {
     return "--agent-facing-url: expected http://ADDRESS:PORT";
   }
   if (!f.agent_resources.empty()) {
@@ -134,8 +134,7 @@ std::string Check(Flags& f) {
     if (!parsed->is_object()) return "--agent-resources: expected an object";
     f.app.pods.agent_resources = *std::move(parsed);
   }
-  f.app.pods.agent_startup =
-      std::chrono::ceil<std::chrono::seconds>(f.app.policy.start_deadline);
+  f.app.pods.agent_startup = std::chrono::ceil<std::chrono::seconds>(f.app.policy.start_deadline);
   const auto lease = rouse::kube::Check(f.app.lease);
   return lease.ok() ? "" : lease.message();
 }

@@ -115,18 +115,22 @@ TEST_CASE("leaving out any field of a message is an error that names it, unless 
     std::set<std::string> optional = {};
   };
   const std::vector<Message> messages = {
-      {ToJson(SomeReport()), [](const auto& j) { return AgentReportFromJson(j).status(); },
+      {ToJson(SomeReport()),
+       [](const auto& j) { return AgentReportFromJson(j).status(); },
        {"/message", "/transport", "/weights", "/timeline", "/timeline/lanes"}},
       {ToJson(SomeAssignment()), [](const auto& j) { return AssignmentFromJson(j).status(); }},
       {ToJson(OpenRequest{"x", "ns/p"}),
        [](const auto& j) { return OpenRequestFromJson(j).status(); }},
-      {ToJson(SomeOpenResponse()), [](const auto& j) { return OpenResponseFromJson(j).status(); },
+      {ToJson(SomeOpenResponse()),
+       [](const auto& j) { return OpenResponseFromJson(j).status(); },
        {"/ranks/0/manifest/scalars"}},
       {ToJson(LeaseRequest{"l"}), [](const auto& j) { return LeaseRequestFromJson(j).status(); }},
       {ToJson(SomeFiles()), [](const auto& j) { return ModelFilesFromJson(j).status(); }},
-      {ToJson(SomeManifest()), [](const auto& j) { return ManifestFromJson(j, "m").status(); },
+      {ToJson(SomeManifest()),
+       [](const auto& j) { return ManifestFromJson(j, "m").status(); },
        {"/digest", "/scalars"}},
-      {ToJson(SomeTimeline()), [](const auto& j) { return TimelineFromJson(j, "t").status(); },
+      {ToJson(SomeTimeline()),
+       [](const auto& j) { return TimelineFromJson(j, "t").status(); },
        {"/lanes"}}};
   for (const Message& message : messages) {
     REQUIRE(message.read(message.whole).ok());
@@ -134,7 +138,8 @@ TEST_CASE("leaving out any field of a message is an error that names it, unless 
       json::Json cut = message.whole;
       cut[field.parent_pointer()].erase(field.back());
       const Status status = message.read(cut);
-      INFO(message.whole.value("protocol", "") << " without " << field << ": " << status.ToString());
+      INFO(message.whole.value("protocol", "")
+           << " without " << field << ": " << status.ToString());
       CHECK(status.ok() == message.optional.contains(field.to_string()));
       if (!status.ok()) CHECK(status.message().find(field.back()) != std::string::npos);
     }

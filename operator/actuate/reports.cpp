@@ -23,8 +23,8 @@ Status CheckAddress(const AgentReport& report, const plan::Instance& pod) {
   if (report.address.empty() || pod.ip.empty()) return Status();
   const std::string host = pod.ip.find(':') == std::string::npos ? pod.ip : "[" + pod.ip + "]";
   if (report.address.starts_with("http://" + host + ":")) return Status();
-  return InvalidArgument("address: " + report.address + " is not an address of the pod, whose IP is " +
-                         pod.ip);
+  return InvalidArgument("address: " + report.address +
+                         " is not an address of the pod, whose IP is " + pod.ip);
 }
 
 }  // namespace
@@ -71,9 +71,8 @@ std::int64_t ReportAfterMs(AgentState state) {
 
 http::Response Reports::Handle(const http::Request& request) {
   auto assignment = Take(request);
-  http::Response response = assignment.ok()
-                                ? http::JsonResponse(json::Dump(ToJson(*assignment)))
-                                : http::ErrorResponse(assignment.status());
+  http::Response response = assignment.ok() ? http::JsonResponse(json::Dump(ToJson(*assignment)))
+                                            : http::ErrorResponse(assignment.status());
   metrics_.Reported(response.status);
   return response;
 }
@@ -120,8 +119,9 @@ Status Reports::Write(const plan::Instance& pod, const AgentReport& report) {
                          {"namespace", pod.ns},
                          {"uid", pod.uid},  // Never onto a later pod of the same name.
                          {"annotations", ReportAnnotations(report)}}}};
-  auto applied = api_.Apply(kube::Pods(), object,
-                            {.field_manager = api::kFieldManagerReport, .force = true, .subresource = ""});
+  auto applied =
+      api_.Apply(kube::Pods(), object,
+                 {.field_manager = api::kFieldManagerReport, .force = true, .subresource = ""});
   if (applied.ok()) return Status();
   const std::string& why = applied.status().message();
   switch (applied.status().code()) {

@@ -101,7 +101,9 @@ std::string_view Remedy(int http_status, std::string_view message) {
 
 }  // namespace
 
-bool ApiError::IsGone() const { return http_status == 410; }
+bool ApiError::IsGone() const {
+  return http_status == 410;
+}
 
 bool ApiError::IsRetryable() const {
   return http_status == 429 || (http_status >= 500 && retry_after.has_value());
@@ -110,8 +112,9 @@ bool ApiError::IsRetryable() const {
 Status ApiError::ToStatus(std::string_view what) const {
   std::string text(what);
   text += ": ";
-  text += message.empty() ? "the API server answered with HTTP status " + std::to_string(http_status)
-                          : message + " (HTTP status " + std::to_string(http_status) + ")";
+  text += message.empty()
+              ? "the API server answered with HTTP status " + std::to_string(http_status)
+              : message + " (HTTP status " + std::to_string(http_status) + ")";
   text += Remedy(http_status, message);
   if (retry_after) text += "; try again in " + std::to_string(retry_after->count()) + " s";
   return Status(CodeFor(*this), std::move(text));

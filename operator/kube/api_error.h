@@ -33,8 +33,8 @@ struct ApiError {
   Status ToStatus(std::string_view what) const;
 };
 
-/// `retry_after_header` is the header's text, empty when there was none. Only the form in seconds is
-/// understood; more than an hour counts as an hour.
+/// `retry_after_header` is the header's text, empty when there was none. Only the form in seconds
+/// is understood; more than an hour counts as an hour.
 ApiError DecodeError(int http_status, std::string_view body, std::string_view retry_after_header);
 
 /// The same for the `Status` object of a watch's ERROR event.

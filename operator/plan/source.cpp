@@ -19,9 +19,9 @@ std::string FailureOf(const Instance& instance, const Policy& policy, TimePoint 
            ": kubectl describe node tells what it lacks";
   }
   if (instance.agent_state == AgentState::kFailed) {
-    return "its agent gave up: " +
-           (instance.agent_message.empty() ? "no reason given; its log says more"
-                                           : instance.agent_message);
+    return "its agent gave up: " + (instance.agent_message.empty()
+                                        ? "no reason given; its log says more"
+                                        : instance.agent_message);
   }
   if (!instance.crash_looping.empty() && instance.restarts >= policy.max_restarts) {
     return "container " + instance.crash_looping + ", " + std::to_string(instance.restarts) +

@@ -20,19 +20,20 @@ TEST_CASE("paths name group, namespace, object and subresource, each encoded") {
 }
 
 TEST_CASE("metadata is read from anything without a crash") {
-  for (const Json& odd : {Json(), Json(5), Json::array(), Json{{"metadata", 3}},
-                          Json{{"metadata", {{"name", 7}, {"labels", 4}, {"ownerReferences", 1}}}}}) {
+  for (const Json& odd :
+       {Json(), Json(5), Json::array(), Json{{"metadata", 3}},
+        Json{{"metadata", {{"name", 7}, {"labels", 4}, {"ownerReferences", 1}}}}}) {
     CHECK(NameOf(odd) == ObjectName{});
     CHECK(Label(odd, "x").empty());
     CHECK(Annotation(odd, "x").empty());
     CHECK(ControllerUid(odd).empty());
   }
   const Json owner = {{"metadata", {{"name", "m"}, {"uid", "u1"}}}};
-  const Json pod = {{"metadata",
-                     {{"name", "p"},
-                      {"labels", {{"a", "b"}}},
-                      {"ownerReferences", {{{"uid", "u0"}},
-                                           ControllerReference(owner, ModelServices())}}}}};
+  const Json pod = {
+      {"metadata",
+       {{"name", "p"},
+        {"labels", {{"a", "b"}}},
+        {"ownerReferences", {{{"uid", "u0"}}, ControllerReference(owner, ModelServices())}}}}};
   CHECK(ControllerUid(pod) == "u1");
   CHECK(Label(pod, "a") == "b");
 }
@@ -112,10 +113,12 @@ TEST_CASE("a body that is no Status is kept short and printable") {
 TEST_CASE("Retry-After is taken from the header, else from the details, and is bounded") {
   CHECK(DecodeError(429, "", "7").retry_after == 7s);
   CHECK(DecodeError(429, "", " 7 ").retry_after == 7s);
-  CHECK(DecodeError(429, R"({"kind":"Status","details":{"retryAfterSeconds":3}})", "").retry_after ==
-        3s);
-  CHECK(DecodeError(429, R"({"kind":"Status","details":{"retryAfterSeconds":3}})", "9").retry_after ==
-        9s);
+  CHECK(
+      DecodeError(429, R"({"kind":"Status","details":{"retryAfterSeconds":3}})", "").retry_after ==
+      3s);
+  CHECK(
+      DecodeError(429, R"({"kind":"Status","details":{"retryAfterSeconds":3}})", "9").retry_after ==
+      9s);
   CHECK(DecodeError(429, "", "Wed, 21 Oct 2026 07:28:00 GMT").retry_after == std::nullopt);
   CHECK(DecodeError(429, "", "-5").retry_after == std::nullopt);
   CHECK(DecodeError(429, "", "99999999999999999999999").retry_after == 1h);
@@ -186,12 +189,13 @@ TEST_CASE("a store projects, indexes and tells of changes") {
 }
 
 TEST_CASE("keeping an object whole leaves out managedFields and the last applied text") {
-  const auto kept = KeepWhole(
-      {{"metadata",
-        {{"name", "a"},
-         {"managedFields", {1, 2}},
-         {"annotations", {{"kubectl.kubernetes.io/last-applied-configuration", "{}"}, {"x", "y"}}}}},
-       {"spec", 1}});
+  const auto kept =
+      KeepWhole({{"metadata",
+                  {{"name", "a"},
+                   {"managedFields", {1, 2}},
+                   {"annotations",
+                    {{"kubectl.kubernetes.io/last-applied-configuration", "{}"}, {"x", "y"}}}}},
+                 {"spec", 1}});
   CHECK(*kept == Json{{"metadata", {{"name", "a"}, {"annotations", {{"x", "y"}}}}}, {"spec", 1}});
   CHECK(*KeepWhole(5) == 5);
 }

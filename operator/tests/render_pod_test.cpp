@@ -1,8 +1,8 @@
 #include <catch2/catch.hpp>
 
+#include "operator/plan/instance.h"
 #include "operator/plan/overlay.h"
 #include "operator/plan/render_pod.h"
-#include "operator/plan/instance.h"
 #include "operator/tests/state.h"
 
 using namespace rouse;
@@ -45,8 +45,12 @@ Json Find(const Json& list, const std::string& name, const char* key = "name") {
   return {};
 }
 
-Json AgentOf(const Json& pod) { return Find(pod["spec"]["initContainers"], "agent"); }
-Json EngineOf(const Json& pod) { return Find(pod["spec"]["containers"], "engine"); }
+Json AgentOf(const Json& pod) {
+  return Find(pod["spec"]["initContainers"], "agent");
+}
+Json EngineOf(const Json& pod) {
+  return Find(pod["spec"]["containers"], "engine");
+}
 std::string EnvOf(const Json& container, const std::string& name) {
   return Find(container["env"], name).at("value");
 }
@@ -111,12 +115,12 @@ TEST_CASE("the agent is a native sidecar with probes, and knows all it needs wit
   CHECK(EnvOf(agent, "ROUSE_SERVED_MODEL") == "org/model");
   CHECK(EnvOf(agent, "ROUSE_PORT") == "7410");
   CHECK(EnvOf(agent, "ROUSE_WEIGHTS_FALLBACK") == "Storage");
-  for (const auto& [name, path] : std::map<std::string, std::string>{
-           {"ROUSE_NAMESPACE", "metadata.namespace"},
-           {"ROUSE_POD", "metadata.name"},
-           {"ROUSE_POD_UID", "metadata.uid"},
-           {"ROUSE_POD_IP", "status.podIP"},
-           {"ROUSE_NODE", "spec.nodeName"}}) {
+  for (const auto& [name, path] :
+       std::map<std::string, std::string>{{"ROUSE_NAMESPACE", "metadata.namespace"},
+                                          {"ROUSE_POD", "metadata.name"},
+                                          {"ROUSE_POD_UID", "metadata.uid"},
+                                          {"ROUSE_POD_IP", "status.podIP"},
+                                          {"ROUSE_NODE", "spec.nodeName"}}) {
     CHECK(Find(agent["env"], name)["valueFrom"]["fieldRef"]["fieldPath"] == path);
   }
   for (const char* path : {"/rouse/plugin", "/rouse/run", "/rouse/model", "/tmp", "/dev/shm"}) {
@@ -128,10 +132,9 @@ TEST_CASE("the engine is a stock image with Rouse's arguments before the user's"
   const Json engine = EngineOf(Render(StartPath::kPeer));
   CHECK(engine["image"] == "vllm:1");
   CHECK_FALSE(engine.contains("command"));
-  CHECK(engine["args"] ==
-        Json{"/rouse/model", "--served-model-name", "org/model", "--port", "8000", "--load-format",
-             "rouse", "--model-loader-extra-config", R"({"socket":"/rouse/run/engine.sock"})",
-             "--max-model-len=256"});
+  CHECK(engine["args"] == Json{"/rouse/model", "--served-model-name", "org/model", "--port", "8000",
+                               "--load-format", "rouse", "--model-loader-extra-config",
+                               R"({"socket":"/rouse/run/engine.sock"})", "--max-model-len=256"});
   CHECK(EnvOf(engine, "PYTHONPATH") == "/rouse/plugin");
   CHECK(EnvOf(engine, "HOME") == "/rouse/home");
   CHECK(EnvOf(engine, "A") == "1");
@@ -241,7 +244,8 @@ TEST_CASE("overlays merge maps and keyed lists, replace the rest, and remove by 
   CHECK(overlay(R"({"a": {"b": 1, "c": 2}})", R"({"a": {"c": 3, "d": 4}})") ==
         Json::parse(R"({"a": {"b": 1, "c": 3, "d": 4}})"));
   CHECK(overlay(R"({"a": 1, "b": 2})", R"({"a": null})") == Json::parse(R"({"b": 2})"));
-  CHECK(overlay(R"({"args": ["x", "y"]})", R"({"args": ["z"]})") == Json::parse(R"({"args": ["z"]})"));
+  CHECK(overlay(R"({"args": ["x", "y"]})", R"({"args": ["z"]})") ==
+        Json::parse(R"({"args": ["z"]})"));
   CHECK(overlay(R"({"ports": [{"containerPort": 1, "name": "a"}]})",
                 R"({"ports": [{"containerPort": 1, "name": "b"}, {"containerPort": 2}]})") ==
         Json::parse(R"({"ports": [{"containerPort": 1, "name": "b"}, {"containerPort": 2}]})"));
@@ -249,6 +253,7 @@ TEST_CASE("overlays merge maps and keyed lists, replace the rest, and remove by 
                 R"({"tolerations": [{"key": "a", "effect": "NoExecute"}]})")["tolerations"]
             .size() == 2);
   CHECK(overlay(R"({"a": "text"})", R"({"a": {"b": 1}})") == Json::parse(R"({"a": {"b": 1}})"));
-  CHECK(overlay(R"({"containers": [{"name": "e"}]})", R"({"containers": ["nonsense", {"name": "e", "x": 1}]})") ==
+  CHECK(overlay(R"({"containers": [{"name": "e"}]})",
+                R"({"containers": ["nonsense", {"name": "e", "x": 1}]})") ==
         Json::parse(R"({"containers": [{"name": "e", "x": 1}, "nonsense"]})"));
 }
