@@ -74,7 +74,7 @@ images: deps ## Build the container images into the cache folder
 	@python=$$(e2e/install.sh) && cd e2e && "$$python" -m rouse_e2e images
 
 bench: deps ## Run the benchmarks; figures go to docs/benchmarks
-	@python=$$(e2e/install.sh) && "$$python" bench/run.py $(ARGS)
+	@python=$$(e2e/install.sh) && ROUSE_CUDA_ROOT="$(CACHE)/cuda" "$$python" bench/run.py $(ARGS)
 
 # New inputs stay in build/fuzz; an input that is handled wrongly goes to build/fuzz/found, and fails.
 fuzz: deps ## Fuzz what is decoded of others' data, FUZZ_SECONDS each (default 600); needs clang
@@ -93,11 +93,12 @@ fuzz: deps ## Fuzz what is decoded of others' data, FUZZ_SECONDS each (default 6
 
 lint: deps ## Check the format of C++ and Python
 	@git ls-files '*.cpp' '*.h' '*.c' | xargs -r clang-format --dry-run -Werror
-	@python=$$(e2e/install.sh) && "$$python" -m ruff check e2e connector && "$$python" -m ruff format --check e2e
+	@python=$$(e2e/install.sh) && "$$python" -m ruff check e2e connector bench && \
+	  "$$python" -m ruff format --check e2e bench
 
 format: deps ## Format C++ and Python
 	@git ls-files '*.cpp' '*.h' '*.c' | xargs -r clang-format -i
-	@python=$$(e2e/install.sh) && "$$python" -m ruff format e2e
+	@python=$$(e2e/install.sh) && "$$python" -m ruff format e2e bench
 
 clean: ## Remove build/ (caches stay; they are in ~/.cache/rouse)
 	@rm -rf build

@@ -41,15 +41,14 @@ def commit() -> str:
     return answer.stdout.strip() or "unknown"
 
 
-def write(name: str, figures: list[Figure], out: Path, **extra: object) -> None:
-    """Prints a table and writes docs/benchmarks/NAME.json; `extra` are further members."""
+def write(name: str, figures: list[Figure], out: Path) -> None:
+    """Prints a table and writes docs/benchmarks/NAME.json."""
     document = {
         "name": name,
         "machine": machine(),
         "commit": commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": " ".join([f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        **extra,
         "figures": [asdict(figure) for figure in figures],
     }
     width = max(len(figure.what) for figure in figures)

@@ -88,7 +88,18 @@ def perftest(transport: str, size: int, total: int, **more: str) -> float:
     pinned = ["taskset", "-c", str(cores[0]), *common]
     server = subprocess.Popen(pinned, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        command = ["taskset", "-c", str(cores[-1]), *common, "127.0.0.1", "-t", "ucp_get", "-s", str(size), "-e"]
+        command = [
+            "taskset",
+            "-c",
+            str(cores[-1]),
+            *common,
+            "127.0.0.1",
+            "-t",
+            "ucp_get",
+            "-s",
+            str(size),
+            "-e",
+        ]
         command += ["-n", str(total // size), "-w", "20", "-O", str(WINDOW), "-f", "-v"]
         for _ in range(50):
             time.sleep(0.1)
@@ -185,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    build = Path(os.environ.get("ROUSE_BUILD", REPOSITORY / "build" / "release"))
+    build = Path(os.environ.get("ROUSE_BUILD", REPOSITORY / "build" / "bench"))
     parser.add_argument("--program", type=Path, default=build / "bench" / "rouse-bench-pull")
     parser.add_argument("--gib", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
@@ -195,8 +206,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=default)
     options = parser.parse_args()
 
-    load_before = os.getloadavg()[0]
-    print(f"load average {load_before:.2f} before the start", file=sys.stderr)
+    settings = f"{options.rounds} rounds, {options.gib} GiB, {WINDOW} reads in flight"
+    print(f"{settings}; load average {os.getloadavg()[0]:.2f} before the start", file=sys.stderr)
     figures: list[Figure] = []
     for transport in options.transports.split(","):
         for size in options.sizes.split(","):
@@ -204,8 +215,7 @@ def main() -> None:
     if "sysv" in options.transports:
         figures.append(shared_by_ucx(options))
     figures += local(options)
-    settings = {"rounds": options.rounds, "gib": options.gib, "readsInFlight": WINDOW}
-    write("pull", figures, options.out, loadBefore=round(load_before, 2), settings=settings)
+    write("pull", figures, options.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Builds what the benchmarks need and runs them one after the other; figures go to docs/benchmarks.
 
-    bench/run.py [NAME...]      NAME is a script of this folder without ".py"; none means all
+    bench/run.py [NAME...]      NAME is pull, operator, ...; none means all that need no GPU
+
+The build has a folder of its own, build/bench, so that build/release stays as `make build` wants it.
 """
 
 from __future__ import annotations
@@ -13,28 +15,40 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
-NOT_A_BENCHMARK = {"run", "figures", "fanout_chart"}
+BUILD = REPOSITORY / "build" / "bench"
+NOT_A_BENCHMARK = {"run", "figures", "fanout_chart", "gpu_rivals", "gpu_load_rivals"}
+# Run when they are named: they need a GPU.
+NAMED_ONLY = {"gpu_transfer"}
 
 
-def build(folder: Path) -> None:
-    configure = ["cmake", "--preset", "release", "-DROUSE_BUILD_BENCH=ON", "--log-level=WARNING"]
+def scripts() -> dict[str, Path]:
+    """By benchmark. A script NAME_bench.py is called so because NAME.py would hide Python's own module."""
+    found = sorted(x for x in HERE.glob("*.py") if x.stem not in NOT_A_BENCHMARK)
+    return {x.stem.removesuffix("_bench"): x for x in found}
+
+
+def build() -> None:
+    configure = ["cmake", "--preset", "release", "-B", str(BUILD), "--log-level=WARNING"]
+    configure += ["-DROUSE_BUILD_BENCH=ON", "-DROUSE_BUILD_TESTS=OFF"]
+    if cuda := os.environ.get("ROUSE_CUDA_ROOT"):
+        configure.append(f"-DROUSE_CUDA_ROOT={cuda}")
     subprocess.run(configure, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(["cmake", "--build", str(folder)], cwd=REPOSITORY, check=True)
+    make = ["cmake", "--build", str(BUILD), "--target", "bench/all", "rouse-operator"]
+    subprocess.run(make, cwd=REPOSITORY, check=True)
 
 
 def main() -> int:
-    known = sorted(x.stem for x in HERE.glob("*.py") if x.stem not in NOT_A_BENCHMARK)
-    chosen = sys.argv[1:] or known
+    known = scripts()
+    chosen = sys.argv[1:] or [x for x in known if x not in NAMED_ONLY]
     if unknown := set(chosen) - set(known):
         print(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
         return 2
-    folder = REPOSITORY / "build" / "release"
-    build(folder)
-    environment = dict(os.environ, ROUSE_BUILD=str(folder))
+    build()
+    environment = dict(os.environ, ROUSE_BUILD=str(BUILD))
     failed = []
     for name in chosen:
         print(f"== {name}", flush=True)
-        done = subprocess.run([sys.executable, str(HERE / f"{name}.py")], env=environment)
+        done = subprocess.run([sys.executable, str(known[name])], env=environment)
         if done.returncode != 0:
             failed.append(name)
     if failed:

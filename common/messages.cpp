@@ -53,6 +53,7 @@ std::uint64_t ReadAddress(json::Reader& in, std::string_view key) {
 RemoteRank ReadRank(json::Reader& in, const json::Json& item, std::size_t index) {
   RemoteRank rank;
   json::Reader entry(item, Index(in, "ranks", index));
+  const std::int64_t number = entry.Int("rank");
   auto manifest = ManifestFromJson(entry.Object("manifest"), entry.Path("manifest"));
   entry.Take(manifest.status());
   if (!entry.status().ok()) {
@@ -60,6 +61,10 @@ RemoteRank ReadRank(json::Reader& in, const json::Json& item, std::size_t index)
     return rank;
   }
   rank.manifest = *std::move(manifest);
+  if (number != std::int64_t{rank.manifest.rank}) {
+    entry.Fail("rank",
+               "differs from rank " + std::to_string(rank.manifest.rank) + " of its manifest");
+  }
   if (rank.manifest.chunk_digests.empty()) entry.Fail("manifest", "carries no digests");
   const json::Json& slabs = entry.Array("slabs");
   if (slabs.size() > kMaxSlabs) entry.Fail("slabs", "has more than 65536 entries");

@@ -90,9 +90,10 @@ void Declare(CLI::App& cli, Flags& f) {
   cli.add_option("--agent-resources", f.agent_resources,
                  "Its resources as JSON; default: none, since the weights it maps count for it");
   cli.add_option("--agent-log-level", pods.agent_log_level, "Its log level")->capture_default_str();
-  cli.add_option("--agent-node-folder", pods.agent_node_folder,
-                 "A folder of every node, writable for the agents (mode 1777), through which those of "
-                 "one node copy weights directly; default: none");
+  cli.add_option(
+      "--agent-node-folder", pods.agent_node_folder,
+      "A folder of every node, writable for the agents (mode 1777), through which those of "
+      "one node copy weights directly; default: none");
   cli.add_option("--image-pull-secret", pods.image_pull_secrets, "Given to each pod; repeatable");
   cli.add_option("--workers", a.workers, "ModelServices reconciled at a time")
       ->check(CLI::Range(1, 64))
@@ -129,10 +130,10 @@ std::string Check(Flags& f) {
     return "--agent-node-folder: expected an absolute path";
   }
   if (f.app.service_name.empty() && f.app.pods.agent_facing_url.empty()) {
-    return "--service-name or --agent-facing-url: one of them is needed, or agents could not report";
+    return "--service-name or --agent-facing-url: one of them is needed, or agents could not "
+           "report";
   }
-  if (!f.app.pods.agent_facing_url.empty() &&
-      !f.app.pods.agent_facing_url.starts_with("http://")) {
+  if (!f.app.pods.agent_facing_url.empty() && !f.app.pods.agent_facing_url.starts_with("http://")) {
     return "--agent-facing-url: expected http://ADDRESS:PORT";
   }
   if (!f.agent_resources.empty()) {
@@ -141,8 +142,7 @@ std::string Check(Flags& f) {
     if (!parsed->is_object()) return "--agent-resources: expected an object";
     f.app.pods.agent_resources = *std::move(parsed);
   }
-  f.app.pods.agent_startup =
-      std::chrono::ceil<std::chrono::seconds>(f.app.policy.start_deadline);
+  f.app.pods.agent_startup = std::chrono::ceil<std::chrono::seconds>(f.app.policy.start_deadline);
   const auto lease = rouse::kube::Check(f.app.lease);
   return lease.ok() ? "" : lease.message();
 }

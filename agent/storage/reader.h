@@ -26,8 +26,8 @@ struct ReadOptions {
   /// Threads that call pread where io_uring is not to be had or would not help. 0: one for each
   /// processor but two, 2 to 16.
   std::uint32_t threads = 0;
-  /// False: threads, even where io_uring is to be had. Files that live in memory are read by threads
-  /// anyway: reading them is copying, which takes processors and no waiting.
+  /// False: threads, even where io_uring is to be had. Files that live in memory are read by
+  /// threads anyway: reading them is copying, which takes processors and no waiting.
   bool use_io_uring = true;
   std::chrono::milliseconds progress_deadline{60'000};  ///< Longest time without any arrival.
   std::chrono::milliseconds deadline{3'600'000};        ///< Longest time for all of it.

@@ -1,7 +1,9 @@
 #include "common/messages.h"
 
 #include <catch2/catch.hpp>
+#include <functional>
 #include <random>
+#include <set>
 
 namespace rouse {
 namespace {
@@ -57,6 +59,10 @@ AgentReport SomeReport() {
           .timeline = SomeTimeline()};
 }
 
+Assignment SomeAssignment() {
+  return {.path = StartPath::kPeer, .peers = {{"a", "b", "c"}}, .report_after_ms = 9999};
+}
+
 OpenResponse SomeOpenResponse() {
   return {.lease = "l",
           .lease_ms = 1000,
@@ -78,9 +84,7 @@ TEST_CASE("every message reads back as it was written") {
   bare.weights.reset();
   bare.timeline.reset();
   CHECK(*AgentReportFromJson(ToJson(bare)) == bare);
-  const Assignment assignment{
-      .path = StartPath::kPeer, .peers = {{"a", "b", "c"}}, .report_after_ms = 9999};
-  CHECK(*AssignmentFromJson(ToJson(assignment)) == assignment);
+  CHECK(*AssignmentFromJson(ToJson(SomeAssignment())) == SomeAssignment());
   CHECK(*OpenRequestFromJson(ToJson(OpenRequest{"x", "ns/p"})) == OpenRequest{"x", "ns/p"});
   CHECK(*OpenResponseFromJson(ToJson(SomeOpenResponse())) == SomeOpenResponse());
   CHECK(*LeaseRequestFromJson(ToJson(LeaseRequest{"l"})) == LeaseRequest{"l"});
@@ -89,18 +93,55 @@ TEST_CASE("every message reads back as it was written") {
   CHECK(*TimelineFromJson(ToJson(SomeTimeline()), "t") == SomeTimeline());
 }
 
-TEST_CASE("leaving out any field of a report is an error that names it, unless it is optional") {
-  const json::Json whole = ToJson(SomeReport());
-  for (const auto& [key, unused] : whole.items()) {
-    json::Json cut = whole;
-    cut.erase(key);
-    const auto report = AgentReportFromJson(cut);
-    if (key == "message" || key == "transport" || key == "weights" || key == "timeline") {
-      CHECK(report.ok());
-    } else {
-      INFO(key);
-      REQUIRE_FALSE(report.ok());
-      CHECK(report.status().message().find(key) != std::string::npos);
+// Every key of every object in `value`, except of maps whose keys are data.
+std::vector<json::Json::json_pointer> Fields(const json::Json& value,
+                                             const json::Json::json_pointer& at) {
+  std::vector<json::Json::json_pointer> out;
+  const bool is_map = !at.empty() && (at.back() == "identity" || at.back() == "scalars");
+  if (!value.is_structured() || (value.is_object() && is_map)) return out;
+  for (const auto& [key, child] : value.items()) {
+    const auto here = value.is_array() ? at / std::stoul(key) : at / key;
+    if (value.is_object()) out.push_back(here);
+    const auto below = Fields(child, here);
+    out.insert(out.end(), below.begin(), below.end());
+  }
+  return out;
+}
+
+TEST_CASE("leaving out any field of a message is an error that names it, unless it is optional") {
+  struct Message {
+    json::Json whole;
+    std::function<Status(const json::Json&)> read;
+    std::set<std::string> optional = {};
+  };
+  const std::vector<Message> messages = {
+      {ToJson(SomeReport()),
+       [](const auto& j) { return AgentReportFromJson(j).status(); },
+       {"/message", "/transport", "/weights", "/timeline", "/timeline/lanes"}},
+      {ToJson(SomeAssignment()), [](const auto& j) { return AssignmentFromJson(j).status(); }},
+      {ToJson(OpenRequest{"x", "ns/p"}),
+       [](const auto& j) { return OpenRequestFromJson(j).status(); }},
+      {ToJson(SomeOpenResponse()),
+       [](const auto& j) { return OpenResponseFromJson(j).status(); },
+       {"/ranks/0/manifest/scalars"}},
+      {ToJson(LeaseRequest{"l"}), [](const auto& j) { return LeaseRequestFromJson(j).status(); }},
+      {ToJson(SomeFiles()), [](const auto& j) { return ModelFilesFromJson(j).status(); }},
+      {ToJson(SomeManifest()),
+       [](const auto& j) { return ManifestFromJson(j, "m").status(); },
+       {"/digest", "/scalars"}},
+      {ToJson(SomeTimeline()),
+       [](const auto& j) { return TimelineFromJson(j, "t").status(); },
+       {"/lanes"}}};
+  for (const Message& message : messages) {
+    REQUIRE(message.read(message.whole).ok());
+    for (const auto& field : Fields(message.whole, json::Json::json_pointer())) {
+      json::Json cut = message.whole;
+      cut[field.parent_pointer()].erase(field.back());
+      const Status status = message.read(cut);
+      INFO(message.whole.value("protocol", "")
+           << " without " << field << ": " << status.ToString());
+      CHECK(status.ok() == message.optional.contains(field.to_string()));
+      if (!status.ok()) CHECK(status.message().find(field.back()) != std::string::npos);
     }
   }
 }
@@ -184,6 +225,12 @@ TEST_CASE("slabs that do not add up to the arena are refused") {
   OpenResponse response = SomeOpenResponse();
   response.ranks[0].slabs[0].bytes -= 1;
   CHECK(OpenResponseFromJson(ToJson(response)).status().message().find("ranks[0].slabs") == 0);
+}
+
+TEST_CASE("a rank that its manifest contradicts is refused") {
+  json::Json response = ToJson(SomeOpenResponse());
+  response["ranks"][0]["rank"] = 1;
+  CHECK(OpenResponseFromJson(response).status().message().find("ranks[0].rank: differs") == 0);
 }
 
 TEST_CASE("file paths that could leave the model folder are refused") {

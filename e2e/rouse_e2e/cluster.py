@@ -41,8 +41,6 @@ class Answer:
 class Cluster:
     """A cluster that is up. Use as a context manager, or call close()."""
 
-    mode = "kubeconfig"
-
     def __init__(self, kubeconfig: Path) -> None:
         self.kubeconfig = kubeconfig
         self._proxy: subprocess.Popen | None = None
@@ -167,33 +165,7 @@ class Cluster:
         where = f"/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy{path}"
         return self.request(method, where, body, timeout)
 
-    # ---- waiting and looking
-
-    def wait_gone(self, kind: str, name: str, namespace: str = "default", seconds: float = 60):
-        wait_until(
-            f"{kind} {namespace}/{name} to be gone",
-            seconds,
-            lambda: self.get(kind, name, namespace) is None,
-        )
-
-    def wait_ready(self, pod: str, namespace: str = "default", seconds: float = 120) -> Object:
-        """Waits for a pod's Ready condition; gives up early when a container keeps failing."""
-
-        def ready() -> Object | None:
-            found = self.get("pod", pod, namespace)
-            if found is None:
-                return None
-            status = found.get("status", {})
-            containers = status.get("initContainerStatuses", []) + status.get(
-                "containerStatuses", []
-            )
-            for container in containers:
-                if container.get("restartCount", 0) >= 3:
-                    raise RuntimeError(f"pod {namespace}/{pod}: {container['name']} keeps failing")
-            conditions = {x["type"]: x["status"] for x in status.get("conditions", [])}
-            return found if conditions.get("Ready") == "True" else None
-
-        return wait_until(f"pod {namespace}/{pod} to be ready", seconds, ready, 0.25)
+    # ---- looking
 
     def logs(self, pod: str, container: str, namespace: str = "default", lines: int = 40) -> str:
         try:

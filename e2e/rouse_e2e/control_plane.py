@@ -128,10 +128,6 @@ class ControlPlane:
         )
         self._ready("kube-apiserver", f"{self.server}/readyz", 120)
 
-    def stop_apiserver(self, grace: float = 5.0) -> None:
-        """start_apiserver() brings it back at the same address with all its data."""
-        self.processes.end("kube-apiserver", grace)
-
     def start_controller_manager(self) -> None:
         self._start(
             "kube-controller-manager",

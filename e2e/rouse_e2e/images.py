@@ -159,6 +159,14 @@ def context_key() -> str:
     return digest.hexdigest()[:16]
 
 
+def commit() -> str:
+    """What --version prints. Not part of the key: an image of the same content is not built anew, and
+    names the commit that it was first built at."""
+    command = ["git", "-C", str(paths.REPOSITORY), "rev-parse", "--short", "HEAD"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    return answer.stdout.strip() or "unknown"
+
+
 def rouse_reference(target: str) -> str:
     return f"localhost/rouse-{target}:e2e"
 
@@ -242,6 +250,7 @@ class Buildah:
             # This machine's certificate authorities, in case the network has one of its own.
             *("--volume", f"{CERTIFICATES}:/tmp/certificates.crt:ro"),
             *("--build-arg", "PIP_CERT=/tmp/certificates.crt"),
+            *("--build-arg", f"ROUSE_COMMIT={commit()}"),
             *("--tag", reference),
             str(paths.REPOSITORY),
         )

@@ -16,8 +16,6 @@ from .processes import Processes
 
 
 class LightCluster(Cluster):
-    mode = "light"
-
     def __init__(
         self,
         folder: Path | None = None,
@@ -49,9 +47,14 @@ class LightCluster(Cluster):
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def add_node(self, name: str, pods: int = 1000, resources: dict[str, str] | None = None):
-        """A node that kwok plays; `resources` are added to its cpu and memory."""
-        room = {"cpu": "1000", "memory": "10Ti", "pods": str(pods), **(resources or {})}
+    def collect(self, folder: Path) -> None:
+        super().collect(folder)
+        for log in self.folder.glob("*.log"):
+            shutil.copy(log, folder / f"cluster.{log.name}")
+
+    def add_node(self, name: str, pods: int = 1000) -> None:
+        """A node that kwok plays."""
+        room = {"cpu": "1000", "memory": "10Ti", "pods": str(pods)}
         self.apply(
             {
                 "apiVersion": "v1",

@@ -110,8 +110,6 @@ def sweep() -> None:
 
 
 class RealCluster(Cluster):
-    mode = "real"
-
     def __init__(self, name: str | None = None, keep: bool = False, say=lambda text: None) -> None:
         """Brings it up. `keep`: it outlives this program, until tear_down(). Needs root."""
         if os.geteuid() != 0:

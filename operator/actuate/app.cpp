@@ -71,9 +71,9 @@ Result<std::unique_ptr<App>> App::Create(const kube::Config& config, AppOptions 
   metrics->OnScrape([raw = app.get()](Metrics& m) { raw->Scrape(m); });
   ROUSE_ASSIGN_OR_RETURN(
       app->server_,
-      http::Server::Listen(app->options_.listen_host, app->options_.port,
-                           [raw = app.get()](const http::Request& r) { return raw->Answer(r); },
-                           1u << 20));
+      http::Server::Listen(
+          app->options_.listen_host, app->options_.port,
+          [raw = app.get()](const http::Request& r) { return raw->Answer(r); }, 1u << 20));
   return app;
 }
 
@@ -306,7 +306,8 @@ void App::Scrape(Metrics& metrics) const {
     counter("rouse_informer_lists_total", "Full lists", c.lists);
     counter("rouse_informer_gone_total", "Watches or lists ended by 410 Gone", c.gone);
     counter("rouse_informer_broken_total", "Watches that broke or fell silent", c.broken);
-    counter("rouse_informer_garbage_total", "Watches ended because what came made no sense", c.garbage);
+    counter("rouse_informer_garbage_total", "Watches ended because what came made no sense",
+            c.garbage);
     counter("rouse_informer_events_total", "Events taken in", c.events);
     metrics.SetGauge("rouse_informer_last_list_seconds", "How long the last full list took", labels,
                      static_cast<double>(c.last_list_us) / 1e6);

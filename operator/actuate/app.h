@@ -1,7 +1,7 @@
 // The operator as one object: caches, queue, workers, leader election, HTTP server.
 //
-// Threads: two informers, the leader elector, the event recorder, `workers` reconcilers, and the HTTP
-// library's. Every replica watches and answers agents; only the leader reconciles.
+// Threads: two informers, the leader elector, the event recorder, `workers` reconcilers, and the
+// HTTP library's. Every replica watches and answers agents; only the leader reconciles.
 
 #pragma once
 
@@ -34,7 +34,8 @@ struct AppOptions {
   std::string watch_namespace;  ///< Empty: all.
   std::string own_namespace;    ///< Where the Lease and the Service are.
   std::string own_name;         ///< Unique part of the leader's identity, for Events.
-  std::string service_name;     ///< Its ClusterIP is what agents are told, unless pods.agent_facing_url is set.
+  std::string service_name;     ///< Its ClusterIP is what agents are told, unless
+                                ///< pods.agent_facing_url is set.
   std::string lease_name = "rouse-operator";
   kube::LeaseTiming lease;
   std::chrono::milliseconds watch_silence{90'000};
@@ -91,12 +92,12 @@ class App {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  bool stopping_ = false;          ///< Guarded by mutex_.
-  bool elected_ = false;           ///< Guarded by mutex_.
-  std::string lost_;               ///< Guarded by mutex_: why the leadership was lost.
+  bool stopping_ = false;               ///< Guarded by mutex_.
+  bool elected_ = false;                ///< Guarded by mutex_.
+  std::string lost_;                    ///< Guarded by mutex_: why the leadership was lost.
   std::string not_ready_ = "starting";  ///< Guarded by mutex_; empty once ready.
   std::unique_ptr<kube::LeaderElector> elector_;  ///< Guarded by mutex_.
-  std::unique_ptr<http::Server> server_;  ///< Last: answers use everything above.
+  std::unique_ptr<http::Server> server_;          ///< Last: answers use everything above.
 };
 
 }  // namespace rouse::actuate

@@ -18,7 +18,8 @@ std::shared_ptr<const StoredService> ProjectService(const Json& object) {
   stored->error = service.status();
   auto meta = api::ObjectMetaFromJson(object);
   if (!meta.ok()) {
-    log::Error("a ModelService without a name or uid is ignored", {{"error", meta.status().ToString()}});
+    log::Error("a ModelService without a name or uid is ignored",
+               {{"error", meta.status().ToString()}});
     return nullptr;
   }
   stored->service.metadata = *std::move(meta);

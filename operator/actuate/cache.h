@@ -27,8 +27,8 @@ struct StoredService {
 class Cache {
  public:
   /// `on_change` is called with the key "ns/name" of a ModelService whenever it or one of its pods
-  /// changed; `on_pod` for each pod that came, changed (after) or went (nullptr, with its last state
-  /// in before). Both on an informer's thread, after the change is visible; must be quick.
+  /// changed; `on_pod` for each pod that came, changed (after) or went (nullptr, with its last
+  /// state in before). Both on an informer's thread, after the change is visible; must be quick.
   using OnChange = std::function<void(const std::string& key)>;
   using OnPod = std::function<void(const plan::Instance* before, const plan::Instance* after)>;
   Cache(OnChange on_change, OnPod on_pod);

@@ -40,9 +40,11 @@ struct Executor::Run {
     }
     self.pending_.Taken(key, action.pod);
     outcome.replan = true;
-    outcome.notes.push_back({true, "NameTaken", "CreatePod",
-                             "pod " + action.pod + " exists and is not of this ModelService: its "
-                             "name is left out; delete the pod or rename it if that is not wanted"});
+    outcome.notes.push_back(
+        {true, "NameTaken", "CreatePod",
+         "pod " + action.pod +
+             " exists and is not of this ModelService: its "
+             "name is left out; delete the pod or rename it if that is not wanted"});
   }
 
   void Do(const plan::CreateInstance& action) {

@@ -18,13 +18,13 @@ namespace rouse::actuate {
 struct Outcome {
   std::vector<std::string> errors;  ///< What could not be done; the rest was.
   std::vector<plan::Note> notes;    ///< What was done, for Events.
-  bool replan = false;  ///< A name turned out to be taken: plan again at once.
+  bool replan = false;              ///< A name turned out to be taken: plan again at once.
 };
 
 class Executor {
  public:
-  /// `may_act` is asked before each call: false once this process does not lead any more. References
-  /// must outlive the executor.
+  /// `may_act` is asked before each call: false once this process does not lead any more.
+  /// References must outlive the executor.
   Executor(kube::Api& api, const Cache& cache, Pending& pending, std::function<bool()> may_act)
       : api_(api), cache_(cache), pending_(pending), may_act_(std::move(may_act)) {}
 

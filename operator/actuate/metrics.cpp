@@ -7,7 +7,8 @@ namespace {
 
 // From a wake of a tenth of a second to a load from storage of half an hour.
 const prometheus::Histogram::BucketBoundaries kStartBuckets = {
-    0.05, 0.1, 0.25, 0.5, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048};
+    0.05, 0.1, 0.25, 0.5, 1,   2,   4,   6,   8,   12,   16,  24,
+    32,   48,  64,   96,  128, 192, 256, 384, 512, 1024, 2048};
 const prometheus::Histogram::BucketBoundaries kReconcileBuckets = {
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60};
 
@@ -55,7 +56,8 @@ void Metrics::ScaleOutFinished(const api::ScaleOut& scale_out) {
   total_seconds_.Add({{"path", scale_out.path}, {"outcome", "success"}}, kStartBuckets)
       .Observe(scale_out.seconds);
   for (const auto& [source, bytes] : scale_out.bytes_by_source) {
-    bytes_.Add({{"path", scale_out.path}, {"source", source}}).Increment(static_cast<double>(bytes));
+    bytes_.Add({{"path", scale_out.path}, {"source", source}})
+        .Increment(static_cast<double>(bytes));
   }
 }
 
@@ -92,7 +94,9 @@ void Metrics::Reconciled(const std::string& result, double seconds) {
   reconcile_seconds_.Observe(seconds);
 }
 
-void Metrics::Reported(int code) { reports_.Add({{"code", std::to_string(code)}}).Increment(); }
+void Metrics::Reported(int code) {
+  reports_.Add({{"code", std::to_string(code)}}).Increment();
+}
 
 void Metrics::RequestAnswered(const std::string& method, int code) {
   const std::string text = code == 0 ? "<error>" : std::to_string(code);
@@ -100,7 +104,7 @@ void Metrics::RequestAnswered(const std::string& method, int code) {
 }
 
 void Metrics::SetGauge(const std::string& name, const std::string& help,
-                  const std::map<std::string, std::string>& labels, double value) {
+                       const std::map<std::string, std::string>& labels, double value) {
   std::lock_guard lock(mutex_);
   auto& family = gauges_[name];
   if (family == nullptr) {

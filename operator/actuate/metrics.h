@@ -1,5 +1,5 @@
-// What Prometheus scrapes. Names for reconciles, queue and client are those of controller-runtime and
-// client-go, so that existing dashboards fit. Thread-safe.
+// What Prometheus scrapes. Names for reconciles, queue and client are those of controller-runtime
+// and client-go, so that existing dashboards fit. Thread-safe.
 
 #pragma once
 
@@ -74,9 +74,10 @@ class Metrics {
 
   std::mutex mutex_;
   std::map<std::pair<std::string, std::string>, std::map<std::string, prometheus::Gauge*>>
-      instance_gauges_;  ///< Guarded by mutex_.
-  std::map<std::string, prometheus::Family<prometheus::Gauge>*> gauges_;      ///< Guarded by mutex_.
-  std::map<std::string, prometheus::Family<prometheus::Counter>*> counters_;  ///< Guarded by mutex_.
+      instance_gauges_;                                                   ///< Guarded by mutex_.
+  std::map<std::string, prometheus::Family<prometheus::Gauge>*> gauges_;  ///< Guarded by mutex_.
+  std::map<std::string, prometheus::Family<prometheus::Counter>*>
+      counters_;  ///< Guarded by mutex_.
 };
 
 }  // namespace rouse::actuate

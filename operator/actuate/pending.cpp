@@ -44,8 +44,9 @@ void Pending::AddTo(const std::string& key, plan::Observed& observed) {
     if (it->second.deleted.contains(instance.uid)) instance.deleting = true;
   }
   for (const auto& [uid, created] : it->second.created) {
-    const bool shown = std::any_of(observed.instances.begin(), observed.instances.end(),
-                                   [&](const plan::Instance& i) { return i.uid == created.first.uid; });
+    const bool shown =
+        std::any_of(observed.instances.begin(), observed.instances.end(),
+                    [&](const plan::Instance& i) { return i.uid == created.first.uid; });
     if (!shown && created.first.owner_uid == observed.service.metadata.uid) {
       observed.instances.push_back(created.first);
     }

@@ -1,8 +1,8 @@
 // What we have just done and the cache does not show yet.
 //
-// Between a create call's answer and its watch event a second reconcile would not see the pod, and a
-// pod that went meanwhile could be replaced twice. An entry lives until the cache has seen the pod,
-// at most a while. It is only a shortcut: after a restart the first list shows the truth.
+// Between a create call's answer and its watch event a second reconcile would not see the pod, and
+// a pod that went meanwhile could be replaced twice. An entry lives until the cache has seen the
+// pod, at most a while. It is only a shortcut: after a restart the first list shows the truth.
 // Thread-safe.
 
 #pragma once

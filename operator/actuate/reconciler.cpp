@@ -8,7 +8,8 @@
 namespace rouse::actuate {
 namespace {
 
-// A status that is already as wanted is not written: the write would come back as a change, for ever.
+// A status that is already as wanted is not written: the write would come back as a change, for
+// ever.
 bool Same(const api::ServiceStatus& a, const api::ServiceStatus& b) {
   return api::ToJson(a) == api::ToJson(b);
 }
@@ -57,7 +58,8 @@ Result<std::optional<std::chrono::milliseconds>> Reconciler::Reconcile(const std
   const api::ModelService& service = observed->service;
   const api::TimePoint now = options_.clock();
   if (!stored->error.ok()) {
-    log::Warning("spec cannot be read", {{"modelservice", key}, {"error", stored->error.ToString()}});
+    log::Warning("spec cannot be read",
+                 {{"modelservice", key}, {"error", stored->error.ToString()}});
     const api::ServiceStatus status = plan::InvalidSpecStatus(
         service.status, service.metadata.generation, stored->error.message(), now);
     ROUSE_RETURN_IF_ERROR(Publish(service, status));

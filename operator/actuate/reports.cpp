@@ -23,8 +23,8 @@ Status CheckAddress(const AgentReport& report, const plan::Instance& pod) {
   if (report.address.empty() || pod.ip.empty()) return Status();
   const std::string host = pod.ip.find(':') == std::string::npos ? pod.ip : "[" + pod.ip + "]";
   if (report.address.starts_with("http://" + host + ":")) return Status();
-  return InvalidArgument("address: " + report.address + " is not an address of the pod, whose IP is " +
-                         pod.ip);
+  return InvalidArgument("address: " + report.address +
+                         " is not an address of the pod, whose IP is " + pod.ip);
 }
 
 }  // namespace
@@ -71,9 +71,8 @@ std::int64_t ReportAfterMs(AgentState state) {
 
 http::Response Reports::Handle(const http::Request& request) {
   auto assignment = Take(request);
-  http::Response response = assignment.ok()
-                                ? http::JsonResponse(json::Dump(ToJson(*assignment)))
-                                : http::ErrorResponse(assignment.status());
+  http::Response response = assignment.ok() ? http::JsonResponse(json::Dump(ToJson(*assignment)))
+                                            : http::ErrorResponse(assignment.status());
   metrics_.Reported(response.status);
   return response;
 }
@@ -120,17 +119,23 @@ Status Reports::Write(const plan::Instance& pod, const AgentReport& report) {
                          {"namespace", pod.ns},
                          {"uid", pod.uid},  // Never onto a later pod of the same name.
                          {"annotations", ReportAnnotations(report)}}}};
-  auto applied = api_.Apply(kube::Pods(), object,
-                            {.field_manager = api::kFieldManagerReport, .force = true, .subresource = ""});
+  auto applied =
+      api_.Apply(kube::Pods(), object,
+                 {.field_manager = api::kFieldManagerReport, .force = true, .subresource = ""});
   if (applied.ok()) return Status();
-  const StatusCode code = applied.status().code();
-  if (code == StatusCode::kNotFound || code == StatusCode::kConflict) {
-    return NotOurs(report, "it is gone: " + applied.status().message());
+  const std::string& why = applied.status().message();
+  switch (applied.status().code()) {
+    case StatusCode::kNotFound:
+      return NotOurs(report, "it is gone: " + why);
+    case StatusCode::kConflict:
+      // Another writer was quicker. A pod that was replaced is refused by its uid the next time.
+      return Unavailable("the pod was changed meanwhile: report again: " + why);
+    case StatusCode::kUnavailable:
+    case StatusCode::kDeadlineExceeded:
+      return applied.status();
+    default:
+      return Unavailable("the API server refused the report: " + why);
   }
-  return applied.status().code() == StatusCode::kUnavailable ||
-                 applied.status().code() == StatusCode::kDeadlineExceeded
-             ? applied.status()
-             : Unavailable("the API server refused the report: " + applied.status().message());
 }
 
 }  // namespace rouse::actuate

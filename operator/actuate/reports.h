@@ -19,8 +19,8 @@ namespace rouse::actuate {
 /// The annotations that stand for `report`. An absent one is to be removed.
 std::map<std::string, std::string> ReportAnnotations(const AgentReport& report);
 
-/// Whether `report` has to be written over what `pod` has. Bytes that only grow while weights arrive
-/// are not: the next change of state brings them along.
+/// Whether `report` has to be written over what `pod` has. Bytes that only grow while weights
+/// arrive are not: the next change of state brings them along.
 bool NeedsWrite(const plan::Instance& pod, const AgentReport& report);
 
 /// How soon the agent should report again: soon while it waits for something that an answer can

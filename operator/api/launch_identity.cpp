@@ -16,7 +16,8 @@ Json EngineOverlay(const Json& pod_template) {
   const auto containers = spec->find("containers");
   if (containers == spec->end() || !containers->is_array()) return out;
   for (const Json& container : *containers) {
-    if (!container.is_object() || container.value("name", Json()) != Json(kEngineContainer)) continue;
+    if (!container.is_object() || container.value("name", Json()) != Json(kEngineContainer))
+      continue;
     for (const char* key : {"image", "command", "args", "env", "envFrom"}) {
       if (container.contains(key)) out[key] = container[key];
     }

@@ -118,7 +118,9 @@ FastStart ProfileDefaults(Profile profile) {
   return out;
 }
 
-int DefaultGuards(Profile profile) { return profile == Profile::kGuarded ? 1 : 0; }
+int DefaultGuards(Profile profile) {
+  return profile == Profile::kGuarded ? 1 : 0;
+}
 
 Result<ObjectMeta> ObjectMetaFromJson(const Json& object) {
   json::Reader root(object, "");
@@ -128,8 +130,7 @@ Result<ObjectMeta> ObjectMetaFromJson(const Json& object) {
                   .uid = in.String("uid"),
                   .resource_version = in.StringOr("resourceVersion", ""),
                   .generation = in.IntOr("generation", 0),
-                  .deleting = in.Has("deletionTimestamp"),
-                  .created_at = ParseTime(in.StringOr("creationTimestamp", ""))};
+                  .deleting = in.Has("deletionTimestamp")};
   root.Take(in.status());
   ROUSE_RETURN_IF_ERROR(root.status());
   return meta;
@@ -151,8 +152,8 @@ Result<ModelService> ModelServiceFromJson(const Json& object) {
   out.spec.fast_start = ReadFastStart(in);
 
   json::Reader guards(in.ObjectOrEmpty("guards"), in.Path("guards"));
-  out.spec.guard_replicas = static_cast<int>(guards.IntOr(
-      "replicas", DefaultGuards(out.spec.fast_start.profile), 0, kMaxReplicas));
+  out.spec.guard_replicas = static_cast<int>(
+      guards.IntOr("replicas", DefaultGuards(out.spec.fast_start.profile), 0, kMaxReplicas));
   in.Take(guards.status());
   out.spec.pod_template = ReadTemplate(in);
   root.Take(in.status());

@@ -27,7 +27,6 @@ struct ObjectMeta {
   std::string resource_version;
   std::int64_t generation = 0;
   bool deleting = false;
-  std::optional<TimePoint> created_at;
 
   bool operator==(const ObjectMeta&) const = default;
 };

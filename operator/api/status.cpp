@@ -9,7 +9,9 @@ namespace {
 
 // Milliseconds are all that a person reads, and rounding keeps the status stable when it is read
 // back and compared.
-double RoundSeconds(double seconds) { return std::round(seconds * 1000.0) / 1000.0; }
+double RoundSeconds(double seconds) {
+  return std::round(seconds * 1000.0) / 1000.0;
+}
 
 TimePoint ReadTime(json::Reader& in, std::string_view key) {
   const auto time = ParseTime(in.String(key));

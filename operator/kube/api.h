@@ -54,8 +54,8 @@ class Api {
 
   virtual Result<Json> Get(const Resource& resource, const ObjectName& name) = 0;
 
-  /// All objects, page by page; starts over when the server forgets the list in the middle (410). An
-  /// empty `ns` lists all namespaces.
+  /// All objects, page by page; starts over when the server forgets the list in the middle (410).
+  /// An empty `ns` lists all namespaces.
   virtual Result<ObjectList> List(const Resource& resource, const std::string& ns,
                                   const ListOptions& options) = 0;
 

@@ -70,13 +70,30 @@ StatusCode CodeFor(const ApiError& error) {
   }
 }
 
-std::string_view Remedy(int http_status) {
+// 403 is also what admission says: quotas, PodSecurity, namespaces on their way out, webhooks. The
+// reason is "Forbidden" for all of them, so only the words tell.
+std::string_view RemedyOfForbidden(std::string_view message) {
+  const auto says = [message](std::string_view words) {
+    return message.find(words) != std::string_view::npos;
+  };
+  if (says("User \"") && says("\" cannot ")) {
+    return "; this identity lacks the right: grant it with a Role or ClusterRole and a binding";
+  }
+  if (says("exceeded quota:")) return "; raise the quota, or free some of it";
+  if (says("failed quota:")) return "; set the requests and limits that the quota asks for";
+  if (says("violates PodSecurity")) {
+    return "; change the pod, or the namespace's label pod-security.kubernetes.io/enforce";
+  }
+  return "";
+}
+
+std::string_view Remedy(int http_status, std::string_view message) {
   switch (http_status) {
     case 401:
       return "; the API server does not accept these credentials: check the token or client "
              "certificate and that it has not expired";
     case 403:
-      return "; this identity lacks the right: grant it with a Role or ClusterRole and a binding";
+      return RemedyOfForbidden(message);
     default:
       return "";
   }
@@ -84,7 +101,9 @@ std::string_view Remedy(int http_status) {
 
 }  // namespace
 
-bool ApiError::IsGone() const { return http_status == 410; }
+bool ApiError::IsGone() const {
+  return http_status == 410;
+}
 
 bool ApiError::IsRetryable() const {
   return http_status == 429 || (http_status >= 500 && retry_after.has_value());
@@ -93,9 +112,10 @@ bool ApiError::IsRetryable() const {
 Status ApiError::ToStatus(std::string_view what) const {
   std::string text(what);
   text += ": ";
-  text += message.empty() ? "the API server answered with HTTP status " + std::to_string(http_status)
-                          : message + " (HTTP status " + std::to_string(http_status) + ")";
-  text += Remedy(http_status);
+  text += message.empty()
+              ? "the API server answered with HTTP status " + std::to_string(http_status)
+              : message + " (HTTP status " + std::to_string(http_status) + ")";
+  text += Remedy(http_status, message);
   if (retry_after) text += "; try again in " + std::to_string(retry_after->count()) + " s";
   return Status(CodeFor(*this), std::move(text));
 }

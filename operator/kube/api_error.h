@@ -27,13 +27,14 @@ struct ApiError {
   bool IsRetryable() const;
 
   /// 404 NotFound; 409 AlreadyExists or Conflict by reason; 410 Conflict; 400, 405, 413, 415 and
-  /// 422 InvalidArgument; 401 and 403 FailedPrecondition with what to do; 504 DeadlineExceeded; 408,
-  /// 429 and other 5xx Unavailable. The message is "`what`: server's words"; `what` names verb and object.
+  /// 422 InvalidArgument; 401 and 403 FailedPrecondition, with what to do where the server's words
+  /// tell; 504 DeadlineExceeded; 408, 429 and other 5xx Unavailable. The message is "`what`:
+  /// server's words"; `what` names verb and object.
   Status ToStatus(std::string_view what) const;
 };
 
-/// `retry_after_header` is the header's text, empty when there was none. Only the form in seconds is
-/// understood; more than an hour counts as an hour.
+/// `retry_after_header` is the header's text, empty when there was none. Only the form in seconds
+/// is understood; more than an hour counts as an hour.
 ApiError DecodeError(int http_status, std::string_view body, std::string_view retry_after_header);
 
 /// The same for the `Status` object of a watch's ERROR event.

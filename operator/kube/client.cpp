@@ -15,7 +15,9 @@ constexpr std::size_t kMaxObjectBytes = 64u << 20;
 
 // An empty name would make a delete of one object a delete of all, and dots would walk up the path.
 Status CheckName(const Resource& resource, const ObjectName& name, std::string_view verb) {
-  const auto bad = [](const std::string& part) { return part.empty() || part == "." || part == ".."; };
+  const auto bad = [](const std::string& part) {
+    return part.empty() || part == "." || part == "..";
+  };
   if (bad(name.name) || (resource.namespaced && bad(name.ns))) {
     return InvalidArgument(std::string(verb) + " " + Describe(resource, name) +
                            ": an object needs a name" +
@@ -125,9 +127,9 @@ struct Client::Impl {
 
   Result<Json> Call(const std::string& method, const std::string& target, const Json& body,
                     const std::string& content_type, const std::string& what) {
-    ROUSE_ASSIGN_OR_RETURN(
-        const http::Response answer,
-        Send(method, target, body.is_null() ? std::string() : json::Dump(body), content_type, what));
+    ROUSE_ASSIGN_OR_RETURN(const http::Response answer,
+                           Send(method, target, body.is_null() ? std::string() : json::Dump(body),
+                                content_type, what));
     if (answer.status >= 300) return ErrorOf(answer).ToStatus(what);
     auto parsed = json::Parse(answer.body, "answer");
     if (!parsed.ok() || !parsed->is_object()) {
@@ -177,8 +179,7 @@ Result<ObjectList> Client::List(const Resource& resource, const std::string& ns,
                                      {"continue", token},
                                      {"labelSelector", options.label_selector},
                                      {"fieldSelector", options.field_selector}});
-      ROUSE_ASSIGN_OR_RETURN(const http::Response answer,
-                             impl_->Send("GET", target, "", "", what));
+      ROUSE_ASSIGN_OR_RETURN(const http::Response answer, impl_->Send("GET", target, "", "", what));
       if (answer.status >= 300) {
         const ApiError error = ErrorOf(answer);
         last = error.ToStatus(what);
@@ -337,6 +338,8 @@ void Client::StopWaiting() {
   impl_->stopped.notify_all();
 }
 
-const ClientCounters& Client::counters() const { return impl_->counters; }
+const ClientCounters& Client::counters() const {
+  return impl_->counters;
+}
 
 }  // namespace rouse::kube

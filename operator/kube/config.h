@@ -30,11 +30,11 @@ class SecretFolder {
 };
 
 struct Config {
-  std::string server;      ///< "https://10.0.0.1:6443", optionally with a path prefix.
+  std::string server;  ///< "https://10.0.0.1:6443", optionally with a path prefix.
   http::TlsOptions tls;
-  std::string token;       ///< Bearer token; empty: none, or in token_file.
-  std::string token_file;  ///< Read again when it changes; wins over `token`.
-  std::string ns = "default";  ///< The context's or the pod's namespace.
+  std::string token;                      ///< Bearer token; empty: none, or in token_file.
+  std::string token_file;                 ///< Read again when it changes; wins over `token`.
+  std::string ns = "default";             ///< The context's or the pod's namespace.
   std::shared_ptr<SecretFolder> secrets;  ///< Keeps inline data alive; may be null.
 };
 

@@ -49,8 +49,8 @@ ObjectName NameFor(const Event& event, std::uint64_t unique) {
 }  // namespace
 
 Json ReferenceTo(const Resource& resource, const ObjectName& name, const std::string& uid) {
-  Json reference = {{"apiVersion", resource.ApiVersion()}, {"kind", resource.kind},
-                    {"name", name.name}};
+  Json reference = {
+      {"apiVersion", resource.ApiVersion()}, {"kind", resource.kind}, {"name", name.name}};
   if (!name.ns.empty()) reference["namespace"] = name.ns;
   if (!uid.empty()) reference["uid"] = uid;
   return reference;
@@ -79,22 +79,23 @@ std::vector<EventWrite> EventAggregator::Add(const Event& event, WallTime now,
   }
 
   Entry entry{.key = key, .name = NameFor(event, unique), .last_seen = now, .last_written = now};
-  writes.push_back({.create = true,
-                    .name = entry.name,
-                    .body = {{"apiVersion", Events().ApiVersion()},
-                             {"kind", Events().kind},
-                             {"metadata", {{"name", entry.name.name}, {"namespace", entry.name.ns}}},
-                             {"eventTime", MicroTime(now)},
-                             {"reportingController", options_.controller},
-                             {"reportingInstance", Cut(options_.instance.empty() ? options_.controller
-                                                                                 : options_.instance,
-                                                       kMaxWord)},
-                             {"type", event.type == EventType::kWarning ? "Warning" : "Normal"},
-                             {"reason", Cut(event.reason, kMaxWord)},
-                             {"action", Cut(event.action, kMaxWord)},
-                             {"note", Cut(event.note, kMaxNote)},
-                             {"regarding", event.regarding}},
-                    .key = key});
+  writes.push_back(
+      {.create = true,
+       .name = entry.name,
+       .body = {{"apiVersion", Events().ApiVersion()},
+                {"kind", Events().kind},
+                {"metadata", {{"name", entry.name.name}, {"namespace", entry.name.ns}}},
+                {"eventTime", MicroTime(now)},
+                {"reportingController", options_.controller},
+                {"reportingInstance",
+                 Cut(options_.instance.empty() ? options_.controller : options_.instance,
+                     kMaxWord)},
+                {"type", event.type == EventType::kWarning ? "Warning" : "Normal"},
+                {"reason", Cut(event.reason, kMaxWord)},
+                {"action", Cut(event.action, kMaxWord)},
+                {"note", Cut(event.note, kMaxNote)},
+                {"regarding", event.regarding}},
+       .key = key});
   entries_.push_front(std::move(entry));
   by_key_[key] = entries_.begin();
   while (entries_.size() > std::max<std::size_t>(options_.remembered, 1)) {
@@ -140,8 +141,8 @@ EventWrite EventAggregator::SeriesWrite(Entry& entry, WallTime now) {
   entry.last_written = now;
   return {.create = false,
           .name = entry.name,
-          .body = {{"series", {{"count", entry.count},
-                               {"lastObservedTime", MicroTime(entry.last_seen)}}}},
+          .body = {{"series",
+                    {{"count", entry.count}, {"lastObservedTime", MicroTime(entry.last_seen)}}}},
           .key = entry.key};
 }
 

@@ -93,9 +93,8 @@ void EventRecorder::Write(const EventWrite& write) {
       }
     }
     const Status status =
-        write.create
-            ? api_.Create(Events(), write.body).status()
-            : api_.MergePatch(Events(), write.name, write.body, PatchOptions{}).status();
+        write.create ? api_.Create(Events(), write.body).status()
+                     : api_.MergePatch(Events(), write.name, write.body, PatchOptions{}).status();
     // AlreadyExists: an earlier attempt arrived and only its answer was lost.
     if (status.ok() || (write.create && status.code() == StatusCode::kAlreadyExists)) {
       ++written_;
@@ -104,8 +103,8 @@ void EventRecorder::Write(const EventWrite& write) {
     bool stopping = false;
     if (MayPass(status) && attempt < kAttempts) {
       std::unique_lock lock(mutex_);
-      stopping = changed_.wait_for(lock, BackoffDelay(kRetry, attempt, 1.0),
-                                   [this] { return stopping_; });
+      stopping =
+          changed_.wait_for(lock, BackoffDelay(kRetry, attempt, 1.0), [this] { return stopping_; });
       if (!stopping) continue;
     }
     ++dropped_;

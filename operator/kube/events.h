@@ -46,9 +46,9 @@ struct EventOptions {
   std::string controller = "rouse.dev/operator";  ///< reportingController
   std::string instance;                           ///< reportingInstance, e.g. the pod's name.
   std::size_t queue_limit = 1000;
-  std::chrono::milliseconds window{360'000};      ///< Silence after which a repetition is new.
-  std::chrono::milliseconds series_every{10'000}; ///< Least time between two writes of one series.
-  std::size_t remembered = 4096;                  ///< Distinct events remembered.
+  std::chrono::milliseconds window{360'000};       ///< Silence after which a repetition is new.
+  std::chrono::milliseconds series_every{10'000};  ///< Least time between two writes of one series.
+  std::size_t remembered = 4096;                   ///< Distinct events remembered.
 };
 
 /// A write that the aggregator wants.
@@ -117,8 +117,8 @@ class EventRecorder {
   std::atomic<std::uint64_t> written_{0};
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<Event> queue_;  ///< Guarded by mutex_.
-  bool stopping_ = false;    ///< Guarded by mutex_.
+  std::deque<Event> queue_;                        ///< Guarded by mutex_.
+  bool stopping_ = false;                          ///< Guarded by mutex_.
   std::chrono::steady_clock::time_point stop_by_;  ///< Guarded by mutex_, if stopping_.
   std::thread thread_;
 };

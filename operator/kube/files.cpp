@@ -41,8 +41,9 @@ Result<std::string> CheckToken(std::string text, const std::string& what) {
   const bool printable =
       std::all_of(text.begin(), text.end(), [](char c) { return c > 0x20 && c < 0x7f; });
   if (!printable) {
-    return InvalidArgument(what + " has white space or unprintable characters inside; a token is "
-                                  "one word");
+    return InvalidArgument(what +
+                           " has white space or unprintable characters inside; a token is "
+                           "one word");
   }
   return text;
 }

@@ -19,7 +19,8 @@ Result<Config> InCluster(const std::string& folder) {
   const std::string port = Environment("KUBERNETES_SERVICE_PORT");
   if (host.empty() || port.empty()) {
     return FailedPrecondition(
-        "in-cluster configuration: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set; "
+        "in-cluster configuration: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not "
+        "set; "
         "this process does not run in a pod, give it a kubeconfig");
   }
   Config config;
@@ -28,7 +29,8 @@ Result<Config> InCluster(const std::string& folder) {
   config.token_file = folder + "/token";
   config.tls.ca_file = folder + "/ca.crt";
   const std::string remedy =
-      "; in-cluster configuration needs a mounted service account token: check that the pod does not "
+      "; in-cluster configuration needs a mounted service account token: check that the pod does "
+      "not "
       "set automountServiceAccountToken to false";
   auto token = ReadFile(config.token_file);
   if (!token.ok()) return FailedPrecondition(token.status().message() + remedy);

@@ -27,7 +27,8 @@ Informer::Informer(Client& client, StoreSink& sink, InformerOptions options)
       options_(std::move(options)),
       machine_(options_.resource, options_.list_watch),
       thread_([this] {
-        pthread_setname_np(pthread_self(), ("inf-" + options_.resource.plural).substr(0, 15).c_str());
+        pthread_setname_np(pthread_self(),
+                           ("inf-" + options_.resource.plural).substr(0, 15).c_str());
         Run();
       }) {}
 
@@ -116,8 +117,8 @@ void Informer::DoWatch(const Command& command) {
   std::optional<ApiError> error;
   const Status status = client_.Watch(
       options_.resource, options_.ns,
-      {.label_selector = options_.label_selector, .field_selector = ""},
-      command.resource_version, command.timeout, options_.silence, cancel_,
+      {.label_selector = options_.label_selector, .field_selector = ""}, command.resource_version,
+      command.timeout, options_.silence, cancel_,
       [this, &stopped_by](std::string_view line) {
         if (stopped_) return Status(StatusCode::kCancelled, "stopping");
         std::vector<StoreEvent> events;
@@ -127,8 +128,8 @@ void Informer::DoWatch(const Command& command) {
       },
       &error);
   if (stopped_) return;
-  machine_.OnWatchEnded(EndOf(status), duration_cast<std::chrono::milliseconds>(
-                                           steady_clock::now() - began), error);
+  machine_.OnWatchEnded(
+      EndOf(status), duration_cast<std::chrono::milliseconds>(steady_clock::now() - began), error);
   NoteError(stopped_by.ok() ? status : stopped_by);
 }
 

@@ -20,7 +20,8 @@ class KubeconfigReader {
   Result<Config> Read(const YAML::Node& root, const std::string& wanted_context) {
     if (!root.IsMap()) return Problem("it is no YAML map, so no kubeconfig");
     std::string name = wanted_context;
-    if (name.empty()) ROUSE_RETURN_IF_ERROR(Text(root, "current-context", "current-context", &name));
+    if (name.empty())
+      ROUSE_RETURN_IF_ERROR(Text(root, "current-context", "current-context", &name));
     if (name.empty()) {
       return Problem("current-context is not set; set it with `kubectl config use-context`");
     }
@@ -70,8 +71,8 @@ class KubeconfigReader {
         if (entry_name == name) {
           const YAML::Node value = entry[member];
           if (!value || !value.IsMap()) {
-            return Problem(std::string(list_name) + " entry \"" + name + "\" has no map `" + member +
-                           "`");
+            return Problem(std::string(list_name) + " entry \"" + name + "\" has no map `" +
+                           member + "`");
           }
           out->reset(value);
           return {};
@@ -86,15 +87,16 @@ class KubeconfigReader {
   Status ReadCluster(const YAML::Node& cluster, const std::string& where) {
     ROUSE_RETURN_IF_ERROR(Text(cluster, "server", where + " server", &config_.server));
     if (!config_.server.starts_with("https://") && !config_.server.starts_with("http://")) {
-      return Problem(where + ": server must be an http:// or https:// URL, got \"" + config_.server +
-                     "\"");
+      return Problem(where + ": server must be an http:// or https:// URL, got \"" +
+                     config_.server + "\"");
     }
     while (config_.server.ends_with('/')) config_.server.pop_back();
     std::string skip;
     ROUSE_RETURN_IF_ERROR(Text(cluster, "insecure-skip-tls-verify", where, &skip));
     if (skip == "true") {
-      return Problem(where + " sets insecure-skip-tls-verify, which is not supported; give "
-                             "certificate-authority or certificate-authority-data instead");
+      return Problem(where +
+                     " sets insecure-skip-tls-verify, which is not supported; give "
+                     "certificate-authority or certificate-authority-data instead");
     }
     for (const char* key : {"proxy-url", "tls-server-name"}) {
       ROUSE_RETURN_IF_ERROR(Refuse(cluster, key, where));
@@ -114,9 +116,10 @@ class KubeconfigReader {
     std::string token_file;
     ROUSE_RETURN_IF_ERROR(Text(user, "tokenFile", where + " tokenFile", &token_file));
     if (!token_file.empty()) config_.token_file = Absolute(token_file);
-    ROUSE_RETURN_IF_ERROR(FileOrData(user, "client-certificate", "client.crt", where,
-                                     &config_.tls.certificate_file));
-    ROUSE_RETURN_IF_ERROR(FileOrData(user, "client-key", "client.key", where, &config_.tls.key_file));
+    ROUSE_RETURN_IF_ERROR(
+        FileOrData(user, "client-certificate", "client.crt", where, &config_.tls.certificate_file));
+    ROUSE_RETURN_IF_ERROR(
+        FileOrData(user, "client-key", "client.key", where, &config_.tls.key_file));
     if (config_.tls.certificate_file.empty() != config_.tls.key_file.empty()) {
       return Problem(where + " must have both client-certificate and client-key, or neither");
     }
@@ -126,9 +129,10 @@ class KubeconfigReader {
   Status Refuse(const YAML::Node& map, const char* key, const std::string& where) const {
     const YAML::Node node = map[key];
     if (!node || node.IsNull() || (node.IsScalar() && node.Scalar().empty())) return {};
-    return Problem(where + " uses `" + key +
-                   "`, which is not supported; use a token, a tokenFile or a client certificate, and "
-                   "reach the API server directly");
+    return Problem(
+        where + " uses `" + key +
+        "`, which is not supported; use a token, a tokenFile or a client certificate, and "
+        "reach the API server directly");
   }
 
   // `key` is a path, `key`-data the same inline; inline wins, as in kubectl.
@@ -140,9 +144,9 @@ class KubeconfigReader {
     ROUSE_RETURN_IF_ERROR(Text(map, key.c_str(), where + " " + key, &file));
     if (!data.empty()) {
       std::erase_if(data, [](char c) { return c == '\n' || c == '\r' || c == ' ' || c == '\t'; });
-      ROUSE_ASSIGN_OR_RETURN(const std::string content,
-                             Base64Decode(data, "kubeconfig " + path_ + ": " + where + " " +
-                                                    data_key));
+      ROUSE_ASSIGN_OR_RETURN(
+          const std::string content,
+          Base64Decode(data, "kubeconfig " + path_ + ": " + where + " " + data_key));
       if (content.find("-----BEGIN ") == std::string::npos) {
         return Problem(where + " " + data_key + " is no PEM after base64 decoding");
       }

@@ -105,9 +105,9 @@ Status LeaderElector::Write(const std::string& holder) {
   const std::string wall = MicroTime(system_clock::now());
   const bool create = lease_.is_null();
   const LeaseRecord before = view_.record.value_or(LeaseRecord());
-  Json lease = create ? Json{{"metadata", {{"name", options_.lease.name},
-                                           {"namespace", options_.lease.ns}}}}
-                      : lease_;
+  Json lease =
+      create ? Json{{"metadata", {{"name", options_.lease.name}, {"namespace", options_.lease.ns}}}}
+             : lease_;
   Json& spec = lease["spec"];
   if (!spec.is_object()) spec = Json::object();
   if (before.holder != options_.identity) {
@@ -145,8 +145,7 @@ Status LeaderElector::Write(const std::string& holder) {
   if (!view_.leading) {
     view_.leading = true;
     leading_ = true;
-    log::Info("elected leader",
-              {{"lease", options_.lease.Key()}, {"identity", options_.identity}});
+    log::Info("elected leader", {{"lease", options_.lease.Key()}, {"identity", options_.identity}});
     if (options_.on_elected) options_.on_elected();
   }
   return {};
@@ -173,8 +172,8 @@ void LeaderElector::Release() {
   if (status.ok()) {
     log::Info("released the lease", {{"lease", options_.lease.Key()}});
   } else {
-    log::Warning("lease not released", {{"lease", options_.lease.Key()},
-                                        {"error", status.ToString()}});
+    log::Warning("lease not released",
+                 {{"lease", options_.lease.Key()}, {"error", status.ToString()}});
   }
 }
 

@@ -16,9 +16,10 @@
 namespace rouse::kube {
 
 struct LeaseTiming {
-  std::chrono::milliseconds duration{15'000};       ///< Others wait this long. Whole seconds.
-  std::chrono::milliseconds renew_deadline{10'000}; ///< We stop acting after this long without renewal.
-  std::chrono::milliseconds retry{2'000};           ///< Between attempts.
+  std::chrono::milliseconds duration{15'000};  ///< Others wait this long. Whole seconds.
+  std::chrono::milliseconds renew_deadline{
+      10'000};                             ///< We stop acting after this long without renewal.
+  std::chrono::milliseconds retry{2'000};  ///< Between attempts.
 };
 
 /// The timing makes sense: retry < renew_deadline < duration, duration in whole seconds.

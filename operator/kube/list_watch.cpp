@@ -29,7 +29,8 @@ std::string Problem(const Resource& resource, const Json& object) {
   const ObjectName name = NameOf(object);
   if (name.name.empty()) return "object without metadata.name";
   if (resource.namespaced && name.ns.empty()) return "object without metadata.namespace";
-  if (MetaString(object, "resourceVersion").empty()) return "object without metadata.resourceVersion";
+  if (MetaString(object, "resourceVersion").empty())
+    return "object without metadata.resourceVersion";
   return {};
 }
 
@@ -150,8 +151,8 @@ Status ListWatch::OnLine(std::string_view line, std::vector<StoreEvent>* events)
     return Garbage(problem);
   }
   Progress(MetaString(*object, "resourceVersion"));
-  events->push_back({removed ? StoreEvent::Kind::kDelete : StoreEvent::Kind::kApply,
-                     std::move(*object)});
+  events->push_back(
+      {removed ? StoreEvent::Kind::kDelete : StoreEvent::Kind::kApply, std::move(*object)});
   return {};
 }
 
@@ -176,8 +177,9 @@ void ListWatch::OnWatchEnded(StreamEnd end, std::chrono::milliseconds lived,
   }
   ++counters_.broken;
   Fail(std::nullopt);
-  // Losing the connection says nothing about the version we ask for; nonsense and silence may: after
-  // etcd was restored from a backup a server accepts our version of the future and waits for it.
+  // Losing the connection says nothing about the version we ask for; nonsense and silence may:
+  // after etcd was restored from a backup a server accepts our version of the future and waits for
+  // it.
   if (!progress_ && (garbage_ || end == StreamEnd::kSilent) && ++fruitless_ >= kFruitlessLimit) {
     Relist();
   }

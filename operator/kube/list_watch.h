@@ -32,8 +32,8 @@ namespace rouse::kube {
 
 struct ListWatchOptions {
   BackoffPolicy backoff{std::chrono::milliseconds(200), std::chrono::milliseconds(30'000)};
-  /// What the server is asked to end a watch after, plus up to as much again by jitter, so that many
-  /// watchers do not come back together.
+  /// What the server is asked to end a watch after, plus up to as much again by jitter, so that
+  /// many watchers do not come back together.
   std::chrono::seconds watch_timeout{300};
 };
 

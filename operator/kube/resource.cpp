@@ -42,7 +42,9 @@ std::string StringInMap(const Json& object, const char* map, std::string_view na
 
 }  // namespace
 
-std::string Resource::ApiVersion() const { return group.empty() ? version : group + "/" + version; }
+std::string Resource::ApiVersion() const {
+  return group.empty() ? version : group + "/" + version;
+}
 
 std::string Resource::Path(std::string_view ns, std::string_view name,
                            std::string_view subresource) const {

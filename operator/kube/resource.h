@@ -31,16 +31,24 @@ struct Resource {
 };
 
 // Functions, not constants: other static objects may use them while the program starts.
-inline Resource Pods() { return {"", "v1", "pods", "Pod", true}; }
-inline Resource Nodes() { return {"", "v1", "nodes", "Node", false}; }
-inline Resource Namespaces() { return {"", "v1", "namespaces", "Namespace", false}; }
-inline Resource Services() { return {"", "v1", "services", "Service", true}; }
-inline Resource ConfigMaps() { return {"", "v1", "configmaps", "ConfigMap", true}; }
-inline Resource PersistentVolumeClaims() {
-  return {"", "v1", "persistentvolumeclaims", "PersistentVolumeClaim", true};
+inline Resource Pods() {
+  return {"", "v1", "pods", "Pod", true};
 }
-inline Resource Events() { return {"events.k8s.io", "v1", "events", "Event", true}; }
-inline Resource Leases() { return {"coordination.k8s.io", "v1", "leases", "Lease", true}; }
+inline Resource Nodes() {
+  return {"", "v1", "nodes", "Node", false};
+}
+inline Resource Services() {
+  return {"", "v1", "services", "Service", true};
+}
+inline Resource ConfigMaps() {
+  return {"", "v1", "configmaps", "ConfigMap", true};
+}
+inline Resource Events() {
+  return {"events.k8s.io", "v1", "events", "Event", true};
+}
+inline Resource Leases() {
+  return {"coordination.k8s.io", "v1", "leases", "Lease", true};
+}
 inline Resource ModelServices() {
   return {"rouse.dev", "v1alpha1", "modelservices", "ModelService", true};
 }

@@ -13,7 +13,8 @@ namespace rouse::kube {
 Result<std::shared_ptr<SecretFolder>> SecretFolder::Make() {
   const char* base = std::getenv("XDG_RUNTIME_DIR");
   if (base == nullptr || access(base, W_OK) != 0) base = std::getenv("TMPDIR");
-  std::string path = std::string(base == nullptr || *base == '\0' ? "/tmp" : base) + "/rouse-XXXXXX";
+  std::string path =
+      std::string(base == nullptr || *base == '\0' ? "/tmp" : base) + "/rouse-XXXXXX";
   if (mkdtemp(path.data()) == nullptr) {
     return FromErrno(errno, "create a folder for inline certificates at " + path +
                                 "; set TMPDIR to a folder that can be written");

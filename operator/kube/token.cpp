@@ -23,7 +23,8 @@ Result<std::string> TokenSource::Get() {
   } else {
     // Projected tokens are rotated by swapping a link, so the inode tells; the change time tells of
     // a file that was written in place.
-    const Stamp stamp{static_cast<std::int64_t>(info.st_dev), static_cast<std::int64_t>(info.st_ino),
+    const Stamp stamp{static_cast<std::int64_t>(info.st_dev),
+                      static_cast<std::int64_t>(info.st_ino),
                       static_cast<std::int64_t>(info.st_size),
                       info.st_ctim.tv_sec * INT64_C(1'000'000'000) + info.st_ctim.tv_nsec};
     if (stamp == stamp_ && !token_.empty()) return token_;

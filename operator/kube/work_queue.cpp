@@ -26,8 +26,8 @@ std::chrono::milliseconds WorkQueue::AddRateLimited(const std::string& key) {
   std::chrono::milliseconds delay;
   {
     std::lock_guard lock(mutex_);
-    delay = state_.AddRateLimited(key, clock_(),
-                                  std::uniform_real_distribution<double>(0, 1)(random_));
+    delay =
+        state_.AddRateLimited(key, clock_(), std::uniform_real_distribution<double>(0, 1)(random_));
   }
   changed_.notify_one();
   return delay;

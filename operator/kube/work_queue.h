@@ -7,9 +7,8 @@
 //
 //   while (auto key = queue.Get()) {
 //     const Status status = Reconcile(*key);
-//     if (status.ok()) { queue.Forget(*key); if (replan_after) queue.AddAfter(*key, *replan_after); }
-//     else queue.AddRateLimited(*key);
-//     queue.Done(*key);
+//     if (status.ok()) { queue.Forget(*key); if (replan_after) queue.AddAfter(*key, *replan_after);
+//     } else queue.AddRateLimited(*key); queue.Done(*key);
 //   }
 //
 // QueueState decides, with time and jitter as arguments (pure, one thread); WorkQueue adds the lock

@@ -17,9 +17,12 @@ std::string Print(const DeleteInstance& action) {
 
 std::string_view ToString(DeleteInstance::Cause cause) {
   switch (cause) {
-    case DeleteInstance::Cause::kScaleIn: return "ScaleIn";
-    case DeleteInstance::Cause::kFailed: return "Failed";
-    case DeleteInstance::Cause::kOutdated: return "Outdated";
+    case DeleteInstance::Cause::kScaleIn:
+      return "ScaleIn";
+    case DeleteInstance::Cause::kFailed:
+      return "Failed";
+    case DeleteInstance::Cause::kOutdated:
+      return "Outdated";
   }
   return "ScaleIn";
 }

@@ -18,9 +18,10 @@ struct PathChoice {
   std::string reason;  ///< "Wake: no guards; Peer: ..."; a clause for each better path.
   int start_now = 0;
 
-  int waiting = 0;                         ///< Replicas that wait.
-  std::string waiting_for;                 ///< Name of the instance whose weights they wait for.
-  std::optional<TimePoint> waiting_until;  ///< When they stop waiting; nullopt: not before it fails.
+  int waiting = 0;          ///< Replicas that wait.
+  std::string waiting_for;  ///< Name of the instance whose weights they wait for.
+  std::optional<TimePoint>
+      waiting_until;  ///< When they stop waiting; nullopt: not before it fails.
 };
 
 /// `working` are the instances that neither failed nor are being deleted; `missing` > 0.

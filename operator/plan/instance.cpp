@@ -7,7 +7,8 @@
 namespace rouse::plan {
 namespace {
 
-// Walks down members of a pod that we did not write: anything of an unexpected type reads as absent.
+// Walks down members of a pod that we did not write: anything of an unexpected type reads as
+// absent.
 const Json& At(const Json& value, std::string_view key) {
   static const Json kNothing;
   if (!value.is_object()) return kNothing;
@@ -159,7 +160,8 @@ std::optional<int> Ordinal(const std::string& pod, const std::string& service) {
   const std::string_view digits = std::string_view(pod).substr(service.size() + 1);
   int ordinal = 0;
   const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), ordinal);
-  if (error != std::errc() || end != digits.data() + digits.size() || ordinal < 0) return std::nullopt;
+  if (error != std::errc() || end != digits.data() + digits.size() || ordinal < 0)
+    return std::nullopt;
   if (std::to_string(ordinal) != digits) return std::nullopt;  // "00" names another pod than "0".
   return ordinal;
 }

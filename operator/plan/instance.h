@@ -16,7 +16,8 @@ using api::TimePoint;
 using json::Json;
 
 enum class Role { kActive, kGuard };
-inline constexpr json::EnumName<Role> kRoles[] = {{Role::kActive, "Active"}, {Role::kGuard, "Guard"}};
+inline constexpr json::EnumName<Role> kRoles[] = {{Role::kActive, "Active"},
+                                                  {Role::kGuard, "Guard"}};
 
 struct Instance {
   // Who it is.
@@ -44,8 +45,8 @@ struct Instance {
   std::string unschedulable;            ///< The scheduler's message; empty when it has a place.
   std::optional<TimePoint> started_at;  ///< When the kubelet took it.
   bool agent_down = false;              ///< Its container waits to be started again.
-  std::string crash_looping;  ///< "engine: ..." when a container crash-loops; else empty.
-  int restarts = 0;           ///< Of the crash-looping container.
+  std::string crash_looping;            ///< "engine: ..." when a container crash-loops; else empty.
+  int restarts = 0;                     ///< Of the crash-looping container.
 
   // What the agent said last.
   std::optional<AgentState> agent_state;

@@ -5,8 +5,8 @@
 //  - Lists whose entries have a key are merged by it: an entry with a known key is merged into the
 //    one that is there, another is appended. Keys: containers, initContainers, volumes, env,
 //    imagePullSecrets, resourceClaims by name; volumeMounts by mountPath; volumeDevices by
-//    devicePath; ports by containerPort; tolerations by key and effect; topologySpreadConstraints by
-//    topologyKey; hostAliases by ip.
+//    devicePath; ports by containerPort; tolerations by key and effect; topologySpreadConstraints
+//    by topologyKey; hostAliases by ip.
 //  - Every other value, lists such as args and command included, is replaced.
 
 #pragma once

@@ -67,8 +67,8 @@ void Planner::Sort() {
 }
 
 // Failures in a row are remembered in the status. An instance that was decided before the last
-// counted failure belongs to the same wave and raises nothing: when one source dies, all that pulled
-// from it fail together, and that is one failure.
+// counted failure belongs to the same wave and raises nothing: when one source dies, all that
+// pulled from it fail together, and that is one failure.
 void Planner::CountFailures() {
   const api::ServiceStatus& before = observed.service.status;
   summary.consecutive_failures = before.consecutive_failures;
@@ -123,7 +123,8 @@ void Planner::ReplaceOutdated() {
     if (instance->ready) {
       serving.push_back(instance);
     } else {
-      Delete(*instance, DeleteInstance::Cause::kOutdated, "the spec has changed, it does not serve yet");
+      Delete(*instance, DeleteInstance::Cause::kOutdated,
+             "the spec has changed, it does not serve yet");
     }
   }
   const auto ready = std::count_if(summary.working.begin(), summary.working.end(),
@@ -203,11 +204,8 @@ Plan Planner::Run() {
 }  // namespace
 
 Plan MakePlan(const Observed& observed, TimePoint now) {
-  return Planner{.observed = observed,
-                 .now = now,
-                 .summary = {},
-                 .actions = {},
-                 .replan_at = std::nullopt}
+  return Planner{
+      .observed = observed, .now = now, .summary = {}, .actions = {}, .replan_at = std::nullopt}
       .Run();
 }
 

@@ -14,8 +14,8 @@
 //   3. Too many instances: the least useful go (scale_in.h).
 //   4. Too few: each missing one starts by the best path (choose_path.h), or waits for a source.
 //   5. Instances of an older revision that do not serve are replaced at once; those that serve, one
-//      at a time and only while all wanted instances serve (so never fewer than min(now, wanted) - 1
-//      serve: kMaxUnavailable).
+//      at a time and only while all wanted instances serve (so never fewer than min(now, wanted) -
+//      1 serve: kMaxUnavailable).
 //
 // Guarantees, each a property test in operator/tests/plan_property_test.cpp:
 //  - Settles: performing the actions and planning again reaches a plan without actions.
@@ -80,9 +80,10 @@ Plan MakePlan(const Observed& observed, TimePoint now);
 
 /// The status for a ModelService whose spec cannot be read.
 api::ServiceStatus InvalidSpecStatus(api::ServiceStatus previous, std::int64_t generation,
-                              const std::string& error, TimePoint now);
+                                     const std::string& error, TimePoint now);
 
 /// Puts actions that could not be performed into the status: Degraded with reason ActionFailed.
-void AddActionErrors(api::ServiceStatus& status, const std::vector<std::string>& errors, TimePoint now);
+void AddActionErrors(api::ServiceStatus& status, const std::vector<std::string>& errors,
+                     TimePoint now);
 
 }  // namespace rouse::plan

@@ -15,7 +15,9 @@ bool HasModelVolume(const api::ModelService& service, const CreateInstance& acti
          service.spec.fast_start.weights_fallback == api::Fallback::kStorage;
 }
 
-Json Env(const char* name, std::string value) { return {{"name", name}, {"value", std::move(value)}}; }
+Json Env(const char* name, std::string value) {
+  return {{"name", name}, {"value", std::move(value)}};
+}
 
 Json FieldEnv(const char* name, const char* field) {
   return {{"name", name}, {"valueFrom", {{"fieldRef", {{"fieldPath", field}}}}}};
@@ -79,9 +81,8 @@ Json AgentEnv(const api::ModelService& service, const CreateInstance& action,
       Env("ROUSE_LAUNCH_IDENTITY", action.launch_identity),
       Env("ROUSE_MODEL_DIR", kModelDir),
       Env("ROUSE_MODEL_FILES", files_from_storage ? "Storage" : "Peer"),
-      Env("ROUSE_WEIGHTS_FALLBACK",
-          std::string(json::NameOf<api::Fallback>(spec.fast_start.weights_fallback,
-                                                  api::kFallbacks))),
+      Env("ROUSE_WEIGHTS_FALLBACK", std::string(json::NameOf<api::Fallback>(
+                                        spec.fast_start.weights_fallback, api::kFallbacks))),
       Env("ROUSE_PLUGIN_DIR", kPluginDir),
       Env("ROUSE_ENGINE_SOCKET", kEngineSocket),
       Env("ROUSE_ENGINE_URL", "http://127.0.0.1:" + std::to_string(spec.engine.port)),
@@ -120,10 +121,15 @@ Json Agent(const api::ModelService& service, const CreateInstance& action,
 
 Json EngineArgs(const api::Spec& spec) {
   const Json extra = {{"socket", kEngineSocket}};
-  Json args = {kModelDir,       "--served-model-name", spec.model.name,
-               "--port",        std::to_string(spec.engine.port),
-               "--load-format", "rouse",
-               "--model-loader-extra-config", json::Canonical(extra)};
+  Json args = {kModelDir,
+               "--served-model-name",
+               spec.model.name,
+               "--port",
+               std::to_string(spec.engine.port),
+               "--load-format",
+               "rouse",
+               "--model-loader-extra-config",
+               json::Canonical(extra)};
   for (const std::string& arg : spec.engine.args) args.push_back(arg);
   return args;
 }
@@ -132,8 +138,8 @@ Json EngineArgs(const api::Spec& spec) {
 // pod to pod. The user the engine runs as has no passwd entry in a stock image, and torch asks
 // for its name.
 Json EngineEnv(const api::Spec& spec) {
-  Json env = Json::array({Env("PYTHONPATH", kPluginDir), Env("HOME", kHomeDir), Env("USER", "rouse"),
-                          Env("LOGNAME", "rouse")});
+  Json env = Json::array({Env("PYTHONPATH", kPluginDir), Env("HOME", kHomeDir),
+                          Env("USER", "rouse"), Env("LOGNAME", "rouse")});
   return Overlay({{"env", env}}, {{"env", spec.engine.env}})["env"];
 }
 
@@ -166,9 +172,9 @@ Json Volumes(const api::ModelService& service, const CreateInstance& action,
        empty("tmp")});
   if (!config.agent_node_folder.empty()) {
     // Where a node lacks it, agents there use the network, and say so.
-    volumes.push_back({{"name", "rouse-node"},
-                       {"hostPath",
-                        {{"path", config.agent_node_folder}, {"type", "DirectoryOrCreate"}}}});
+    volumes.push_back(
+        {{"name", "rouse-node"},
+         {"hostPath", {{"path", config.agent_node_folder}, {"type", "DirectoryOrCreate"}}}});
   }
   return volumes;
 }
@@ -200,11 +206,12 @@ Json Spec(const api::ModelService& service, const CreateInstance& action, const 
 Json RenderPod(const api::ModelService& service, const CreateInstance& action,
                const PodConfig& config) {
   const api::ObjectMeta& owner = service.metadata;
-  Json pod = {{"metadata", {{"labels", {{"app.kubernetes.io/name", owner.name},
-                                        {"app.kubernetes.io/managed-by", "rouse"}}},
-                            {"annotations", {{"kubectl.kubernetes.io/default-container",
-                                              api::kEngineContainer}}}}},
-              {"spec", Spec(service, action, config)}};
+  Json pod = {
+      {"metadata",
+       {{"labels",
+         {{"app.kubernetes.io/name", owner.name}, {"app.kubernetes.io/managed-by", "rouse"}}},
+        {"annotations", {{"kubectl.kubernetes.io/default-container", api::kEngineContainer}}}}},
+      {"spec", Spec(service, action, config)}};
   const Json& overlay = service.spec.pod_template;
   Json wanted = Json::object();
   if (overlay.contains("metadata")) {

@@ -10,7 +10,8 @@ namespace {
 
 bool Pulls(const Instance& instance) {
   return instance.path == StartPath::kPeer && !IsServable(instance) && !instance.timeline &&
-         instance.agent_state != AgentState::kWarming && instance.agent_state != AgentState::kServing;
+         instance.agent_state != AgentState::kWarming &&
+         instance.agent_state != AgentState::kServing;
 }
 
 // True when `candidate` is the only source left in `staying` for somebody who pulls.

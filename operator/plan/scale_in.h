@@ -19,7 +19,8 @@ struct Victim {
 /// outdated (another revision than `revision`), youngest, highest name.
 ///
 /// An instance is spared while it is the only one that can hand out weights of its launch identity
-/// and another one, which stays, still has to pull them; fewer than `count` may therefore come back.
+/// and another one, which stays, still has to pull them; fewer than `count` may therefore come
+/// back.
 std::vector<Victim> ChooseVictims(const std::vector<const Instance*>& working, int count,
                                   const std::string& revision);
 

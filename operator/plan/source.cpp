@@ -13,20 +13,26 @@ constexpr std::size_t kMaxPeers = 64;  // More than any agent tries; bounds the 
 std::string FailureOf(const Instance& instance, const Policy& policy, TimePoint now) {
   if (instance.phase == "Failed" || instance.phase == "Succeeded") {
     return "the pod ended (phase " + instance.phase + ")" +
-           (instance.phase_message.empty() ? "" : ": " + instance.phase_message);
+           (instance.phase_message.empty() ? "" : ": " + instance.phase_message) +
+           "; if this repeats, look at " +
+           (instance.node.empty() ? "the node" : "node " + instance.node) +
+           ": kubectl describe node tells what it lacks";
   }
   if (instance.agent_state == AgentState::kFailed) {
-    return "its agent gave up: " +
-           (instance.agent_message.empty() ? "no reason given" : instance.agent_message);
+    return "its agent gave up: " + (instance.agent_message.empty()
+                                        ? "no reason given; its log says more"
+                                        : instance.agent_message);
   }
   if (!instance.crash_looping.empty() && instance.restarts >= policy.max_restarts) {
     return "container " + instance.crash_looping + ", " + std::to_string(instance.restarts) +
-           " restarts";
+           " restarts; its log says why; an edit of the spec has the next one tried at once";
   }
   if (!instance.timeline && !instance.ready && instance.started_at &&
       now - *instance.started_at >= policy.start_deadline) {
     const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(policy.start_deadline);
-    return "did not serve within " + std::to_string(seconds.count()) + " s";
+    return "did not serve within " + std::to_string(seconds.count()) +
+           " s; the logs of its containers say what it waited for; if it only needs longer, raise "
+           "the operator's --start-deadline";
   }
   return "";
 }

@@ -18,7 +18,8 @@ std::string FailureOf(const Instance& instance, const Policy& policy, TimePoint 
 bool IsServable(const Instance& instance);
 
 /// Not servable yet, and can be expected to become so without a peer's help.
-bool IsComing(const Instance& instance, api::Fallback fallback, const Policy& policy, TimePoint now);
+bool IsComing(const Instance& instance, api::Fallback fallback, const Policy& policy,
+              TimePoint now);
 
 /// The instances that `target` may pull from, best first: on its node, then ready ones, then by
 /// name. `others` may hold any instances; those of another service, owner or launch identity, and

@@ -64,8 +64,8 @@ Said Progressing(const Observed& observed, const Summary& summary) {
   }
   if (summary.creating > 0 || summary.stopping > 0) {
     return {true, "Scaling",
-            Plural(summary.creating, "instance") + " created, " +
-                std::to_string(summary.stopping) + " stopped"};
+            Plural(summary.creating, "instance") + " created, " + std::to_string(summary.stopping) +
+                " stopped"};
   }
   std::string starting;
   for (const Instance* instance : summary.working) {
@@ -81,8 +81,8 @@ Said Progressing(const Observed& observed, const Summary& summary) {
             Plural(summary.outdated, "instance") + " of an older revision to be replaced"};
   }
   if (!summary.going.empty()) {
-    return {true, "InstancesStop", Plural(static_cast<int>(summary.going.size()), "instance") +
-                                       " being stopped"};
+    return {true, "InstancesStop",
+            Plural(static_cast<int>(summary.going.size()), "instance") + " being stopped"};
   }
   return {false, "AsWanted", "nothing to do"};
 }
@@ -103,7 +103,8 @@ Said Degraded(const Observed& observed, const Summary& summary) {
   if (before != nullptr && before->reason == "InstancesFail") {
     return {true, before->reason, before->message};
   }
-  return {true, "InstancesFail", Plural(summary.consecutive_failures, "start") + " failed in a row"};
+  return {true, "InstancesFail",
+          Plural(summary.consecutive_failures, "start") + " failed in a row"};
 }
 
 api::ScaleOut ToScaleOut(const Instance& instance) {
@@ -140,7 +141,8 @@ std::vector<api::ScaleOut> LastScaleOuts(const Observed& observed) {
   return all;
 }
 
-void Say(api::ServiceStatus& status, const char* type, Said said, std::int64_t generation, TimePoint now) {
+void Say(api::ServiceStatus& status, const char* type, Said said, std::int64_t generation,
+         TimePoint now) {
   api::SetCondition(status.conditions,
                     {.type = type,
                      .status = said.is_true ? "True" : "False",
@@ -191,7 +193,8 @@ api::ServiceStatus MakeStatus(const Observed& observed, const Summary& summary, 
   return status;
 }
 
-std::vector<api::ScaleOut> NewScaleOuts(const api::ServiceStatus& before, const api::ServiceStatus& after) {
+std::vector<api::ScaleOut> NewScaleOuts(const api::ServiceStatus& before,
+                                        const api::ServiceStatus& after) {
   std::vector<api::ScaleOut> fresh;
   for (const api::ScaleOut& scale_out : after.scale_outs) {
     const bool known = std::any_of(before.scale_outs.begin(), before.scale_outs.end(),
@@ -227,7 +230,8 @@ std::vector<Note> MakeNotes(const Observed& observed, const Summary& summary,
   const api::Condition* was = api::FindCondition(before, api::kConditionProgressing);
   const api::Condition* is = api::FindCondition(after.conditions, api::kConditionProgressing);
   if (is != nullptr && (was == nullptr || was->reason != is->reason)) {
-    for (const char* told : {"Unschedulable", "BackingOff", "WaitingForWeightSource", "RollingOut"}) {
+    for (const char* told :
+         {"Unschedulable", "BackingOff", "WaitingForWeightSource", "RollingOut"}) {
       if (is->reason != told) continue;
       const bool warning = is->reason == "Unschedulable" || is->reason == "BackingOff";
       notes.push_back({warning, is->reason, "Plan", is->message});
@@ -237,13 +241,14 @@ std::vector<Note> MakeNotes(const Observed& observed, const Summary& summary,
 }
 
 api::ServiceStatus InvalidSpecStatus(api::ServiceStatus previous, std::int64_t generation,
-                              const std::string& error, TimePoint now) {
+                                     const std::string& error, TimePoint now) {
   previous.observed_generation = generation;
   Say(previous, api::kConditionDegraded, {true, "InvalidSpec", error}, generation, now);
   return previous;
 }
 
-void AddActionErrors(api::ServiceStatus& status, const std::vector<std::string>& errors, TimePoint now) {
+void AddActionErrors(api::ServiceStatus& status, const std::vector<std::string>& errors,
+                     TimePoint now) {
   if (errors.empty()) return;
   std::string message = errors.front();
   if (errors.size() > 1) message += " (and " + std::to_string(errors.size() - 1) + " more)";

@@ -20,8 +20,9 @@ struct Failed {
 
 /// What one run of the planner found and decided. Pointers are into Observed.
 struct Summary {
-  std::vector<const Instance*> working;  ///< Neither failed nor going; shrinks as actions are decided.
-  std::vector<const Instance*> going;    ///< Being deleted already.
+  std::vector<const Instance*>
+      working;  ///< Neither failed nor going; shrinks as actions are decided.
+  std::vector<const Instance*> going;  ///< Being deleted already.
   std::vector<Failed> failed;
   std::set<const Instance*> uncounted;  ///< Failed ones that the observed status does not know.
 
@@ -43,9 +44,11 @@ TimePoint RetryAt(const Summary& summary, const Policy& policy);
 api::ServiceStatus MakeStatus(const Observed& observed, const Summary& summary, TimePoint now);
 
 /// Those in `after` whose uid is not in `before`, oldest first.
-std::vector<api::ScaleOut> NewScaleOuts(const api::ServiceStatus& before, const api::ServiceStatus& after);
+std::vector<api::ScaleOut> NewScaleOuts(const api::ServiceStatus& before,
+                                        const api::ServiceStatus& after);
 
 std::vector<Note> MakeNotes(const Observed& observed, const Summary& summary,
-                            const api::ServiceStatus& after, const std::vector<api::ScaleOut>& new_scale_outs);
+                            const api::ServiceStatus& after,
+                            const std::vector<api::ScaleOut>& new_scale_outs);
 
 }  // namespace rouse::plan

@@ -37,7 +37,10 @@ TEST_CASE("a stale cache neither repeats a creation nor a deletion") {
   PutService(api, 2);
   Process process(api);
   process.Sync();
-  for (int i = 0; i < 3; ++i) REQUIRE(process.reconciler->Reconcile(kKey).ok());
+  REQUIRE(process.reconciler->Reconcile(kKey).ok());
+  // The cache has the ModelService as it was before its status was written: a conflict, to be tried
+  // again.
+  for (int i = 0; i < 2; ++i) CHECK_FALSE(process.reconciler->Reconcile(kKey).ok());
   CHECK(Count(api.calls(), "create pod") == 2);
 
   process.Sync();
@@ -57,8 +60,8 @@ TEST_CASE("a pod that went before its creation was seen is not replaced twice") 
   process.Sync();
   REQUIRE(process.reconciler->Reconcile(kKey).ok());
   process.Sync();
-  // demo-0 goes by hand and the cache sees it; demo-0's replacement is made under the same name, and
-  // the cache lags behind.
+  // demo-0 goes by hand and the cache sees it; demo-0's replacement is made under the same name,
+  // and the cache lags behind.
   api.Erase(kube::Pods(), {"default", "demo-0"});
   process.Sync();
   REQUIRE(process.reconciler->Reconcile(kKey).ok());
@@ -67,12 +70,15 @@ TEST_CASE("a pod that went before its creation was seen is not replaced twice") 
   CHECK(PodNames(api) == Lines{"demo-0"});
 }
 
-TEST_CASE("an operator that dies at any write, before or after it took effect, leaves a job that the next one finishes") {
+TEST_CASE(
+    "an operator that dies at any write, before or after it took effect, leaves a job that the "
+    "next one finishes") {
   const bool lost_answer = GENERATE(false, true);
   for (int from : {0, 4, 1}) {
     for (int to : {3, 1, 0}) {
       for (int dies_at = 0; dies_at < 8; ++dies_at) {
-        INFO(from << " to " << to << ", dies at write " << dies_at << (lost_answer ? " after it" : ""));
+        INFO(from << " to " << to << ", dies at write " << dies_at
+                  << (lost_answer ? " after it" : ""));
         kube::FakeApi api;
         PutService(api, from);
         {
@@ -132,7 +138,8 @@ TEST_CASE("a pod of the same name is taken as ours or left alone, by its owner")
     CHECK(process.Reasons()[0] == "NameTaken");
   }
   SECTION("one of ours that the cache does not show counts as created") {
-    stranger["metadata"]["ownerReferences"] = Json::array({{{"uid", "service-uid"}, {"controller", true}}});
+    stranger["metadata"]["ownerReferences"] =
+        Json::array({{{"uid", "service-uid"}, {"controller", true}}});
     // The fake gives uids of its own: take the service's.
     stranger["metadata"]["ownerReferences"][0]["uid"] =
         api.Objects(kube::ModelServices())[0]["metadata"]["uid"];
@@ -166,12 +173,14 @@ TEST_CASE("a refused deletion is an error only while that very pod is there") {
   PutService(api, 0);
   SECTION("the pod was replaced by another of its name") {
     process.Sync();
-    Json pod = PodJson(api, "demo-0");
+    const Json pod = PodJson(api, "demo-0");
     api.Erase(kube::Pods(), {"default", "demo-0"});
     api.Put(kube::Pods(), pod);  // Gets another uid.
-    pod = PodJson(api, "demo-0");
-    pod["metadata"]["uid"] = "new";
+    const Json replaced = PodJson(api, "demo-0");
+    REQUIRE(replaced["metadata"]["uid"] != pod["metadata"]["uid"]);
     CHECK(process.reconciler->Reconcile(kKey).ok());
+    CHECK(Count(api.calls(), "delete pod") == 1);
+    CHECK(PodJson(api, "demo-0") == replaced);
   }
   SECTION("the server is busy") {
     api.SetHook([](const std::string& verb, const std::string&) -> Status {
@@ -201,6 +210,20 @@ TEST_CASE("a status is written only when it says something else") {
   // An hour later the pod has no node still; nothing changed.
   REQUIRE(process.reconciler->Reconcile(kKey).ok());
   CHECK(Writes(api).size() == before);
+}
+
+TEST_CASE("a status that was computed from an old object does not overwrite a newer one") {
+  kube::FakeApi api;
+  PutService(api, 1);
+  Process process(api);
+  process.Sync();
+  PutService(api, 2);  // The cache does not show it yet.
+  const Json newer = api.Objects(kube::ModelServices())[0];
+  CHECK_FALSE(process.reconciler->Reconcile(kKey).ok());
+  CHECK(api.Objects(kube::ModelServices())[0] == newer);
+  process.Sync();
+  REQUIRE(process.reconciler->Reconcile(kKey).ok());
+  CHECK(StatusOf(api)["desired"] == 2);
 }
 
 TEST_CASE("a pod that the API server refuses is told in the status until it is accepted") {
@@ -267,11 +290,17 @@ TEST_CASE("a start is counted and told once, however often it is seen") {
     REQUIRE(process.reconciler->Reconcile(kKey).ok());
   }
   const std::string text = process.metrics.Text();
-  CHECK(text.find(R"(rouse_scaleout_seconds_count{path="Storage",phase="Schedule"} 1)") != std::string::npos);
-  CHECK(text.find(R"(rouse_scaleout_seconds_sum{path="Storage",phase="Schedule"} 2.5)") != std::string::npos);
-  CHECK(text.find(R"(rouse_scaleout_total_seconds_count{outcome="success",path="Storage"} 1)") != std::string::npos);
-  CHECK(text.find(R"(rouse_scaleout_bytes_total{path="Storage",source="storage"} 77)") != std::string::npos);
-  CHECK(text.find(R"(rouse_instances{modelservice="demo",namespace="default",state="starting"} 1)") != std::string::npos);
+  CHECK(text.find(R"(rouse_scaleout_seconds_count{path="Storage",phase="Schedule"} 1)") !=
+        std::string::npos);
+  CHECK(text.find(R"(rouse_scaleout_seconds_sum{path="Storage",phase="Schedule"} 2.5)") !=
+        std::string::npos);
+  CHECK(text.find(R"(rouse_scaleout_total_seconds_count{outcome="success",path="Storage"} 1)") !=
+        std::string::npos);
+  CHECK(text.find(R"(rouse_scaleout_bytes_total{path="Storage",source="storage"} 77)") !=
+        std::string::npos);
+  CHECK(
+      text.find(R"(rouse_instances{modelservice="demo",namespace="default",state="starting"} 1)") !=
+      std::string::npos);
   CHECK(Count(process.Reasons(), "InstanceServes") == 1);
 
   Process restarted(api);

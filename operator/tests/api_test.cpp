@@ -34,11 +34,13 @@ TEST_CASE("times are read in both forms and written back the same") {
   CHECK(FormatSeconds(*ParseTime("2026-11-24T12:34:56Z")) == "2026-11-24T12:34:56Z");
   CHECK(FormatMicros(*ParseTime("2026-11-24T12:34:56.000007Z")) == "2026-11-24T12:34:56.000007Z");
   CHECK(FormatMicros(*ParseTime("2026-11-24T12:34:56.5Z")) == "2026-11-24T12:34:56.500000Z");
-  CHECK(FormatMicros(*ParseTime("2026-11-24T12:34:56.123456789Z")) == "2026-11-24T12:34:56.123456Z");
+  CHECK(FormatMicros(*ParseTime("2026-11-24T12:34:56.123456789Z")) ==
+        "2026-11-24T12:34:56.123456Z");
   CHECK(ToMicros(*ParseTime("1970-01-01T00:00:01Z")) == 1'000'000);
-  for (const char* bad : {"", "Z", "2026-11-24", "2026-11-24T12:34:56", "2026-11-24T12:34:56+01:00",
-                          "2026-13-24T12:34:56Z", "2026-02-30T12:34:56Z", "2026-11-24T24:00:00Z",
-                          "2026-11-24T12:34:56.Z", "2026-11-24T12:34:56,5Z", "2o26-11-24T12:34:56Z"}) {
+  for (const char* bad :
+       {"", "Z", "2026-11-24", "2026-11-24T12:34:56", "2026-11-24T12:34:56+01:00",
+        "2026-13-24T12:34:56Z", "2026-02-30T12:34:56Z", "2026-11-24T24:00:00Z",
+        "2026-11-24T12:34:56.Z", "2026-11-24T12:34:56,5Z", "2o26-11-24T12:34:56Z"}) {
     INFO(bad);
     CHECK_FALSE(ParseTime(bad).has_value());
   }
@@ -70,11 +72,10 @@ TEST_CASE("each profile decides what was not set by hand") {
   CHECK(lazy.guard_replicas == 0);
   CHECK(lazy.fast_start.capture_mode == CaptureMode::kLazy);
   CHECK(lazy.fast_start.capture_trigger == CaptureTrigger::kFirstRequest);
-  const Spec mixed = SpecWith("/spec/fastStart",
-                              {{"profile", "LazyCapture"},
-                               {"graphCapture", {{"trigger", "Idle"}}},
-                               {"weights", {{"fallback", "None"}}},
-                               {"processStart", "Spawn"}});
+  const Spec mixed = SpecWith("/spec/fastStart", {{"profile", "LazyCapture"},
+                                                  {"graphCapture", {{"trigger", "Idle"}}},
+                                                  {"weights", {{"fallback", "None"}}},
+                                                  {"processStart", "Spawn"}});
   CHECK(mixed.fast_start.capture_mode == CaptureMode::kLazy);
   CHECK(mixed.fast_start.capture_trigger == CaptureTrigger::kIdle);
   CHECK(mixed.fast_start.weights_source == WeightSource::kPeer);
@@ -107,13 +108,15 @@ TEST_CASE("a bad field is refused by its name") {
             .find("spec.model.storage.persistentVolumeClaim.path") != std::string::npos);
   CHECK(ErrorWith("/spec/model/storage", {{"hostPath", {{"path", "relative"}}}})
             .find("spec.model.storage.hostPath.path: must be absolute") != std::string::npos);
-  CHECK(ErrorWith("/spec/engine", {{"args", {"x"}}}).find("spec.engine.image") != std::string::npos);
+  CHECK(ErrorWith("/spec/engine", {{"args", {"x"}}}).find("spec.engine.image") !=
+        std::string::npos);
   CHECK(ErrorWith("/spec/engine/args", {1}).find("spec.engine.args") != std::string::npos);
   CHECK(ErrorWith("/spec/engine/port", 0).find("spec.engine.port") != std::string::npos);
   CHECK(ErrorWith("/spec/engine/port", 7410).find("spec.engine.port") != std::string::npos);
   CHECK(ErrorWith("/spec/engine/env/0", {{"value", "1"}}).find("spec.engine.env[0].name") !=
         std::string::npos);
-  CHECK(ErrorWith("/spec/engine/env/0", {{"name", "A"}, {"value", "1"}, {"valueFrom", Json::object()}})
+  CHECK(ErrorWith("/spec/engine/env/0",
+                  {{"name", "A"}, {"value", "1"}, {"valueFrom", Json::object()}})
             .find("spec.engine.env[0].value") != std::string::npos);
   CHECK(ErrorWith("/spec/fastStart", {{"profile", "Fast"}})
             .find("spec.fastStart.profile: unknown value \"Fast\", expected one of Guarded") !=
@@ -202,7 +205,8 @@ TEST_CASE("a status reads back as it was written") {
   status.consecutive_failures = 2;
   status.last_failure = *ParseTime("2026-01-01T00:00:00.123456Z");
   status.selector = "a=b";
-  SetCondition(status.conditions, {"Available", "True", "A", "m", 5, {}}, *ParseTime("2026-01-01T00:00:00Z"));
+  SetCondition(status.conditions, {"Available", "True", "A", "m", 5, {}},
+               *ParseTime("2026-01-01T00:00:00Z"));
   status.scale_outs.push_back({.pod = "demo-0",
                                .uid = "u",
                                .path = "Peer",

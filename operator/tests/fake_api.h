@@ -18,8 +18,8 @@ namespace rouse::kube {
 
 class FakeApi : public Api {
  public:
-  /// Called before each call with "get", "create", ... and the object's kind and name. A Status that
-  /// is not ok is the call's answer; it may also sleep.
+  /// Called before each call with "get", "create", ... and the object's kind and name. A Status
+  /// that is not ok is the call's answer; it may also sleep.
   using Hook = std::function<Status(const std::string& verb, const std::string& object)>;
 
   void SetHook(Hook hook) {
@@ -105,6 +105,10 @@ class FakeApi : public Api {
     return Do("patch", resource, name, [&]() -> Result<Json> {
       const auto it = objects_.find({resource.plural, name.Key()});
       if (it == objects_.end()) return NotFound(Describe(resource, name));
+      const std::string wanted = MetaString(patch, "resourceVersion");
+      if (!wanted.empty() && wanted != MetaString(it->second, "resourceVersion")) {
+        return Status(StatusCode::kConflict, Describe(resource, name));
+      }
       Json merged = it->second;
       merged.merge_patch(patch);
       return Store(resource, merged);
@@ -112,15 +116,16 @@ class FakeApi : public Api {
   }
   Status Delete(const Resource& resource, const ObjectName& name,
                 const DeleteOptions& options) override {
-    return Do("delete", resource, name, [&]() -> Result<Json> {
-             const auto it = objects_.find({resource.plural, name.Key()});
-             if (it == objects_.end()) return NotFound(Describe(resource, name));
-             if (!options.uid.empty() && options.uid != MetaString(it->second, "uid")) {
-               return Status(StatusCode::kConflict, Describe(resource, name));
-             }
-             objects_.erase(it);
-             return Json::object();
-           })
+    return Do("delete", resource, name,
+              [&]() -> Result<Json> {
+                const auto it = objects_.find({resource.plural, name.Key()});
+                if (it == objects_.end()) return NotFound(Describe(resource, name));
+                if (!options.uid.empty() && options.uid != MetaString(it->second, "uid")) {
+                  return Status(StatusCode::kConflict, Describe(resource, name));
+                }
+                objects_.erase(it);
+                return Json::object();
+              })
         .status();
   }
 

@@ -25,7 +25,7 @@ namespace rouse::kube {
 
 struct FakeRequest {
   std::string method;
-  std::string target;  ///< Path and query as sent.
+  std::string target;                          ///< Path and query as sent.
   std::map<std::string, std::string> headers;  ///< Names in lower case.
   std::string body;
 
@@ -210,12 +210,12 @@ class FakeHttpServer {
       std::string name = line.substr(0, colon);
       std::transform(name.begin(), name.end(), name.begin(),
                      [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-      request->headers[name] = line.substr(std::min(line.size(), line.find_first_not_of(' ', colon + 1)));
+      request->headers[name] =
+          line.substr(std::min(line.size(), line.find_first_not_of(' ', colon + 1)));
       at = next;
     }
     const auto length = request->headers.find("content-length");
-    const std::size_t body =
-        length == request->headers.end() ? 0 : std::stoul(length->second);
+    const std::size_t body = length == request->headers.end() ? 0 : std::stoul(length->second);
     while (buffer->size() < end + 4 + body) {
       if (!ReadMore(fd, buffer)) return false;
     }

@@ -50,12 +50,10 @@ TEST_CASE("a pod is read with everything that decisions depend on") {
 
 TEST_CASE("a pod that anybody may have written never breaks the reading") {
   Json pod = PodJson();
-  pod["metadata"]["annotations"] = {{"rouse.dev/path", "Teleport"},
-                                    {"rouse.dev/decided-at-us", "yesterday"},
-                                    {"rouse.dev/agent-state", "Asleep"},
-                                    {"rouse.dev/weights", "{\"form\":"},
-                                    {"rouse.dev/bytes-by-source", "[]"},
-                                    {"rouse.dev/timeline", "{\"path\":\"Peer\"}"}};
+  pod["metadata"]["annotations"] = {
+      {"rouse.dev/path", "Teleport"},      {"rouse.dev/decided-at-us", "yesterday"},
+      {"rouse.dev/agent-state", "Asleep"}, {"rouse.dev/weights", "{\"form\":"},
+      {"rouse.dev/bytes-by-source", "[]"}, {"rouse.dev/timeline", "{\"path\":\"Peer\"}"}};
   const auto i = InstanceFromPod(pod);
   REQUIRE(i.ok());
   CHECK(i->path == StartPath::kStorage);
@@ -86,8 +84,11 @@ TEST_CASE("a pod without our label is refused") {
 TEST_CASE("an unschedulable pod says why") {
   Json pod = PodJson();
   pod["status"] = {{"phase", "Pending"},
-                   {"conditions", {{{"type", "PodScheduled"}, {"status", "False"},
-                                    {"reason", "Unschedulable"}, {"message", "no GPU"}}}}};
+                   {"conditions",
+                    {{{"type", "PodScheduled"},
+                      {"status", "False"},
+                      {"reason", "Unschedulable"},
+                      {"message", "no GPU"}}}}};
   CHECK(InstanceFromPod(pod)->unschedulable == "no GPU");
 }
 
@@ -95,8 +96,8 @@ TEST_CASE("ordinals are read from names of exactly our form") {
   CHECK(Ordinal("demo-0", "demo") == 0);
   CHECK(Ordinal("demo-17", "demo") == 17);
   CHECK(Ordinal("a-b-3", "a-b") == 3);
-  for (const char* name : {"demo", "demo-", "demo-00", "demo-01", "demo-x", "demo-1x", "demo--1", "other-1",
-                           "demo-99999999999"}) {
+  for (const char* name : {"demo", "demo-", "demo-00", "demo-01", "demo-x", "demo-1x", "demo--1",
+                           "other-1", "demo-99999999999"}) {
     INFO(name);
     CHECK_FALSE(Ordinal(name, "demo").has_value());
   }

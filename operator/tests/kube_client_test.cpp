@@ -55,17 +55,24 @@ Script::Step No(int status, std::string reason, std::string headers = "") {
 TEST_CASE("each call sends what the API expects") {
   Script script({Ok()});
   auto client = script.Connect({.user_agent = "rouse-operator/test"}, {.token = "abc"});
-  const Json pod = {{"metadata", {{"namespace", "default"}, {"name", "demo-0"}}}, {"spec", {{"a", 1}}}};
+  const Json pod = {{"metadata", {{"namespace", "default"}, {"name", "demo-0"}}},
+                    {"spec", {{"a", 1}}}};
 
   CHECK(client->Get(Pods(), kName).ok());
   CHECK(client->Create(Pods(), pod).ok());
   CHECK(client->Update(Pods(), pod).ok());
   CHECK(client->Apply(Pods(), pod, {.field_manager = "rouse op"}).ok());
-  CHECK(client->MergePatch(ModelServices(), kName, {{"status", {{"x", nullptr}}}},
-                           {.field_manager = "rouse", .subresource = "status"}).ok());
-  CHECK(client->Delete(Pods(), kName,
-                       {.uid = "u1", .resource_version = "7",
-                        .propagation = Propagation::kForeground, .grace = 5s}).ok());
+  CHECK(client
+            ->MergePatch(ModelServices(), kName, {{"status", {{"x", nullptr}}}},
+                         {.field_manager = "rouse", .subresource = "status"})
+            .ok());
+  CHECK(client
+            ->Delete(Pods(), kName,
+                     {.uid = "u1",
+                      .resource_version = "7",
+                      .propagation = Propagation::kForeground,
+                      .grace = 5s})
+            .ok());
 
   const auto& asked = script.requests;
   REQUIRE(asked.size() == 6);
@@ -87,11 +94,12 @@ TEST_CASE("each call sends what the API expects") {
   CHECK(asked[4].headers.at("content-type") == "application/merge-patch+json");
   CHECK(Json::parse(asked[4].body) == Json{{"status", {{"x", nullptr}}}});
   CHECK(asked[5].method == "DELETE");
-  CHECK(Json::parse(asked[5].body) == Json{{"apiVersion", "v1"},
-                                           {"kind", "DeleteOptions"},
-                                           {"propagationPolicy", "Foreground"},
-                                           {"gracePeriodSeconds", 5},
-                                           {"preconditions", {{"uid", "u1"}, {"resourceVersion", "7"}}}});
+  CHECK(Json::parse(asked[5].body) ==
+        Json{{"apiVersion", "v1"},
+             {"kind", "DeleteOptions"},
+             {"propagationPolicy", "Foreground"},
+             {"gracePeriodSeconds", 5},
+             {"preconditions", {{"uid", "u1"}, {"resourceVersion", "7"}}}});
 }
 
 TEST_CASE("a call without a name is refused here: it would mean all objects") {
@@ -104,7 +112,8 @@ TEST_CASE("a call without a name is refused here: it would mean all objects") {
   }
   CHECK_FALSE(client->Create(Pods(), Json{{"metadata", {{"namespace", "a"}}}}).ok());
   CHECK_FALSE(client->Apply(Pods(), Json(5), {.field_manager = "x"}).ok());
-  CHECK_FALSE(client->Apply(Pods(), Json{{"metadata", {{"namespace", "a"}, {"name", "b"}}}}, {}).ok());
+  CHECK_FALSE(
+      client->Apply(Pods(), Json{{"metadata", {{"namespace", "a"}, {"name", "b"}}}}, {}).ok());
   CHECK(script.requests.empty());
 }
 
@@ -140,7 +149,8 @@ TEST_CASE("a wait that is too long, or a server that never has time, goes back t
   CHECK(script.requests.size() == 1);
 
   Script busy({No(503, "ServiceUnavailable", "Retry-After: 0\r\n")});
-  CHECK(busy.Connect({.retries = 3})->Get(Pods(), kName).status().code() == StatusCode::kUnavailable);
+  CHECK(busy.Connect({.retries = 3})->Get(Pods(), kName).status().code() ==
+        StatusCode::kUnavailable);
   CHECK(busy.requests.size() == 4);
 }
 
@@ -164,9 +174,11 @@ TEST_CASE("StopWaiting ends a wait for Retry-After") {
 }
 
 TEST_CASE("a rotated token is used at the next call, and at once after a 401") {
-  const auto file = std::filesystem::temp_directory_path() / ("rouse-token-" + std::to_string(getpid()));
+  const auto file =
+      std::filesystem::temp_directory_path() / ("rouse-token-" + std::to_string(getpid()));
   std::ofstream(file) << "one";
-  Script script({Ok(), Ok(), [&file](FakeConnection& c, const FakeRequest&) {
+  Script script({Ok(), Ok(),
+                 [&file](FakeConnection& c, const FakeRequest&) {
                    std::ofstream(file) << "three";  // Rotated while the call was on its way.
                    c.Refuse(401, "Unauthorized", "expired");
                  },
@@ -206,8 +218,9 @@ TEST_CASE("no server is Unavailable and says where it was looked for") {
   script.server.Stop();
   const Status status = client->Get(Pods(), kName).status();
   CHECK(status.code() == StatusCode::kUnavailable);
-  CHECK_THAT(status.message(), Contains("get pod default/demo-0: no answer from the API server at " +
-                                        script.server.url()));
+  CHECK_THAT(
+      status.message(),
+      Contains("get pod default/demo-0: no answer from the API server at " + script.server.url()));
 }
 
 TEST_CASE("a server that is silent is given up after the timeout") {
@@ -219,8 +232,9 @@ TEST_CASE("a server that is silent is given up after the timeout") {
 }
 
 TEST_CASE("an answer that is no JSON object is DataLoss and asks whether this is an API server") {
-  Script script({[](FakeConnection& c, const FakeRequest&) { c.Answer(200, std::string("<html>")); },
-                 [](FakeConnection& c, const FakeRequest&) { c.Answer(200, std::string("[1]")); }});
+  Script script(
+      {[](FakeConnection& c, const FakeRequest&) { c.Answer(200, std::string("<html>")); },
+       [](FakeConnection& c, const FakeRequest&) { c.Answer(200, std::string("[1]")); }});
   auto client = script.Connect();
   for (int i = 0; i < 2; ++i) {
     const Status status = client->Get(Pods(), kName).status();
@@ -232,9 +246,10 @@ TEST_CASE("an answer that is no JSON object is DataLoss and asks whether this is
 Json PodPage(int first, int count, const std::string& next) {
   Json items = Json::array();
   for (int i = first; i < first + count; ++i) {
-    items.push_back({{"metadata", {{"namespace", "default"},
-                                   {"name", "pod-" + std::to_string(i)},
-                                   {"resourceVersion", "5"}}}});
+    items.push_back({{"metadata",
+                      {{"namespace", "default"},
+                       {"name", "pod-" + std::to_string(i)},
+                       {"resourceVersion", "5"}}}});
   }
   Json metadata = {{"resourceVersion", "9"}};
   if (!next.empty()) metadata["continue"] = next;
@@ -249,8 +264,8 @@ TEST_CASE("a list of 1,200 objects comes whole, in pages") {
     const int count = std::min(limit, 1200 - first);
     c.Answer(200, PodPage(first, count, first + count < 1200 ? std::to_string(first + count) : ""));
   }});
-  const auto list = script.Connect()->List(Pods(), "default", {.label_selector = "a=b,c",
-                                                               .page_size = 500});
+  const auto list =
+      script.Connect()->List(Pods(), "default", {.label_selector = "a=b,c", .page_size = 500});
   REQUIRE(list.ok());
   CHECK(list->items.size() == 1200);
   CHECK(list->items.back()["metadata"]["name"] == "pod-1199");

@@ -34,9 +34,7 @@ struct Environment {
     if (old != nullptr) before = old;
     value == nullptr ? unsetenv(name) : setenv(name, value, 1);
   }
-  ~Environment() {
-    before ? setenv(name, before->c_str(), 1) : unsetenv(name);
-  }
+  ~Environment() { before ? setenv(name, before->c_str(), 1) : unsetenv(name); }
   const char* name;
   std::optional<std::string> before;
 };
@@ -47,8 +45,11 @@ std::string Kubeconfig(const std::string& cluster, const std::string& user) {
   return "apiVersion: v1\nkind: Config\ncurrent-context: here\n"
          "contexts:\n- name: here\n  context: {cluster: c1, user: u1, namespace: team}\n"
          "- name: other\n  context: {cluster: c2, user: u1}\n"
-         "clusters:\n- name: c1\n  cluster: {" + cluster + "}\n"
-         "users:\n- name: u1\n  user: {" + user + "}\n";
+         "clusters:\n- name: c1\n  cluster: {" +
+         cluster +
+         "}\n"
+         "users:\n- name: u1\n  user: {" +
+         user + "}\n";
 }
 
 TEST_CASE("a kubeconfig with inline data is read, and its secrets are private and do not stay") {
@@ -78,9 +79,9 @@ TEST_CASE("a kubeconfig with inline data is read, and its secrets are private an
 TEST_CASE("files in a kubeconfig are relative to it; tokens and token files are taken") {
   const Folder folder;
   folder.Write("ca.pem", kPem);
-  const auto config = FromKubeconfig(folder.Write(
-      "config", Kubeconfig("server: 'https://h', certificate-authority: ca.pem",
-                           "token: abc.def, tokenFile: t/token")));
+  const auto config = FromKubeconfig(
+      folder.Write("config", Kubeconfig("server: 'https://h', certificate-authority: ca.pem",
+                                        "token: abc.def, tokenFile: t/token")));
   REQUIRE(config.ok());
   CHECK(config->tls.ca_file == (folder.path / "ca.pem").string());
   CHECK(config->token == "abc.def");

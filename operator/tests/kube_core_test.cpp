@@ -20,19 +20,20 @@ TEST_CASE("paths name group, namespace, object and subresource, each encoded") {
 }
 
 TEST_CASE("metadata is read from anything without a crash") {
-  for (const Json& odd : {Json(), Json(5), Json::array(), Json{{"metadata", 3}},
-                          Json{{"metadata", {{"name", 7}, {"labels", 4}, {"ownerReferences", 1}}}}}) {
+  for (const Json& odd :
+       {Json(), Json(5), Json::array(), Json{{"metadata", 3}},
+        Json{{"metadata", {{"name", 7}, {"labels", 4}, {"ownerReferences", 1}}}}}) {
     CHECK(NameOf(odd) == ObjectName{});
     CHECK(Label(odd, "x").empty());
     CHECK(Annotation(odd, "x").empty());
     CHECK(ControllerUid(odd).empty());
   }
   const Json owner = {{"metadata", {{"name", "m"}, {"uid", "u1"}}}};
-  const Json pod = {{"metadata",
-                     {{"name", "p"},
-                      {"labels", {{"a", "b"}}},
-                      {"ownerReferences", {{{"uid", "u0"}},
-                                           ControllerReference(owner, ModelServices())}}}}};
+  const Json pod = {
+      {"metadata",
+       {{"name", "p"},
+        {"labels", {{"a", "b"}}},
+        {"ownerReferences", {{{"uid", "u0"}}, ControllerReference(owner, ModelServices())}}}}};
   CHECK(ControllerUid(pod) == "u1");
   CHECK(Label(pod, "a") == "b");
 }
@@ -64,13 +65,41 @@ TEST_CASE("refusals become the codes that say what to do") {
   CHECK(DecodeError(410, "", "").IsGone());
 }
 
+// What the API server says, word for word.
+Status Forbidden(const std::string& words) {
+  const Json body = {{"kind", "Status"}, {"message", words}, {"reason", "Forbidden"}};
+  return DecodeError(403, body.dump(), "").ToStatus("create pod default/demo-0");
+}
+
 TEST_CASE("a refusal names the call, the server's words and the remedy") {
-  const Status status =
-      DecodeError(403, R"({"kind":"Status","message":"pods is forbidden","reason":"Forbidden"})", "")
-          .ToStatus("list pods");
-  CHECK(status.message().find("list pods: pods is forbidden (HTTP status 403)") == 0);
-  CHECK(status.message().find("Role") != std::string::npos);
+  const std::string words =
+      R"(pods is forbidden: User "system:serviceaccount:s:a" cannot create resource "pods" in API group "" in the namespace "default")";
+  const Status status = Forbidden(words);
+  CHECK(status.message().find("create pod default/demo-0: " + words + " (HTTP status 403)") == 0);
+  CHECK(status.message().find("grant it with a Role") != std::string::npos);
   CHECK(DecodeError(401, "", "").ToStatus("x").message().find("token") != std::string::npos);
+}
+
+TEST_CASE("403 for another reason than missing rights does not send anybody to the roles") {
+  const auto [words, remedy] = GENERATE(table<std::string, std::string>(
+      {{R"(pods "demo-0" is forbidden: exceeded quota: few, requested: pods=1, used: pods=2, limited: pods=2)",
+        "raise the quota"},
+       {R"(pods "demo-0" is forbidden: failed quota: few: must specify limits.cpu for: engine)",
+        "set the requests and limits"},
+       {R"(pods "demo-0" is forbidden: violates PodSecurity "restricted:latest": hostPort (container "engine" uses hostPort 80))",
+        "pod-security.kubernetes.io/enforce"},
+       {R"(pods "demo-0" is forbidden: unable to create new content in namespace x because it is being terminated)",
+        ""},
+       {R"(admission webhook "a.b" denied the request: no)", ""}}));
+  INFO(words);
+  const Status status = Forbidden(words);
+  CHECK(status.code() == StatusCode::kFailedPrecondition);
+  CHECK(status.message().find("Role") == std::string::npos);
+  if (remedy.empty()) {
+    CHECK(status.message().ends_with("(HTTP status 403)"));
+  } else {
+    CHECK(status.message().find(remedy) != std::string::npos);
+  }
 }
 
 TEST_CASE("a body that is no Status is kept short and printable") {
@@ -84,10 +113,12 @@ TEST_CASE("a body that is no Status is kept short and printable") {
 TEST_CASE("Retry-After is taken from the header, else from the details, and is bounded") {
   CHECK(DecodeError(429, "", "7").retry_after == 7s);
   CHECK(DecodeError(429, "", " 7 ").retry_after == 7s);
-  CHECK(DecodeError(429, R"({"kind":"Status","details":{"retryAfterSeconds":3}})", "").retry_after ==
-        3s);
-  CHECK(DecodeError(429, R"({"kind":"Status","details":{"retryAfterSeconds":3}})", "9").retry_after ==
-        9s);
+  CHECK(
+      DecodeError(429, R"({"kind":"Status","details":{"retryAfterSeconds":3}})", "").retry_after ==
+      3s);
+  CHECK(
+      DecodeError(429, R"({"kind":"Status","details":{"retryAfterSeconds":3}})", "9").retry_after ==
+      9s);
   CHECK(DecodeError(429, "", "Wed, 21 Oct 2026 07:28:00 GMT").retry_after == std::nullopt);
   CHECK(DecodeError(429, "", "-5").retry_after == std::nullopt);
   CHECK(DecodeError(429, "", "99999999999999999999999").retry_after == 1h);
@@ -158,12 +189,13 @@ TEST_CASE("a store projects, indexes and tells of changes") {
 }
 
 TEST_CASE("keeping an object whole leaves out managedFields and the last applied text") {
-  const auto kept = KeepWhole(
-      {{"metadata",
-        {{"name", "a"},
-         {"managedFields", {1, 2}},
-         {"annotations", {{"kubectl.kubernetes.io/last-applied-configuration", "{}"}, {"x", "y"}}}}},
-       {"spec", 1}});
+  const auto kept =
+      KeepWhole({{"metadata",
+                  {{"name", "a"},
+                   {"managedFields", {1, 2}},
+                   {"annotations",
+                    {{"kubectl.kubernetes.io/last-applied-configuration", "{}"}, {"x", "y"}}}}},
+                 {"spec", 1}});
   CHECK(*kept == Json{{"metadata", {{"name", "a"}, {"annotations", {{"x", "y"}}}}}, {"spec", 1}});
   CHECK(*KeepWhole(5) == 5);
 }

@@ -15,15 +15,15 @@ using namespace std::chrono_literals;
 class FakeKube {
  public:
   enum class Fault {
-    kGoneStatus,    ///< The next watch is answered with HTTP 410.
-    kGoneEvent,     ///< ... with an ERROR event 410.
-    kGarbage,       ///< ... with a line of garbage.
-    kTruncated,     ///< ... with half a line, then closed.
-    kSilence,       ///< ... with nothing at all, for ever.
-    kDropped,       ///< ... by closing the connection.
-    kThrottled,     ///< ... with 429 and Retry-After: 0.
-    kGonePage,      ///< The next page that is not the first is answered with 410.
-    kGarbagePage,   ///< The next page is no JSON.
+    kGoneStatus,   ///< The next watch is answered with HTTP 410.
+    kGoneEvent,    ///< ... with an ERROR event 410.
+    kGarbage,      ///< ... with a line of garbage.
+    kTruncated,    ///< ... with half a line, then closed.
+    kSilence,      ///< ... with nothing at all, for ever.
+    kDropped,      ///< ... by closing the connection.
+    kThrottled,    ///< ... with 429 and Retry-After: 0.
+    kGonePage,     ///< The next page that is not the first is answered with 410.
+    kGarbagePage,  ///< The next page is no JSON.
   };
 
   explicit FakeKube(std::string plural_path = "/api/v1/pods") : path_(std::move(plural_path)) {}
@@ -31,7 +31,8 @@ class FakeKube {
 
   void Put(const std::string& name, const std::string& label = "") {
     Change(name, [&](Json* pod) {
-      *pod = {{"kind", "Pod"}, {"apiVersion", "v1"},
+      *pod = {{"kind", "Pod"},
+              {"apiVersion", "v1"},
               {"metadata", {{"namespace", "default"}, {"name", name}, {"labels", {{"l", label}}}}}};
     });
   }
@@ -48,10 +49,16 @@ class FakeKube {
   void Bookmark() {
     std::lock_guard lock(mutex_);
     ++version_;
-    log_.push_back({version_, {{"type", "BOOKMARK"},
-                               {"object", {{"kind", "Pod"},
-                                           {"metadata", {{"resourceVersion",
-                                                          std::to_string(version_)}}}}}}});
+    log_.push_back(
+        {version_,
+         {{"type", "BOOKMARK"},
+          {"object",
+           {{"kind", "Pod"}, {"metadata", {{"resourceVersion", std::to_string(version_)}}}}}}});
+  }
+  /// A watch has sent everything that there is.
+  bool Sent() {
+    std::lock_guard lock(mutex_);
+    return sent_ == version_;
   }
   /// Ends open watches in order.
   void EndWatches() { ++generation_; }
@@ -63,7 +70,8 @@ class FakeKube {
   std::map<std::string, std::string> State() {
     std::lock_guard lock(mutex_);
     std::map<std::string, std::string> state;
-    for (const auto& [name, pod] : pods_) state["default/" + name] = MetaString(pod, "resourceVersion");
+    for (const auto& [name, pod] : pods_)
+      state["default/" + name] = MetaString(pod, "resourceVersion");
     return state;
   }
   std::vector<FakeRequest> requests() {
@@ -81,8 +89,11 @@ class FakeKube {
     Json pod = known ? pods_[name] : Json();
     if (make) make(&pod);
     pod["metadata"]["resourceVersion"] = std::to_string(version_);
-    log_.push_back({version_, {{"type", !make ? "DELETED" : known ? "MODIFIED" : "ADDED"},
-                               {"object", pod}}});
+    log_.push_back({version_,
+                    {{"type", !make   ? "DELETED"
+                              : known ? "MODIFIED"
+                                      : "ADDED"},
+                     {"object", pod}}});
     if (make) {
       pods_[name] = pod;
     } else {
@@ -160,7 +171,8 @@ class FakeKube {
     c.BeginStream();
     if (fault == Fault::kSilence) return c.HoldOpen(60s), c.Drop();
     if (fault == Fault::kGoneEvent) {
-      c.Line({{"type", "ERROR"}, {"object", {{"kind", "Status"}, {"code", 410}, {"reason", "Expired"}}}});
+      c.Line({{"type", "ERROR"},
+              {"object", {{"kind", "Status"}, {"code", 410}, {"reason", "Expired"}}}});
       return void(c.EndChunks());
     }
     if (fault == Fault::kGarbage) return c.Chunk("\x01\x02 garbage\n"), c.HoldOpen(5s), c.Drop();
@@ -181,6 +193,10 @@ class FakeKube {
       for (const Json& line : lines) {
         if (!c.Line(line)) return c.Drop();
       }
+      {
+        std::lock_guard lock(mutex_);
+        sent_ = std::max(sent_, from);
+      }
       if (c.PeerGone(5)) return c.Drop();
     }
     c.EndChunks();
@@ -190,6 +206,7 @@ class FakeKube {
   std::mutex mutex_;
   int version_ = 1;
   int oldest_ = 0;
+  int sent_ = 0;
   std::map<std::string, Json> pods_;
   std::map<int, std::map<std::string, Json>> snapshots_;
   std::vector<std::pair<int, Json>> log_;
@@ -204,18 +221,19 @@ struct Rig {
     auto made = Client::Create({.server = kube.server.url()});
     REQUIRE(made.ok());
     client = *std::move(made);
-    informer = std::make_unique<Informer>(
-        *client, store,
-        InformerOptions{.resource = Pods(),
-                        .ns = ns,
-                        .label_selector = "a=b",
-                        .page_size = page_size,
-                        .silence = silence,
-                        .list_watch = {.backoff = {10ms, 200ms}}});
+    informer =
+        std::make_unique<Informer>(*client, store,
+                                   InformerOptions{.resource = Pods(),
+                                                   .ns = ns,
+                                                   .label_selector = "a=b",
+                                                   .page_size = page_size,
+                                                   .silence = silence,
+                                                   .list_watch = {.backoff = {10ms, 200ms}}});
   }
   std::map<std::string, std::string> State() const {
     std::map<std::string, std::string> state;
-    for (const auto& pod : store.All()) state[NameOf(*pod).Key()] = MetaString(*pod, "resourceVersion");
+    for (const auto& pod : store.All())
+      state[NameOf(*pod).Key()] = MetaString(*pod, "resourceVersion");
     return state;
   }
   Store<Json> store{KeepWhole};
@@ -262,7 +280,7 @@ TEST_CASE("a bookmark is where the next watch begins") {
   kube.Put("b");
   REQUIRE(Eventually([&] { return rig.store.size() == 2; }));
   kube.Bookmark();
-  std::this_thread::sleep_for(100ms);
+  REQUIRE(Eventually([&] { return kube.Sent(); }));
   kube.Compact();
   kube.EndWatches();
   REQUIRE(Eventually([&] { return rig.informer->counters().watches >= 2; }));
@@ -286,11 +304,11 @@ TEST_CASE("after each fault of a watch the store catches up") {
   kube.Put("a");
   kube.Put("b");
   kube.Inject(fault);
-  Rig rig(kube, 500ms, 1);
+  Rig rig(kube, 3s, 1);
   REQUIRE(rig.informer->WaitSynced(10s));
   kube.Put("c");
   kube.Remove("a");
-  CHECK(Eventually([&] { return rig.State() == kube.State(); }));
+  CHECK(Eventually([&] { return rig.State() == kube.State(); }, 20s));
   CHECK(kube.faults_left() == 0);
   CHECK(rig.informer->counters().lists == (relists ? 2u : 1u));
   CHECK(rig.informer->counters().watches >= (relists ? 1u : 2u));

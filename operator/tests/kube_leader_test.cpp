@@ -25,15 +25,15 @@ bool Eventually(const std::function<bool()>& condition, std::chrono::millisecond
 
 struct Candidate {
   Candidate(Api& api, const std::string& name) {
-    auto made = LeaderElector::Start(
-        api, {.lease = kLease,
-              .identity = name,
-              .timing = kFast,
-              .on_elected = [this] { ++elected; },
-              .on_lost = [this](const std::string& why) {
-                std::lock_guard lock(mutex);
-                lost = why;
-              }});
+    auto made = LeaderElector::Start(api, {.lease = kLease,
+                                           .identity = name,
+                                           .timing = kFast,
+                                           .on_elected = [this] { ++elected; },
+                                           .on_lost =
+                                               [this](const std::string& why) {
+                                                 std::lock_guard lock(mutex);
+                                                 lost = why;
+                                               }});
     REQUIRE(made.ok());
     elector = *std::move(made);
   }
@@ -129,9 +129,10 @@ TEST_CASE("a lost answer and a deleted lease do not cost the leadership") {
 TEST_CASE("a dead leader's lease is taken after its duration, seen by our own clock") {
   FakeApi api;
   api.Put(Leases(), {{"metadata", {{"namespace", kLease.ns}, {"name", kLease.name}}},
-                     {"spec", {{"holderIdentity", "dead"},
-                               {"leaseDurationSeconds", 1},
-                               {"renewTime", "2099-01-01T00:00:00.000000Z"}}}});
+                     {"spec",
+                      {{"holderIdentity", "dead"},
+                       {"leaseDurationSeconds", 1},
+                       {"renewTime", "2099-01-01T00:00:00.000000Z"}}}});
   const auto began = std::chrono::steady_clock::now();
   Candidate b(api, "b");
   REQUIRE(Eventually([&] { return b.elector->leading(); }));
@@ -155,7 +156,8 @@ TEST_CASE("identities are unique, and nonsense options are refused") {
   FakeApi api;
   CHECK_FALSE(LeaderElector::Start(api, {.lease = kLease, .identity = ""}).ok());
   CHECK_FALSE(LeaderElector::Start(api, {.lease = {"", "x"}, .identity = "a"}).ok());
-  CHECK_FALSE(LeaderElector::Start(api, {.lease = kLease, .identity = "a", .timing = {.retry = 1h}}).ok());
+  CHECK_FALSE(
+      LeaderElector::Start(api, {.lease = kLease, .identity = "a", .timing = {.retry = 1h}}).ok());
 }
 
 Event About(const std::string& note) {

@@ -12,10 +12,11 @@ using namespace std::chrono_literals;
 using Kind = StoreEvent::Kind;
 
 Json Pod(const std::string& name, int version) {
-  return {{"apiVersion", "v1"},
-          {"kind", "Pod"},
-          {"metadata",
-           {{"namespace", "default"}, {"name", name}, {"resourceVersion", std::to_string(version)}}}};
+  return {
+      {"apiVersion", "v1"},
+      {"kind", "Pod"},
+      {"metadata",
+       {{"namespace", "default"}, {"name", name}, {"resourceVersion", std::to_string(version)}}}};
 }
 
 Json Page(std::vector<Json> items, int version, const std::string& next = "") {
@@ -33,8 +34,8 @@ std::string Line(const std::string& type, const Json& object) {
 }
 
 std::string Bookmark(int version) {
-  return Line("BOOKMARK", {{"kind", "Pod"},
-                           {"metadata", {{"resourceVersion", std::to_string(version)}}}});
+  return Line("BOOKMARK",
+              {{"kind", "Pod"}, {"metadata", {{"resourceVersion", std::to_string(version)}}}});
 }
 
 std::string Error(int code, const std::string& message = "refused") {
@@ -150,7 +151,9 @@ TEST_CASE("an unreachable server is asked less and less often, and the version i
 
 TEST_CASE("410 lists anew, whether as HTTP status or as an ERROR event") {
   ListWatch machine = Watching();
-  SECTION("as HTTP status") { machine.OnWatchEnded(StreamEnd::kBroken, 1ms, Refusal(410)); }
+  SECTION("as HTTP status") {
+    machine.OnWatchEnded(StreamEnd::kBroken, 1ms, Refusal(410));
+  }
   SECTION("as ERROR event") {
     std::vector<StoreEvent> events;
     CHECK_FALSE(machine.OnLine(Error(410, "too old resource version"), &events).ok());
@@ -248,11 +251,13 @@ TEST_CASE("Retry-After of a refused watch is honoured") {
 TEST_CASE("garbage in a watch ends the stream, yields nothing and resumes at the last version") {
   const std::string line = GENERATE(
       as<std::string>(), "not JSON", "{\"type\":\"ADDED\"", "[]", "42", "null", "{}",
-      "{\"type\":\"ADDED\"}", "{\"type\":\"ADDED\",\"object\":5}", "{\"type\":\"JUMPED\",\"object\":{}}",
-      "{\"type\":7,\"object\":{}}", "{\"type\":\"BOOKMARK\",\"object\":{}}",
+      "{\"type\":\"ADDED\"}", "{\"type\":\"ADDED\",\"object\":5}",
+      "{\"type\":\"JUMPED\",\"object\":{}}", "{\"type\":7,\"object\":{}}",
+      "{\"type\":\"BOOKMARK\",\"object\":{}}",
       "{\"type\":\"ADDED\",\"object\":{\"metadata\":{\"name\":\"a\"}}}",
       "{\"type\":\"ADDED\",\"object\":{\"metadata\":{\"name\":\"a\",\"namespace\":\"b\"}}}",
-      "{\"type\":\"ADDED\",\"object\":{\"kind\":\"Node\",\"metadata\":{\"name\":\"a\",\"namespace\":"
+      "{\"type\":\"ADDED\",\"object\":{\"kind\":\"Node\",\"metadata\":{\"name\":\"a\","
+      "\"namespace\":"
       "\"b\",\"resourceVersion\":\"7\"}}}",
       "{\"type\":\"ADDED\",\"object\":{\"metadata\":[]}}", "\xff\xfe\x00",
       "<html>502 Bad Gateway</html>");
@@ -333,8 +338,8 @@ class FakeServer {
       log_.push_back({version_, Line("DELETED", Pod(name, version_))});
       objects_.erase(key);
     } else {
-      log_.push_back({version_, Line(objects_.contains(key) ? "MODIFIED" : "ADDED",
-                                     Pod(name, version_))});
+      log_.push_back(
+          {version_, Line(objects_.contains(key) ? "MODIFIED" : "ADDED", Pod(name, version_))});
       objects_[key] = std::to_string(version_);
     }
     history_[version_] = objects_;
@@ -358,9 +363,9 @@ class FakeServer {
       }
       ++index;
     }
-    return Page(items, at, from + limit < state.size()
-                               ? std::to_string(at) + "/" + std::to_string(from + limit)
-                               : "");
+    return Page(
+        items, at,
+        from + limit < state.size() ? std::to_string(at) + "/" + std::to_string(from + limit) : "");
   }
 
   const State& At(int version) const { return history_.at(version); }

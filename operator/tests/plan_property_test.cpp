@@ -1,8 +1,8 @@
 // Properties of the planner over simulated clusters: random spec changes, failures, deletions by
 // hand, sources that come and go, crashes after any action, and observations in any order.
 
-#include <catch2/catch.hpp>
 #include <algorithm>
+#include <catch2/catch.hpp>
 #include <map>
 #include <random>
 #include <set>
@@ -67,16 +67,35 @@ class Simulation {
     Progress();
     if (calm) return;
     switch (Pick(0, 12)) {
-      case 0: Edit([&](api::Spec& s) { s.replicas = Pick(0, 6); }); break;
-      case 1: Edit([&](api::Spec& s) { s.engine.image = "vllm:" + std::to_string(Pick(1, 3)); }); break;
-      case 2: Edit([&](api::Spec& s) { s.pod_template = {{"spec", {{"priority", Pick(1, 3)}}}}; }); break;
-      case 3: Any([&](Instance& i) { i.agent_state = AgentState::kFailed; }); break;
-      case 4: Any([&](Instance& i) { i.phase = "Failed"; }); break;
-      case 5: Any([&](Instance& i) { i.deleting = true; }); break;
-      case 6: Any([&](Instance& i) { Erase(i.uid); }); break;
-      case 7: Any([&](Instance& i) { i.ready = false; }); break;
-      case 8: Any([&](Instance& i) { i.weights.reset(); }); break;
-      default: break;
+      case 0:
+        Edit([&](api::Spec& s) { s.replicas = Pick(0, 6); });
+        break;
+      case 1:
+        Edit([&](api::Spec& s) { s.engine.image = "vllm:" + std::to_string(Pick(1, 3)); });
+        break;
+      case 2:
+        Edit([&](api::Spec& s) { s.pod_template = {{"spec", {{"priority", Pick(1, 3)}}}}; });
+        break;
+      case 3:
+        Any([&](Instance& i) { i.agent_state = AgentState::kFailed; });
+        break;
+      case 4:
+        Any([&](Instance& i) { i.phase = "Failed"; });
+        break;
+      case 5:
+        Any([&](Instance& i) { i.deleting = true; });
+        break;
+      case 6:
+        Any([&](Instance& i) { Erase(i.uid); });
+        break;
+      case 7:
+        Any([&](Instance& i) { i.ready = false; });
+        break;
+      case 8:
+        Any([&](Instance& i) { i.weights.reset(); });
+        break;
+      default:
+        break;
     }
   }
 
@@ -125,9 +144,11 @@ class Simulation {
   }
 
   bool SourceFor(const Instance& target) const {
-    return std::any_of(observed_.instances.begin(), observed_.instances.end(), [&](const Instance& i) {
-      return i.uid != target.uid && i.launch_identity == target.launch_identity && IsServable(i);
-    });
+    return std::any_of(observed_.instances.begin(), observed_.instances.end(),
+                       [&](const Instance& i) {
+                         return i.uid != target.uid &&
+                                i.launch_identity == target.launch_identity && IsServable(i);
+                       });
   }
 
   void Progress() {
@@ -148,7 +169,8 @@ class Simulation {
       }
       if (!i.weights && i.path == StartPath::kPeer && !SourceFor(i)) {
         // Its source is gone: it helps itself, or gives up.
-        const bool may_load = observed_.service.spec.fast_start.weights_fallback == api::Fallback::kStorage;
+        const bool may_load =
+            observed_.service.spec.fast_start.weights_fallback == api::Fallback::kStorage;
         if (now_ - i.decided_at > seconds(20) && !may_load) i.agent_state = AgentState::kFailed;
         if (!may_load) continue;
       }
@@ -164,8 +186,11 @@ class Simulation {
         i.agent_state = AgentState::kServing;
         if (!i.timeline) {
           const auto total = (now_ - i.decided_at).count();
-          i.timeline = Timeline{.path = i.path, .decided_at_us = api::ToMicros(i.decided_at),
-                                .phases = {{"Schedule", 0, total}}, .lanes = {}, .total_us = total};
+          i.timeline = Timeline{.path = i.path,
+                                .decided_at_us = api::ToMicros(i.decided_at),
+                                .phases = {{"Schedule", 0, total}},
+                                .lanes = {},
+                                .total_us = total};
         }
       }
     }
@@ -180,9 +205,8 @@ class Simulation {
 
 std::size_t Creates(const Plan& plan) {
   return static_cast<std::size_t>(
-      std::count_if(plan.actions.begin(), plan.actions.end(), [](const Action& a) {
-        return std::holds_alternative<CreateInstance>(a);
-      }));
+      std::count_if(plan.actions.begin(), plan.actions.end(),
+                    [](const Action& a) { return std::holds_alternative<CreateInstance>(a); }));
 }
 
 void CheckPlan(const Simulation& before, const Observed& seen, const Plan& plan) {
@@ -199,7 +223,8 @@ void CheckPlan(const Simulation& before, const Observed& seen, const Plan& plan)
     scale_in += del.cause == DeleteInstance::Cause::kScaleIn;
     healthy_deleted += del.cause != DeleteInstance::Cause::kFailed;
     for (const Instance& i : seen.instances) {
-      if (i.uid == del.uid && i.ready && del.cause == DeleteInstance::Cause::kOutdated) ++outdated_serving;
+      if (i.uid == del.uid && i.ready && del.cause == DeleteInstance::Cause::kOutdated)
+        ++outdated_serving;
     }
   }
   const int working = static_cast<int>(before.Working().size());
@@ -214,8 +239,10 @@ void CheckPlan(const Simulation& before, const Observed& seen, const Plan& plan)
 
 }  // namespace
 
-TEST_CASE("every simulated cluster settles at what is wanted, whatever happened and wherever the operator died",
-          "[property]") {
+TEST_CASE(
+    "every simulated cluster settles at what is wanted, whatever happened and wherever the "
+    "operator died",
+    "[property]") {
   for (std::uint64_t seed = 1; seed <= 400; ++seed) {
     INFO("seed " << seed);
     Simulation world(seed);
@@ -290,7 +317,8 @@ TEST_CASE("planning again after the actions repeats none of them", "[property]")
   }
 }
 
-TEST_CASE("a status that says the same is the same, so that it is not written again", "[property]") {
+TEST_CASE("a status that says the same is the same, so that it is not written again",
+          "[property]") {
   for (std::uint64_t seed = 1; seed <= 100; ++seed) {
     INFO("seed " << seed);
     Simulation world(seed);
@@ -303,7 +331,8 @@ TEST_CASE("a status that says the same is the same, so that it is not written ag
       const Plan again = MakePlan(world.Look(), world.now());
       if (again.actions.empty() && plan.actions.empty()) {
         REQUIRE(api::ToJson(again.status) == api::ToJson(plan.status));
-        REQUIRE(*api::StatusFromJson(api::ToJson(again.status), "") == *api::StatusFromJson(api::ToJson(plan.status), ""));
+        REQUIRE(*api::StatusFromJson(api::ToJson(again.status), "") ==
+                *api::StatusFromJson(api::ToJson(plan.status), ""));
       }
       world.Step(/*calm=*/false);
     }

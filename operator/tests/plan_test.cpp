@@ -46,7 +46,8 @@ TEST_CASE("replicas wait a bounded time for a source that is coming") {
   const auto& progressing = ConditionOf(waiting, "Progressing");
   CHECK(progressing.reason == "WaitingForWeightSource");
   CHECK(progressing.message ==
-        "2 replicas wait for the weights of demo-0 until 2027-01-15T08:00:20Z, then start from storage");
+        "2 replicas wait for the weights of demo-0 until 2027-01-15T08:00:20Z, then start from "
+        "storage");
   REQUIRE(waiting.notes.size() == 1);
   CHECK(waiting.notes[0].reason == "WaitingForWeightSource");
 
@@ -75,7 +76,8 @@ TEST_CASE("without a fallback replicas wait as long as a source is coming") {
   CHECK(std::get<CreateInstance>(failed.actions[1]).path == StartPath::kStorage);
 }
 
-TEST_CASE("targets that wait for a peer are no source that is coming, unless they may help themselves") {
+TEST_CASE(
+    "targets that wait for a peer are no source that is coming, unless they may help themselves") {
   State none(3);
   none.Fallback(api::Fallback::kNone).Starting("demo-1", StartPath::kPeer, AgentState::kPulling);
   CHECK(Printed(MakePlan(none.Done(), kNow)) ==
@@ -121,8 +123,7 @@ TEST_CASE("only an equal launch identity is a source") {
 }
 
 TEST_CASE("with weights.source Storage nobody waits for anybody") {
-  const Plan plan =
-      MakePlan(State(2).Source(api::WeightSource::kStorage).Done(), kNow);
+  const Plan plan = MakePlan(State(2).Source(api::WeightSource::kStorage).Done(), kNow);
   CHECK(Printed(plan) ==
         Lines{"create demo-0 by Storage (Wake: no guards; Peer: weights.source is Storage)",
               "create demo-1 by Storage (Wake: no guards; Peer: weights.source is Storage)"});
@@ -164,8 +165,8 @@ TEST_CASE("an instance of an older revision goes before a younger one of this re
 TEST_CASE("the only weight source stays while another that stays still pulls") {
   State state(1);
   // The source lost its readiness and is the younger one: by rank it would go first.
-  state.Serving("demo-0", "node-a", seconds(5)).Starting("demo-1", StartPath::kPeer,
-                                                         AgentState::kPulling, seconds(30));
+  state.Serving("demo-0", "node-a", seconds(5))
+      .Starting("demo-1", StartPath::kPeer, AgentState::kPulling, seconds(30));
   state["demo-0"].ready = false;
   CHECK(Printed(MakePlan(state.Done(), kNow)) ==
         Lines{"delete demo-1 (ScaleIn: it does not serve yet)"});
@@ -179,7 +180,8 @@ TEST_CASE("scaling to zero takes everything") {
   CHECK(ConditionOf(empty, "Available").reason == "ScaledToZero");
 }
 
-TEST_CASE("a failure is counted before the pod is deleted, and the first replacement does not wait") {
+TEST_CASE(
+    "a failure is counted before the pod is deleted, and the first replacement does not wait") {
   State state(2);
   state.Serving("demo-0").Starting("demo-1", StartPath::kPeer, AgentState::kFailed);
   state["demo-1"].agent_message = "peer demo-0 went away";
@@ -222,11 +224,13 @@ TEST_CASE("replacements wait longer the more starts fail in a row") {
     int failures;
     int wait_s;
   };
-  const auto row = GENERATE(Row{2, 10}, Row{3, 20}, Row{4, 40}, Row{6, 160}, Row{7, 300}, Row{70, 300});
+  const auto row =
+      GENERATE(Row{2, 10}, Row{3, 20}, Row{4, 40}, Row{6, 160}, Row{7, 300}, Row{70, 300});
   State state(1);
   state.Done().service.status.consecutive_failures = row.failures;
   state.Done().service.status.last_failure = kNow;
-  const Plan wait = MakePlan(state.Done(), kNow + seconds(row.wait_s) - std::chrono::milliseconds(5));
+  const Plan wait =
+      MakePlan(state.Done(), kNow + seconds(row.wait_s) - std::chrono::milliseconds(5));
   CHECK(wait.actions.empty());
   CHECK(wait.replan_after == std::chrono::milliseconds(5));
   CHECK(ConditionOf(wait, "Progressing").reason == "BackingOff");
@@ -261,18 +265,32 @@ TEST_CASE("what counts as failed") {
   SECTION("the pod ended") {
     i.phase = "Failed";
     i.phase_message = "Evicted: no memory";
-    CHECK(FailureOf(i, policy, kNow) == "the pod ended (phase Failed): Evicted: no memory");
+    CHECK(FailureOf(i, policy, kNow) ==
+          "the pod ended (phase Failed): Evicted: no memory; if this repeats, look at node node-a: "
+          "kubectl describe node tells what it lacks");
+  }
+  SECTION("its agent gave up") {
+    i.agent_state = AgentState::kFailed;
+    CHECK(FailureOf(i, policy, kNow) == "its agent gave up: no reason given; its log says more");
+    i.agent_message = "the checkpoint is corrupt: copy it again";
+    CHECK(FailureOf(i, policy, kNow) ==
+          "its agent gave up: the checkpoint is corrupt: copy it again");
   }
   SECTION("a container crash-loops often enough") {
     i.crash_looping = "engine: exit code 1 (Error)";
     i.restarts = 2;
     CHECK(FailureOf(i, policy, kNow).empty());
     i.restarts = 3;
-    CHECK(FailureOf(i, policy, kNow) == "container engine: exit code 1 (Error), 3 restarts");
+    CHECK(
+        FailureOf(i, policy, kNow) ==
+        "container engine: exit code 1 (Error), 3 restarts; its log says why; an edit of the spec "
+        "has the next one tried at once");
   }
   SECTION("it did not serve in time, counted from when the kubelet took it") {
     i.started_at = kNow - seconds(3600);
-    CHECK(FailureOf(i, policy, kNow) == "did not serve within 3600 s");
+    CHECK(FailureOf(i, policy, kNow) ==
+          "did not serve within 3600 s; the logs of its containers say what it waited for; if it "
+          "only needs longer, raise the operator's --start-deadline");
     i.started_at = kNow - seconds(3599);
     CHECK(FailureOf(i, policy, kNow).empty());
     i.started_at = std::nullopt;
@@ -367,7 +385,8 @@ TEST_CASE("the last ten scale-outs are kept, and one that fell off does not come
 
 TEST_CASE("the status counts what exists") {
   State state(3);
-  state.Serving("demo-0").Starting("demo-1").Starting("demo-2", StartPath::kPeer, AgentState::kFailed);
+  state.Serving("demo-0").Starting("demo-1").Starting("demo-2", StartPath::kPeer,
+                                                      AgentState::kFailed);
   state.Serving("demo-3");
   state["demo-3"].deleting = true;
   const api::ServiceStatus status = MakePlan(state.Done(), kNow).status;
@@ -417,7 +436,8 @@ TEST_CASE("peers are offered from the same node first, then ready ones, then by 
 
 TEST_CASE("a spec that cannot be read is told in the status, the rest of which stays") {
   api::ServiceStatus before = MakePlan(State(1).Serving("demo-0").Done(), kNow).status;
-  const api::ServiceStatus after = InvalidSpecStatus(before, 4, "spec.replicas: expected a number", kNow);
+  const api::ServiceStatus after =
+      InvalidSpecStatus(before, 4, "spec.replicas: expected a number", kNow);
   CHECK(after.observed_generation == 4);
   CHECK(after.ready == before.ready);
   const api::Condition* degraded = api::FindCondition(after.conditions, "Degraded");

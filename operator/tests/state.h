@@ -19,7 +19,8 @@ inline Json ServiceJson(int replicas) {
     "apiVersion": "rouse.dev/v1alpha1", "kind": "ModelService",
     "metadata": {"name": "demo", "namespace": "default", "uid": "service-uid", "generation": 3,
                  "resourceVersion": "77", "creationTimestamp": "2026-01-02T03:04:05Z"},
-    "spec": {"replicas": )" + std::to_string(replicas) + R"(,
+    "spec": {"replicas": )" +
+                     std::to_string(replicas) + R"(,
       "model": {"name": "org/model", "revision": "main",
                 "storage": {"persistentVolumeClaim": {"claimName": "models", "path": "m"}}},
       "engine": {"image": "vllm:1", "args": ["--max-model-len=256"],

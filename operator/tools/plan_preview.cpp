@@ -49,7 +49,8 @@ Result<rouse::plan::Observed> ReadState(const std::string& service_path,
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App cli("Prints what the operator would do for a ModelService and its pods.", "plan-preview");
+  CLI::App cli("Prints what the operator would do for a ModelService and its pods.",
+               "plan-preview");
   std::string service_path, pods_path, now_text;
   bool show_pods = false;
   cli.add_option("service", service_path, "kubectl get modelservice NAME -o json")->required();
@@ -58,7 +59,8 @@ int main(int argc, char** argv) {
   cli.add_flag("--pods", show_pods, "Print the pods to be created in full");
   CLI11_PARSE(cli, argc, argv);
 
-  auto now = std::chrono::time_point_cast<std::chrono::microseconds>(std::chrono::system_clock::now());
+  auto now =
+      std::chrono::time_point_cast<std::chrono::microseconds>(std::chrono::system_clock::now());
   if (!now_text.empty()) {
     const auto parsed = rouse::api::ParseTime(now_text);
     if (!parsed) {

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from rouse_e2e import paths
-from rouse_e2e.cluster import Cluster, Object
+from rouse_e2e.cluster import Cluster, KubectlError, Object
 from rouse_e2e.processes import wait_until
 
 from . import kubeconform
-from .conftest import CHART, CRD
+from .conftest import CHART, CRD, MODELSERVICES
 
 NAMESPACE = "rouse-system"
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:rouse-operator"
@@ -300,11 +300,23 @@ def test_helm_install_brings_the_crd(installed: Cluster):
     installed.kubectl(
         "wait", "--for=condition=Established", "crd/modelservices.rouse.dev", "--timeout=30s"
     )
+    samples = (paths.REPOSITORY / "config" / "samples" / "demo.yaml").read_text()
+    document = next(yaml.safe_load_all(samples))
+    where = MODELSERVICES.replace("/default/", f"/{NAMESPACE}/")
     wait_until(
-        "kubectl get rms",
+        "a ModelService to be taken",
         30,
-        lambda: "No resources" not in installed.kubectl("get", "rms", "-o", "name"),
+        lambda: installed.request("POST", where, document).status == 201,
     )
+
+    def listed() -> str:
+        try:
+            return installed.kubectl("get", "rms", "-n", NAMESPACE, "-o", "name")
+        except KubectlError:  # short names become known a little later
+            return ""
+
+    assert wait_until("kubectl get rms", 30, listed).split() == ["modelservice.rouse.dev/demo"]
+    installed.kubectl("delete", "rms", "demo", "-n", NAMESPACE)
 
 
 def test_the_installed_deployment_gets_its_pod_in_a_restricted_namespace(installed: Cluster):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -112,20 +113,24 @@ class Operator:
         self.starts = 0
         self.exits: list[int] = []
         self.child: subprocess.Popen | None = None
-        self._wanted = False
+        # Each start() has a number, and its watcher ends with it: a kill() and a start() that follow
+        # each other quickly leave no old watcher that would start a second process. 0: none wanted.
+        self._generation = 0
+        self._numbers = itertools.count(1)
         self._lock = threading.Lock()
 
     def start(self, wait: bool = True) -> Operator:
-        self._wanted = True
-        self._spawn()
-        threading.Thread(target=self._watch, daemon=True).start()
+        with self._lock:
+            generation = self._generation = next(self._numbers)
+        self._spawn(generation)
+        threading.Thread(target=self._watch, args=(generation,), daemon=True).start()
         if wait:
             self.wait_ready()
         return self
 
-    def _spawn(self) -> None:
+    def _spawn(self, generation: int) -> None:
         with self._lock, open(self.log, "ab") as log:
-            if not self._wanted:
+            if generation != self._generation:
                 return
             self.starts += 1
             self.child = subprocess.Popen(
@@ -144,14 +149,17 @@ class Operator:
                 env=dict(os.environ, POD_NAME=self.name, POD_NAMESPACE=SYSTEM),
             )
 
-    def _watch(self) -> None:
-        while self._wanted:
-            child = self.child
-            if child is not None and child.poll() is not None:
-                self.exits.append(child.returncode)
+    def _watch(self, generation: int) -> None:
+        while True:
+            with self._lock:
+                if generation != self._generation:
+                    return
+                status = self.child.poll() if self.child else None
+                if status is not None:
+                    self.exits.append(status)
+            if status is not None:
                 time.sleep(0.5)
-                if self._wanted:
-                    self._spawn()
+                self._spawn(generation)
             time.sleep(0.05)
 
     def get(self, path: str, timeout: float = 3) -> tuple[int, str]:
@@ -173,6 +181,32 @@ class Operator:
         except OSError:
             return False
 
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of all series of this name with these labels; 0 if there is none."""
+        code, text = self.get("/metrics")
+        assert code == 200, text
+        total = 0.0
+        for line in text.splitlines():
+            found = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
+            if found and found[1] == name:
+                have = dict(re.findall(r'(\w+)="([^"]*)"', found[2] or ""))
+                if labels.items() <= have.items():
+                    total += float(found[3])
+        return total
+
+    def wait_idle(self, seconds: float = 40) -> None:
+        """Until it leads, has reconciled every ModelService that it knows, and none waits."""
+
+        def idle() -> bool:
+            known = self.metric("rouse_cached_objects", resource="modelservices")
+            return (
+                self.metric("leader_election_master_status") == 1
+                and self.metric("controller_runtime_reconcile_total") >= max(known, 1)
+                and self.metric("workqueue_depth") == 0
+            )
+
+        wait_until(f"{self.name} to lead and to be done", seconds, idle)
+
     def wait_ready(self, seconds: float = 40) -> None:
         try:
             wait_until(f"{self.name} to be ready", seconds, lambda: self.answers("/readyz"))
@@ -182,7 +216,7 @@ class Operator:
     def kill(self) -> None:
         """SIGKILL, and it stays dead."""
         with self._lock:
-            self._wanted = False
+            self._generation = 0
             if self.child is not None:
                 self.child.kill()
                 self.child.wait()
@@ -190,7 +224,7 @@ class Operator:
     def stop(self, seconds: float = 15) -> int:
         """SIGTERM; its exit status."""
         with self._lock:
-            self._wanted = False
+            self._generation = 0
             if self.child is None:
                 return 0
             self.child.send_signal(signal.SIGTERM)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-import time
 from typing import Any
 
 from rouse_e2e.cluster import Cluster, Object
@@ -127,14 +126,3 @@ class FakeAgents:
                     break  # no operator now
                 if status == 200:
                     self.answers[name] = answer
-
-
-def wait_for_port(port: int, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            send(port, {}, 1)
-            return True
-        except OSError:
-            time.sleep(0.05)
-    return False

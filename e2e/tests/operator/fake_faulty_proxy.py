@@ -49,8 +49,15 @@ class Request:
         return self.parts.get("resource", "")
 
     @property
+    def report(self) -> bool:
+        """What an agent said, written down on its pod."""
+        return self.query.get("fieldManager") == ["rouse-agent-report"]
+
+    @property
     def write(self) -> bool:
-        """A change of the cluster that the operator decided on; leases and events are none."""
+        """A change of the cluster that the operator decided on; leases, events and reports are none."""
+        if self.report:
+            return False
         return self.method != "GET" and self.resource not in ("leases", "events", "")
 
     def __str__(self) -> str:
@@ -179,9 +186,6 @@ class FakeFaultyProxy:
 
     def writes(self) -> list[Request]:
         return self.seen(lambda request: request.write)
-
-    def open_watches(self) -> list[Request]:
-        return self.seen(lambda x: x.watch and x.status == 200 and not x.ended)
 
     # ---- one request
 
