@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 1120, 470
+WIDTH, HEIGHT = 1170, 470
 TOP, BOTTOM = 70, 400
 LEFT_PANEL = (70, 560)
 RIGHT_PANEL = (690, 1010)

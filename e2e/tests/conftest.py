@@ -37,15 +37,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `-n`: the tests of one file run on one worker, and so do all that need engines."""
     if config.getoption("--cluster") == "kubeconfig":
         # These slow down and kill things on the node, which only a node of our own allows.
         left_out = [x for x in items if x.path.name == "test_story_faults.py"]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [x for x in items if x not in left_out]
-    for item in items:
-        needs_node = "real_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("real" if needs_node else str(item.path)))
 
 
 @pytest.fixture(scope="session")

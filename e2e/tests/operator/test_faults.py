@@ -542,7 +542,7 @@ def test_a_report_is_kept_on_the_pod_so_that_a_restarted_operator_knows_it(
 
 
 def test_zz_the_rights_that_the_chart_gives_are_those_that_were_used(world: World):
-    """Reads the API server's audit log of this whole session; run with the rest of the folder."""
+    """Reads the API server's audit log of this worker's session; run with the rest of the file."""
     entries = [x for x in world.audit() if x.get("objectRef")]
     refused = {
         (x["verb"], x["objectRef"]["resource"], x["responseStatus"].get("message", ""))
