@@ -13,7 +13,8 @@ std::string Shorten(std::string text) {
 
 }  // namespace
 
-Result<Json> Parse(std::string_view text, std::string_view what, std::size_t max_bytes) {
+Result<Json> Parse(std::string_view text, std::string_view what, std::size_t max_bytes,
+                   const std::optional<Omit>& omit) {
   if (text.size() > max_bytes) {
     return Status(StatusCode::kResourceExhausted,
                   std::string(what) + ": document of " + std::to_string(text.size()) +
@@ -23,8 +24,12 @@ Result<Json> Parse(std::string_view text, std::string_view what, std::size_t max
   try {
     // The library's destructor and our own walks recurse: depth is bounded while parsing. Once the
     // bound is passed everything below is discarded, so nothing deep is ever built.
-    auto value = Json::parse(text, [&too_deep](int depth, Json::parse_event_t, Json&) {
+    auto value = Json::parse(text, [&](int depth, Json::parse_event_t event, Json& parsed) {
       if (depth > kMaxDepth) too_deep = true;
+      if (omit && event == Json::parse_event_t::key && depth == omit->depth &&
+          parsed.get_ref<const std::string&>() == omit->key) {
+        return false;
+      }
       return !too_deep;
     });
     if (too_deep) {

@@ -29,9 +29,16 @@ namespace rouse::json {
 
 using Json = nlohmann::json;
 
+/// What Parse leaves out, so that it costs neither memory nor time.
+struct Omit {
+  std::string_view key;  ///< The member of this name...
+  int depth = 0;         ///< ...of objects this deep: 1 is the document itself.
+};
+
 /// Parses `text`. InvalidArgument names `what`, the byte offset and the reason; documents nested
 /// deeper than 64 levels or longer than `max_bytes` are refused.
-Result<Json> Parse(std::string_view text, std::string_view what, std::size_t max_bytes = 64u << 20);
+Result<Json> Parse(std::string_view text, std::string_view what, std::size_t max_bytes = 64u << 20,
+                   const std::optional<Omit>& omit = std::nullopt);
 
 /// JSON text that never throws: invalid UTF-8 is replaced.
 std::string Dump(const Json& value);

@@ -48,7 +48,10 @@ class [[nodiscard]] Status {
 
   bool ok() const { return code_ == StatusCode::kOk; }
   StatusCode code() const { return code_; }
-  const std::string& message() const { return message_; }
+  const std::string& message() const& { return message_; }
+  /// Of a temporary, as in result.status().message(): a string of its own, which a reference that
+  /// is bound to it keeps alive.
+  std::string message() && { return std::move(message_); }
 
   /// "NotFound: pod default/demo-0 ...", for logs.
   std::string ToString() const;

@@ -72,6 +72,18 @@ TEST_CASE("parsing refuses garbage, depth and size without harm") {
   CHECK_FALSE(Parse("", "x").ok());
 }
 
+TEST_CASE("a member can be left out where it stands, and nowhere else") {
+  const auto omit = Omit{.key = "fields", .depth = 2};
+  const auto parsed =
+      Parse(R"({"fields":1,"a":{"fields":[{"fields":{}},2],"b":{"fields":3}},"c":["fields"]})", "x",
+            1u << 20, omit);
+  REQUIRE(parsed.ok());
+  CHECK(*parsed == Json{{"fields", 1}, {"a", {{"b", {{"fields", 3}}}}}, {"c", {"fields"}}});
+  CHECK_FALSE(Parse(R"({"a":{"fields":[})", "x", 1u << 20, omit).ok());
+  std::string deep = R"({"a":{"fields":)" + std::string(100, '[') + std::string(100, ']') + "}}";
+  CHECK_FALSE(Parse(deep, "x", 1u << 20, omit).ok());
+}
+
 TEST_CASE("canonical JSON sorts keys and has no white space") {
   const auto value = Parse(R"({"b": 1, "a": {"d": "é", "c": [1, 2]}})", "x");
   REQUIRE(value.ok());

@@ -38,6 +38,13 @@ TEST_CASE("context goes before the message and leaves the code alone") {
   CHECK(Status().WithContext("delete").ok());
 }
 
+TEST_CASE("a reference to the message of a Result's status stays good") {
+  // Status by value from status(): a reference into it would dangle (AddressSanitizer says so).
+  const Result<int> failed = Half(3);
+  const std::string& why = failed.status().message();
+  CHECK(why == "3 is odd");
+}
+
 TEST_CASE("errno is coded by what the caller may do about it") {
   CHECK(FromErrno(ENOSPC, "write x").code() == StatusCode::kResourceExhausted);
   CHECK(FromErrno(ENOENT, "open x").code() == StatusCode::kNotFound);

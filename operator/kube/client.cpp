@@ -270,33 +270,29 @@ Status Client::Delete(const Resource& resource, const ObjectName& name,
       .status();
 }
 
-Result<Json> Client::ListPage(const Resource& resource, const std::string& ns,
-                              const ListOptions& options, const std::string& continue_token,
-                              std::optional<ApiError>* error) {
-  error->reset();
+FetchedPage Client::FetchListPage(const Resource& resource, const std::string& ns,
+                                  const ListOptions& options, const std::string& continue_token) {
   const std::string what = "list " + PlaceOf(resource, ns);
   auto request = impl_->Prepare(
       "GET", resource.Path(ns) + Query({{"limit", std::to_string(std::max(options.page_size, 1))},
                                         {"continue", continue_token},
                                         {"labelSelector", options.label_selector},
                                         {"fieldSelector", options.field_selector}}));
-  if (!request.ok()) return request.status().WithContext(what);
+  if (!request.ok()) return {.text = request.status().WithContext(what), .error = {}};
   ++impl_->counters.requests;
   auto answer = impl_->http->Send(*request);
   impl_->NoteAnswer("GET", answer.ok() ? answer->status : 0);
   if (!answer.ok()) {
     ++impl_->counters.errors;
-    return impl_->NotReached(answer.status(), what);
+    return {.text = impl_->NotReached(answer.status(), what), .error = {}};
   }
   if (answer->status >= 300) {
     ++impl_->counters.errors;
     if (answer->status == 429) ++impl_->counters.throttled;
-    *error = ErrorOf(*answer);
-    return (*error)->ToStatus(what);
+    const ApiError error = ErrorOf(*answer);
+    return {.text = error.ToStatus(what), .error = error};
   }
-  auto page = json::Parse(answer->body, what, 256u << 20);
-  if (!page.ok()) return DataLoss(page.status().message());
-  return page;
+  return {.text = std::move(answer->body), .error = {}};
 }
 
 Status Client::Watch(const Resource& resource, const std::string& ns, const ListOptions& options,

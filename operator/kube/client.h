@@ -37,6 +37,13 @@ struct ClientCounters {
   std::atomic<std::uint64_t> throttled{0};  ///< Answers 429.
 };
 
+/// A page of a list as it came. `error` is filled when the server refused, and left empty when it
+/// could not be reached.
+struct FetchedPage {
+  Result<std::string> text;
+  std::optional<ApiError> error;
+};
+
 class Client final : public Api {
  public:
   static Result<std::unique_ptr<Client>> Create(const Config& config, ClientOptions options = {});
@@ -54,13 +61,13 @@ class Client final : public Api {
   Status Delete(const Resource& resource, const ObjectName& name,
                 const DeleteOptions& options) override;
 
-  /// One page of a list as the server sends it; not retried. `error` is filled when the server
-  /// refused, and left empty when it could not be reached. For the informer.
-  Result<Json> ListPage(const Resource& resource, const std::string& ns, const ListOptions& options,
-                        const std::string& continue_token, std::optional<ApiError>* error);
+  /// The text of one page of a list; not retried. For the informer.
+  FetchedPage FetchListPage(const Resource& resource, const std::string& ns,
+                            const ListOptions& options, const std::string& continue_token);
 
-  /// One watch, line by line, until it ends; see http::Client::Stream. `error` as above. The
-  /// `silence` is how long the server may send nothing, not even a bookmark. For the informer.
+  /// One watch, line by line, until it ends; see http::Client::Stream. `error` is filled when
+  /// the server refused, and left empty when it could not be reached. The `silence` is how long the
+  /// server may send nothing, not even a bookmark. For the informer.
   Status Watch(const Resource& resource, const std::string& ns, const ListOptions& options,
                const std::string& resource_version, std::chrono::seconds timeout,
                std::chrono::milliseconds silence, const http::CancelSource& cancel,

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "common/log.h"
+#include "operator/kube/continue_token.h"
 
 namespace rouse::kube {
 namespace {
@@ -74,23 +75,20 @@ void Informer::Run() {
 
 void Informer::DoList(const Command& command) {
   if (command.continue_token.empty()) list_began_ = steady_clock::now();
-  std::optional<ApiError> error;
-  auto page = client_.ListPage(options_.resource, options_.ns,
-                               {.label_selector = options_.label_selector,
-                                .field_selector = "",
-                                .page_size = options_.page_size},
-                               command.continue_token, &error);
-  if (!page.ok()) {
-    NoteError(page.status());
-    // What came and cannot be read is a page too, only not a good one.
-    if (page.status().code() == StatusCode::kDataLoss) {
-      machine_.OnPage(nullptr);
-    } else {
-      machine_.OnPageFailed(error);
-    }
+  const FetchedPage page = TakePage(command.continue_token);
+  if (!page.text.ok()) {
+    NoteError(page.text.status());
+    machine_.OnPageFailed(page.error);
     return;
   }
-  auto events = machine_.OnPage(*std::move(page));
+  // A page takes the server about as long as us: the next is on its way while this is read.
+  if (const std::string next = ContinueTokenOf(*page.text); !next.empty()) {
+    ahead_ = {next, std::async(std::launch::async, [this, next] {
+                pthread_setname_np(pthread_self(), "inf-ahead");
+                return Fetch(next);
+              })};
+  }
+  auto events = machine_.OnPage(*page.text);
   if (events.empty()) {
     NoteError(DataLoss("list " + options_.resource.plural + ": the answer is no list of " +
                        options_.resource.kind + " objects"));
@@ -108,6 +106,22 @@ void Informer::DoList(const Command& command) {
     std::lock_guard lock(mutex_);
     changed_.notify_all();
   }
+}
+
+FetchedPage Informer::Fetch(const std::string& token) {
+  return client_.FetchListPage(options_.resource, options_.ns,
+                               {.label_selector = options_.label_selector,
+                                .field_selector = "",
+                                .page_size = options_.page_size},
+                               token);
+}
+
+// The page that was asked for ahead, if it is the one that is wanted. One of a list that was given
+// up is waited for and dropped.
+FetchedPage Informer::TakePage(const std::string& token) {
+  auto [ahead, page] = std::exchange(ahead_, {});
+  if (page.valid() && ahead == token) return page.get();
+  return Fetch(token);
 }
 
 void Informer::DoWatch(const Command& command) {

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -67,6 +68,8 @@ class Informer {
  private:
   void Run();
   void DoList(const Command& command);
+  FetchedPage Fetch(const std::string& token);
+  FetchedPage TakePage(const std::string& token);
   void DoWatch(const Command& command);
   void Deliver(std::vector<StoreEvent> events);
   void NoteError(const Status& status);
@@ -81,7 +84,9 @@ class Informer {
   InformerCounters counters_;
   std::atomic<bool> synced_{false};
   std::atomic<bool> stopped_{false};
-  std::chrono::steady_clock::time_point list_began_;
+  std::chrono::steady_clock::time_point list_began_;  ///< Informer's thread.
+  /// The page after the one that is being read, and its token. Informer's thread.
+  std::pair<std::string, std::future<FetchedPage>> ahead_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::string last_error_;  ///< Guarded by mutex_.

@@ -13,6 +13,10 @@ constexpr int kFruitlessLimit = 2;
 // that is shutting down would else be asked without a pause.
 constexpr std::chrono::milliseconds kShortWatch{1'000};
 constexpr std::chrono::milliseconds kMaxServerDelay{60'000};
+constexpr std::size_t kMaxPageBytes = 256u << 20;
+constexpr std::size_t kMaxEventBytes = 64u << 20;
+// Who set which field: half of a pod's text, and never read.
+constexpr std::string_view kWriters = "managedFields";
 
 std::string StringAt(const Json& object, const char* key) {
   const auto it = object.find(key);
@@ -74,9 +78,12 @@ Command ListWatch::Next(double jitter) {
   return command;
 }
 
-std::vector<StoreEvent> ListWatch::OnPage(Json page) {
+std::vector<StoreEvent> ListWatch::OnPage(std::string_view text) {
   std::vector<StoreEvent> events;
   if (state_ != State::kListing) return events;
+  auto parsed = json::Parse(text, "list of " + resource_.plural, kMaxPageBytes,
+                            json::Omit{.key = kWriters, .depth = 4});  // items[].metadata
+  Json page = parsed.ok() ? *std::move(parsed) : Json();
   const std::string version = MetaString(page, "resourceVersion");
   const std::string next = MetaString(page, "continue");
   const auto items = page.is_object() ? page.find("items") : page.end();
@@ -126,7 +133,8 @@ Status ListWatch::OnLine(std::string_view line, std::vector<StoreEvent>* events)
     line.remove_suffix(1);
   }
   if (line.empty()) return {};
-  auto parsed = json::Parse(line, "watch event of " + resource_.plural);
+  auto parsed = json::Parse(line, "watch event of " + resource_.plural, kMaxEventBytes,
+                            json::Omit{.key = kWriters, .depth = 3});  // object.metadata
   if (!parsed.ok()) return Garbage(parsed.status().message());
   if (!parsed->is_object()) return Garbage("event is no JSON object");
   const std::string type = StringAt(*parsed, "type");

@@ -86,8 +86,8 @@ class ListWatch {
   /// follow with the On… call that tells how it went.
   Command Next(double jitter);
 
-  /// A page arrived. An unreadable page counts as a failure and yields no events.
-  std::vector<StoreEvent> OnPage(Json page);
+  /// The text of a page arrived. An unreadable page counts as a failure and yields no events.
+  std::vector<StoreEvent> OnPage(std::string_view text);
   /// A page did not arrive: `error` when the server refused, nullopt when it was not reached.
   void OnPageFailed(const std::optional<ApiError>& error);
 

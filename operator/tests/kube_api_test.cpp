@@ -171,15 +171,14 @@ TEST_CASE("an informer lists in pages and follows, over many watches, without a 
 
 TEST_CASE("a continue token that the server does not know lists anew") {
   auto client = Connect();
-  std::optional<ApiError> error;
-  CHECK_FALSE(client->ListPage(ConfigMaps(), Namespace(), {}, "bm9uc2Vuc2U", &error).ok());
-  REQUIRE(error.has_value());
+  const FetchedPage page = client->FetchListPage(ConfigMaps(), Namespace(), {}, "bm9uc2Vuc2U");
+  CHECK_FALSE(page.text.ok());
+  REQUIRE(page.error.has_value());
   ListWatch machine(ConfigMaps(), {});
   machine.Next(0);
-  machine.OnPage({{"metadata", {{"resourceVersion", "1"}, {"continue", "bm9uc2Vuc2U"}}},
-                  {"items", Json::array()}});
+  machine.OnPage(R"({"metadata":{"resourceVersion":"1","continue":"bm9uc2Vuc2U"},"items":[]})");
   REQUIRE(machine.Next(0).continue_token == "bm9uc2Vuc2U");
-  machine.OnPageFailed(error);
+  machine.OnPageFailed(page.error);
   CHECK(machine.Next(0).continue_token.empty());
 }
 
@@ -187,7 +186,7 @@ TEST_CASE("a watch from a version of the future, at which servers are silent, en
   auto client = Connect();
   ListWatch machine(ConfigMaps(), {});
   machine.Next(0);
-  machine.OnPage({{"metadata", {{"resourceVersion", "999999999"}}}, {"items", Json::array()}});
+  machine.OnPage(R"({"metadata":{"resourceVersion":"999999999"},"items":[]})");
   const http::CancelSource cancel;
   for (int i = 0; i < 4 && machine.state() == ListWatch::State::kWatching; ++i) {
     const Command command = machine.Next(0);

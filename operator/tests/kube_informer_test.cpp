@@ -152,7 +152,9 @@ class FakeKube {
     if (from + limit < pods.size()) {
       metadata["continue"] = std::to_string(at) + "_" + std::to_string(from + limit);
     }
-    c.Answer(200, Json{{"kind", "PodList"}, {"metadata", metadata}, {"items", items}});
+    // In the order of real servers: the items come last.
+    c.Answer(200, R"({"kind":"PodList","apiVersion":"v1","metadata":)" + metadata.dump() +
+                      R"(,"items":)" + items.dump() + "}");
   }
 
   void Watch(FakeConnection& c, const FakeRequest& request) {
@@ -268,6 +270,35 @@ TEST_CASE("the store follows the server: list in pages, then every change") {
   CHECK(requests[5].query("allowWatchBookmarks") == "true");
   CHECK(requests[5].query("labelSelector") == "a%3Db");
   CHECK(std::stoi(requests[5].query("timeoutSeconds")) >= 300);
+}
+
+// Reads the first page only when the server has been asked for the second.
+class SlowSink final : public StoreSink {
+ public:
+  explicit SlowSink(FakeKube& kube) : kube_(kube) {}
+  void Take(StoreEvent event) override {
+    if (event.kind == StoreEvent::Kind::kInitBegin) {
+      ahead = Eventually([this] { return kube_.requests().size() >= 2; });
+    }
+  }
+  std::atomic<bool> ahead{false};
+
+ private:
+  FakeKube& kube_;
+};
+
+TEST_CASE("the next page is on its way while one is read") {
+  FakeKube kube;
+  for (int i = 0; i < 4; ++i) kube.Put("p" + std::to_string(i));
+  auto client = Client::Create({.server = kube.server.url()});
+  REQUIRE(client.ok());
+  SlowSink sink(kube);
+  Informer informer(**client, sink, {.resource = Pods(), .page_size = 2});
+  REQUIRE(informer.WaitSynced(20s));
+  CHECK(sink.ahead);
+  const auto requests = kube.requests();
+  REQUIRE(requests.size() >= 2);
+  CHECK_FALSE(requests[1].query("continue").empty());
 }
 
 TEST_CASE("a bookmark is where the next watch begins") {
