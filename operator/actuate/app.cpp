@@ -8,6 +8,7 @@
 
 #include "common/log.h"
 #include "operator/api/names.h"
+#include "operator/plan/agent_url.h"
 
 namespace rouse::actuate {
 namespace {
@@ -181,18 +182,9 @@ std::string App::FindAgentFacingUrl() {
   const kube::ObjectName name{options_.own_namespace, options_.service_name};
   auto service = client_->Get(kube::Services(), name);
   if (!service.ok()) return unknown + service.status().ToString();
-  const Json spec = service->value("spec", Json::object());
-  const std::string ip = spec.value("clusterIP", "");
-  if (ip.empty() || ip == "None") {
-    return unknown + "service " + name.Key() +
-           " has no ClusterIP: give it one, or set --agent-facing-url";
-  }
-  int port = options_.port;
-  for (const Json& p : spec.value("ports", Json::array())) {
-    if (p.value("name", "") == "http") port = p.value("port", port);
-  }
-  const std::string host = ip.find(':') == std::string::npos ? ip : "[" + ip + "]";
-  options_.pods.agent_facing_url = "http://" + host + ":" + std::to_string(port);
+  const auto url = plan::AgentFacingUrl(*service, name.Key(), options_.port);
+  if (!url.ok()) return unknown + url.status().message();
+  options_.pods.agent_facing_url = *url;
   log::Info("agents report to", {{"url", options_.pods.agent_facing_url}});
   return "";
 }
