@@ -15,6 +15,11 @@ namespace {
 
 using std::chrono::milliseconds;
 
+/// For a page of a long list over a slow link.
+constexpr milliseconds kListDeadline{60'000};
+/// An agent waits for its report's answer meanwhile.
+constexpr milliseconds kReportTimeout{5'000};
+
 api::TimePoint Now() {
   return std::chrono::time_point_cast<std::chrono::microseconds>(std::chrono::system_clock::now());
 }
@@ -53,18 +58,20 @@ App::App(AppOptions options, std::shared_ptr<Metrics> metrics)
 Result<std::unique_ptr<App>> App::Create(const kube::Config& config, AppOptions options) {
   auto metrics = std::make_shared<Metrics>();
   std::unique_ptr<App> app(new App(std::move(options), metrics));
-  const auto client = [&](std::chrono::milliseconds timeout, int retries) {
+  const auto client = [&](milliseconds timeout, milliseconds deadline, int retries) {
     kube::ClientOptions o;
     o.timeout = timeout;
+    o.deadline = deadline;
     o.retries = retries;
     o.on_answer = [metrics](const std::string& method, int code) {
       metrics->RequestAnswered(method, code);
     };
     return kube::Client::Create(config, o);
   };
-  ROUSE_ASSIGN_OR_RETURN(app->client_, client(app->options_.call_timeout, 3));
-  ROUSE_ASSIGN_OR_RETURN(app->lease_client_, client(app->options_.lease.retry * 3 / 2, 0));
-  ROUSE_ASSIGN_OR_RETURN(app->report_client_, client(milliseconds(5'000), 0));
+  const milliseconds lease_timeout = app->options_.lease.retry * 3 / 2;
+  ROUSE_ASSIGN_OR_RETURN(app->client_, client(app->options_.call_timeout, kListDeadline, 3));
+  ROUSE_ASSIGN_OR_RETURN(app->lease_client_, client(lease_timeout, lease_timeout, 0));
+  ROUSE_ASSIGN_OR_RETURN(app->report_client_, client(kReportTimeout, kReportTimeout, 0));
   app->reports_ = std::make_unique<Reports>(*app->report_client_, app->cache_, *metrics);
   kube::EventOptions events;
   events.instance = app->options_.own_name;
