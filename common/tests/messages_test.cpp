@@ -227,6 +227,12 @@ TEST_CASE("slabs that do not add up to the arena are refused") {
   CHECK(OpenResponseFromJson(ToJson(response)).status().message().find("ranks[0].slabs") == 0);
 }
 
+TEST_CASE("a lease too short to be renewed in time is refused by name") {
+  OpenResponse response = SomeOpenResponse();
+  response.lease_ms = kMinLeaseMs - 1;
+  CHECK(OpenResponseFromJson(ToJson(response)).status().message().find("leaseMs: ") == 0);
+}
+
 TEST_CASE("a rank that its manifest contradicts is refused") {
   json::Json response = ToJson(SomeOpenResponse());
   response["ranks"][0]["rank"] = 1;
