@@ -92,19 +92,6 @@ void Fill(const cuda::Device& device, memory::Arena& arena) {
   }
 }
 
-std::vector<std::string> Digests(memory::CopyEngine& engine, const memory::Arena& arena) {
-  std::vector<std::string> digests(ChunkCount(arena.bytes(), kChunkBytes));
-  constexpr std::uint64_t kBlocks = kChunkBytes / memory::kDigestBlockBytes;
-  Must(engine.Digest(arena, {}, [&](const memory::Piece& piece) -> Status {
-    for (std::uint64_t at = 0; at < piece.blocks.size(); at += kBlocks) {
-      digests[piece.offset / kChunkBytes + at / kBlocks] =
-          memory::DigestOfBlocks(piece.blocks.subspan(at, kBlocks));
-    }
-    return {};
-  }));
-  return digests;
-}
-
 int Source(const Options& options, const std::string& folder, const Token& token) {
   const auto device = Must(cuda::Device::Open(options.source_gpu));
   std::unique_ptr<memory::Arena> arena;
@@ -114,7 +101,8 @@ int Source(const Options& options, const std::string& folder, const Token& token
   RemoteRank rank;
   rank.manifest.arena_bytes = arena->bytes();
   for (int round = 0; round < options.rounds; ++round) {
-    const double seconds = Seconds([&] { rank.manifest.chunk_digests = Digests(*engine, *arena); });
+    const double seconds =
+        Seconds([&] { rank.manifest.chunk_digests = Must(memory::DigestChunks(*engine, *arena)); });
     Say("digest", static_cast<double>(arena->bytes()) / seconds / 1e9);
   }
   // A sample on the CPU: what the GPU says must be what every agent would say.
@@ -164,8 +152,26 @@ double DriverCopy(const cuda::Device& device, const memory::Arena& from, memory:
   });
 }
 
+// What the kernel counts as this process's memory, in MiB. Of what the driver brings, its libraries
+// are in the file-backed part, its own heap in the anonymous one, and what it shares with the
+// kernel in the shared one.
+void SayResident(const std::string& when) {
+  const std::pair<std::string_view, std::string> parts[] = {
+      {"VmRSS:", "resident memory"},
+      {"RssAnon:", "resident memory, anonymous"},
+      {"RssFile:", "resident memory, file-backed"},
+      {"RssShmem:", "resident memory, shared"}};
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    for (const auto& [key, what] : parts) {
+      if (line.starts_with(key)) Say(what + when, std::stod(line.substr(key.size())) / 1024);
+    }
+  }
+}
+
 int Target(const Options& options, const std::string& folder, const Token& token) {
   std::shared_ptr<const cuda::Device> device;
+  SayResident(" before the device is opened");
   Say("open device", Seconds([&] { device = Must(cuda::Device::Open(options.target_gpu)); }));
   std::cout << json::Dump({{"gpu", device->name()}}) << std::endl;
   std::unique_ptr<memory::CopyEngine> engine;
@@ -204,10 +210,7 @@ int Target(const Options& options, const std::string& folder, const Token& token
     Say("unmap imported slabs", Seconds([&] { imported.reset(); }));
     Say("release slabs", Seconds([&] { to.reset(); }));
   }
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    if (line.starts_with("VmRSS:")) Say("resident memory", std::stod(line.substr(6)) / 1024);
-  }
+  SayResident("");
   token.Give();
   return 0;
 }

@@ -165,7 +165,12 @@ def main() -> int:
                 "s",
             )
         )
-    rows.append(Figure("resident memory of the target process", median["resident memory"], "MiB"))
+    for part in ("", ", anonymous", ", file-backed", ", shared"):
+        for when in (" before the device is opened", ""):
+            resident = median[f"resident memory{part}{when}"]
+            rows.append(
+                Figure(f"resident memory of the target process{part}{when}", resident, "MiB")
+            )
     for name in filter(None, options.rivals.split(",")):
         said = run_rival(gpu_rivals.__file__, name, str(options.gib))
         if isinstance(said, str):

@@ -12,7 +12,7 @@
 #include <iostream>
 #include <stdexcept>
 
-#include "agent/memory/chunk_digest.h"
+#include "agent/memory/copy_engine.h"
 #include "agent/transfer/publisher.h"
 #include "agent/transfer/pull.h"
 #include "common/log.h"
@@ -61,7 +61,8 @@ void Source(const Options& options) {
   WeightManifest manifest;
   manifest.arena_bytes = arena->bytes();
   manifest.allocations = {{.offset = 0, .bytes = arena->bytes()}};
-  manifest.chunk_digests = Must(memory::DigestChunks(arena->span(), manifest.chunk_bytes, 2));
+  manifest.chunk_digests = Must(memory::DigestChunks(*memory::HostCopyEngine(2), *arena,
+                                                     {.chunk_bytes = manifest.chunk_bytes}));
   const auto publisher = Must(transfer::Publisher::Create({}));
   Must(publisher->Publish(arena, std::move(manifest)));
   for (std::string line; std::getline(std::cin, line);) {
@@ -93,7 +94,7 @@ void Local(const Options& options) {
   const double populate = Since(start);
   Fill(arena->span());
   start = std::chrono::steady_clock::now();
-  Must(memory::DigestChunks(arena->span(), kChunkBytes, 1));
+  Must(memory::DigestChunks(*memory::HostCopyEngine(1), *arena));
   Print({{"bytes", options.bytes}, {"populateSeconds", populate}, {"digestSeconds", Since(start)}});
 }
 

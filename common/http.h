@@ -32,6 +32,9 @@ struct Request {
   std::string body;
   /// Longest silence while waiting for headers or the next part of the body. Must be positive.
   std::chrono::milliseconds timeout{30'000};
+  /// Longest time for the whole of a Send, from connecting to the last byte of the body: a server
+  /// that sends a byte now and then is never silent. A Stream has no such end.
+  std::chrono::milliseconds deadline{120'000};
 };
 
 struct Response {
@@ -75,7 +78,8 @@ class Client {
   /// Sends one request. When the connection breaks before any answer, as it does when the server
   /// had dropped it while idle, the request is sent once more over a new one: every request must be
   /// safe to repeat (ours are: deterministic names, preconditions, level-triggered reports). Bodies
-  /// over `max_body_bytes` are ResourceExhausted.
+  /// over `max_body_bytes` are ResourceExhausted, an answer that is not whole by request.deadline
+  /// is DeadlineExceeded.
   Result<Response> Send(const Request& request, std::size_t max_body_bytes = 256u << 20);
 
   /// Receives a response line by line as it arrives, with back-pressure: `on_line` is called on a
@@ -121,7 +125,8 @@ void SetThreads(int count);
 
 /// The error body of docs/protocols.md for `status`, with the HTTP status that goes with its code.
 Response ErrorResponse(const Status& status);
-/// The Status that an error body carries; a body of another form becomes a Status with its text.
+/// The Status that an error body carries; a body of another form becomes a Status with its text. Ok
+/// for 200 only, the one status that ours answer with when it is.
 Status ToStatus(const Response& response, std::string_view what);
 /// 200 with a JSON body.
 Response JsonResponse(std::string body);

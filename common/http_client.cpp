@@ -15,6 +15,8 @@ namespace {
 
 namespace wh = web::http;
 
+using Clock = std::chrono::steady_clock;
+
 // Ours are blocking calls: what cpprestsdk throws becomes a Status here and nowhere else.
 Status ToStatusFrom(const std::exception& error, const std::string& what, bool tls) {
   if (const auto* http = dynamic_cast<const wh::http_exception*>(&error)) {
@@ -84,6 +86,34 @@ class BoundedBody {
   std::string body_;
 };
 
+// How far one exchange has come. Its task may end after we have given it up.
+struct Exchange {
+  explicit Exchange(std::size_t max_body_bytes) : body(max_body_bytes) {}
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool ended = false;                 // Guarded by mutex.
+  std::atomic<bool> answered{false};  // The headers are there.
+  BoundedBody body;                   // The library's until `ended`.
+};
+
+// Whether `exchange`, which `task` is, ends by then.
+template <typename T>
+bool EndsBy(Clock::time_point until, const std::shared_ptr<Exchange>& exchange,
+            const pplx::task<T>& task) {
+  task.then([exchange](const pplx::task<T>& ended) {
+    try {
+      ended.wait();
+    } catch (...) {  // The task's own get() tells.
+    }
+    const std::lock_guard lock(exchange->mutex);
+    exchange->ended = true;
+    exchange->changed.notify_all();
+  });
+  std::unique_lock lock(exchange->mutex);
+  return exchange->changed.wait_until(lock, until, [&] { return exchange->ended; });
+}
+
 }  // namespace
 
 struct CancelSource::State {
@@ -126,20 +156,32 @@ struct Client::Impl {
     return client;
   }
 
-  Result<Response> SendOnce(const Request& request, std::size_t max_body_bytes, bool* answered) {
+  Result<Response> SendOnce(const Request& request, std::size_t max_body_bytes,
+                            Clock::time_point until, bool* answered) {
     const std::string what = request.method + " " + base + request.target;
-    auto body = std::make_shared<BoundedBody>(max_body_bytes);
+    const auto exchange = std::make_shared<Exchange>(max_body_bytes);
     try {
       auto client = ClientFor(request.timeout);
       auto cpprest = ToCpprest(request);
       cpprest.set_response_stream(
-          MakeByteSink([body](std::string_view bytes) { body->Append(bytes); }));
-      const wh::http_response response = client->request(cpprest).get();
-      *answered = true;
-      response.content_ready().get();
+          MakeByteSink([exchange](std::string_view bytes) { exchange->body.Append(bytes); }));
+      pplx::cancellation_token_source cancel;
+      const auto task = client->request(cpprest, cancel.get_token())
+                            .then([exchange](const wh::http_response& response) {
+                              exchange->answered = true;
+                              return response.content_ready();
+                            });
+      if (!EndsBy(until, exchange, task)) {
+        cancel.cancel();  // Closes the connection; what still arrives belongs to `exchange`.
+        *answered = exchange->answered;
+        return DeadlineExceeded(what + ": not answered whole within " +
+                                std::to_string(request.deadline.count()) + " ms");
+      }
+      *answered = exchange->answered;
+      const wh::http_response response = task.get();
       return Response{.status = response.status_code(),
                       .headers = FromCpprest(response.headers()),
-                      .body = body->Take()};
+                      .body = exchange->body.Take()};
     } catch (const StreamError& error) {
       return error.status.WithContext(what);
     } catch (const std::exception& error) {
@@ -170,10 +212,11 @@ Result<std::unique_ptr<Client>> Client::Create(const std::string& base, const Tl
 }
 
 Result<Response> Client::Send(const Request& request, std::size_t max_body_bytes) {
+  const Clock::time_point until = Clock::now() + request.deadline;
   bool answered = false;
-  auto result = impl_->SendOnce(request, max_body_bytes, &answered);
+  auto result = impl_->SendOnce(request, max_body_bytes, until, &answered);
   if (result.ok() || answered || result.status().code() != StatusCode::kUnavailable) return result;
-  return impl_->SendOnce(request, max_body_bytes, &answered);
+  return impl_->SendOnce(request, max_body_bytes, until, &answered);
 }
 
 Status Client::Stream(const Request& request, const CancelSource& cancel,

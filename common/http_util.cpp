@@ -81,7 +81,7 @@ Response ErrorResponse(const Status& status) {
 }
 
 Status ToStatus(const Response& response, std::string_view what) {
-  if (response.status >= 200 && response.status < 300) return Status();
+  if (response.status == 200) return Status();
   const std::string prefix = std::string(what) + ": HTTP " + std::to_string(response.status) + ": ";
   if (const auto body = json::Parse(response.body, "error body"); body.ok()) {
     json::Reader in(*body, "");

@@ -285,7 +285,7 @@ Result<OpenResponse> OpenResponseFromJson(const json::Json& value) {
   ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kWeightsProtocol, kWeightsVersion));
   OpenResponse response;
   response.lease = in.String("lease");
-  response.lease_ms = in.Int("leaseMs", 1, 3'600'000);
+  response.lease_ms = in.Int("leaseMs", kMinLeaseMs, 3'600'000);
   response.worker_address = ReadBase64(in, "workerAddress", kMaxKeyBytes);
   response.node_socket = in.StringOr("nodeSocket", "");
   const json::Json& ranks = in.Array("ranks");

@@ -121,10 +121,14 @@ struct RemoteRank {
   bool operator==(const RemoteRank&) const = default;
 };
 
+/// A lease is renewed three times within its duration: a shorter one would end, or keep both agents
+/// busy, where the network or a machine is slow for a moment.
+inline constexpr std::int64_t kMinLeaseMs = 1'000;
+
 /// A source's answer to OpenRequest: all that is needed to read its arenas one-sidedly.
 struct OpenResponse {
   std::string lease;
-  std::int64_t lease_ms = 0;
+  std::int64_t lease_ms = 0;   ///< At least kMinLeaseMs.
   std::string worker_address;  ///< UCX worker address, raw bytes (base64 on the wire).
   std::string node_socket;     ///< Its name in the node's folder; empty: none.
   std::vector<RemoteRank> ranks;

@@ -19,7 +19,7 @@ from rouse_e2e import paths  # noqa: E402
 from rouse_e2e.cluster import Cluster, CurrentCluster, interrupt_on_terminate  # noqa: E402
 from rouse_e2e.processes import tail  # noqa: E402
 from rouse_e2e.real import RealCluster, nodes_folder, tear_down  # noqa: E402
-from rouse_e2e.story import SYSTEM, Story  # noqa: E402
+from rouse_e2e.story import SYSTEM, Story, table  # noqa: E402
 
 NAME = "demo"
 BEGAN = time.monotonic()
@@ -62,7 +62,7 @@ def tell(story: Story) -> None:
     say(f"identical: {len(instances[0].tokens)} greedy tokens")
 
     title(5, "Where the time went, and where the bytes came from")
-    print(story.table(instances), flush=True)
+    print(table(instances), flush=True)
     print("\n$ kubectl get modelservices")
     print(story.cluster.kubectl("get", "modelservices", "-n", story.namespace), flush=True)
 

@@ -2,16 +2,13 @@
 
 #include "agent/cuda/device.h"
 #include "agent/cuda/driver.h"
+#include "common/round_up.h"
 
 namespace rouse::cuda {
 namespace {
 
 using memory::OwnedFd;
 using memory::Slab;
-
-std::uint64_t RoundUp(std::uint64_t bytes, std::uint64_t unit) {
-  return (bytes + unit - 1) / unit * unit;
-}
 
 CUdeviceptr Address(const std::byte* address) {
   return reinterpret_cast<CUdeviceptr>(address);

@@ -2,15 +2,13 @@
 
 #include <algorithm>
 
+#include "common/round_up.h"
+
 namespace rouse::memory {
 namespace {
 
 constexpr std::uint64_t kMaxSlabBytes = std::uint64_t{4} << 30;
 constexpr std::uint64_t kMaxArenaBytes = std::uint64_t{1} << 44;  // 16 TiB, as in the manifest
-
-std::uint64_t RoundUp(std::uint64_t bytes, std::uint64_t unit) {
-  return (bytes + unit - 1) / unit * unit;
-}
 
 Status Check(const ArenaOptions& options) {
   if (options.bytes == 0 || options.bytes > kMaxArenaBytes) {

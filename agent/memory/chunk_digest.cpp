@@ -1,6 +1,5 @@
 #include "agent/memory/chunk_digest.h"
 
-#include <pthread.h>
 #if defined(__x86_64__)
 #include <xxh_x86dispatch.h>  // the same functions, choosing AVX2 or AVX-512 at run time
 #else
@@ -8,7 +7,7 @@
 #endif
 
 #include <algorithm>
-#include <thread>
+#include <vector>
 
 namespace rouse::memory {
 
@@ -42,31 +41,6 @@ std::string DigestChunk(std::span<const std::byte> bytes) {
         DigestBlock(bytes.subspan(at, std::min(kDigestBlockBytes, bytes.size() - at))));
   }
   return DigestOfBlocks(blocks);
-}
-
-Result<std::vector<std::string>> DigestChunks(std::span<const std::byte> arena,
-                                              std::uint64_t chunk_bytes, int threads,
-                                              const std::atomic<bool>* cancel) {
-  const std::uint64_t count = ChunkCount(arena.size(), chunk_bytes);
-  std::vector<std::string> digests(count);
-  std::atomic<std::uint64_t> next{0};
-  const auto work = [&] {
-    ::pthread_setname_np(::pthread_self(), "arena-digest");
-    for (;;) {
-      const std::uint64_t chunk = next.fetch_add(1);
-      if (chunk >= count || (cancel != nullptr && cancel->load())) return;
-      const ChunkRange range = ChunkRangeOf(chunk, arena.size(), chunk_bytes);
-      digests[chunk] = DigestChunk(arena.subspan(range.offset, range.bytes));
-    }
-  };
-  {
-    std::vector<std::jthread> pool;
-    for (int i = 0; i < std::max(threads, 1); ++i) pool.emplace_back(work);
-  }
-  if (cancel != nullptr && cancel->load()) {
-    return Status(StatusCode::kCancelled, "digesting " + std::to_string(count) + " chunks");
-  }
-  return digests;
 }
 
 Status CheckManifest(const WeightManifest& manifest, std::uint64_t arena_bytes, bool with_digests) {

@@ -7,17 +7,15 @@
 // They find bytes that were damaged on the way or in memory; they are no defence against somebody
 // who can choose the bytes, who would have to be kept out by the channel that carries the manifest.
 //
-// Pure, but for the threads that DigestChunks starts and joins.
+// Pure.
 
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
-#include <vector>
 
 #include "common/manifest.h"
 #include "common/result.h"
@@ -47,12 +45,6 @@ std::string DigestOfBlocks(std::span<const BlockDigest> blocks);
 
 /// The digest of a chunk from its bytes.
 std::string DigestChunk(std::span<const std::byte> bytes);
-
-/// The digest of every chunk of `arena`, by `threads` threads (at least one). Cancelled when
-/// `cancel` is given and becomes true.
-Result<std::vector<std::string>> DigestChunks(std::span<const std::byte> arena,
-                                              std::uint64_t chunk_bytes, int threads,
-                                              const std::atomic<bool>* cancel = nullptr);
 
 /// Whether a (decoded, hence consistent) manifest describes an arena of `arena_bytes`; with
 /// `with_digests` it must also bring the digest of every chunk. InvalidArgument says what differs.

@@ -10,6 +10,8 @@
 #include <memory>
 #include <span>
 #include <stop_token>
+#include <string>
+#include <vector>
 
 #include "agent/memory/arena.h"
 #include "agent/memory/chunk_digest.h"
@@ -31,7 +33,7 @@ struct Piece {
 using OnPiece = std::function<Status(const Piece&)>;
 
 struct CopyOptions {
-  /// A multiple of kDigestBlockBytes (InvalidArgument).
+  /// A device's engine takes multiples of kDigestBlockBytes only (InvalidArgument).
   std::uint64_t chunk_bytes = 4u << 20;
   /// Longest time without any piece: a device that hangs gives neither completion nor error.
   std::chrono::milliseconds progress_deadline{10'000};
@@ -57,6 +59,16 @@ class CopyEngine {
   virtual Status Digest(const Arena& arena, const CopyOptions& options,
                         const OnPiece& on_piece) = 0;
 };
+
+/// Calls `on_chunk` with the number and the digest of each chunk that `piece` is made of, in order.
+/// The piece has its blocks' digests, of a copy with this `chunk_bytes`.
+Status ForEachChunk(
+    const Piece& piece, std::uint64_t chunk_bytes,
+    const std::function<Status(std::uint64_t chunk, const std::string& digest)>& on_chunk);
+
+/// The digests of all chunks of `arena`, as a manifest holds them. Errors: CopyEngine::Digest's.
+Result<std::vector<std::string>> DigestChunks(CopyEngine& engine, const Arena& arena,
+                                              const CopyOptions& options = {});
 
 /// For arenas in host memory, with `threads` threads of its own in each call.
 std::unique_ptr<CopyEngine> HostCopyEngine(int threads);

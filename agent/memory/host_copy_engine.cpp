@@ -15,11 +15,7 @@ namespace rouse::memory {
 namespace {
 
 Status Check(const Arena* from, const Arena& to, const CopyOptions& options) {
-  if (options.chunk_bytes == 0 || options.chunk_bytes % kDigestBlockBytes != 0) {
-    return InvalidArgument("chunks of " + std::to_string(options.chunk_bytes) +
-                           " bytes; they must be a multiple of " +
-                           std::to_string(kDigestBlockBytes));
-  }
+  if (options.chunk_bytes == 0) return InvalidArgument("chunks of 0 bytes");
   if (!to.memory().on_host() || (from != nullptr && !from->memory().on_host())) {
     return InvalidArgument("the CPU cannot reach memory of " +
                            (to.memory().on_host() ? from : &to)->memory().name());

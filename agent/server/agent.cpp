@@ -99,7 +99,7 @@ Status Agent::Wire() {
 }
 
 Agent::~Agent() {
-  ending_ = true;
+  prepare_.request_stop();  // Ends a digest that is under way.
   up_ = false;
   http_.reset();
   for (std::jthread* thread : {&pull_, &hydrate_, &prepare_}) thread->request_stop();

@@ -116,7 +116,6 @@ class Agent final : private EngineHost {
   std::mutex work_mutex_;
   std::condition_variable_any work_changed_;
   bool work_ = false;
-  std::atomic<bool> ending_{false};
 
   std::unique_ptr<Reporter> reporter_;
   std::unique_ptr<EngineServer> engine_;

@@ -37,7 +37,8 @@ Status AskForOneToken(http::Client& engine, const std::string& served_model, mil
                                       .target = "/v1/completions",
                                       .headers = {{"Content-Type", "application/json"}},
                                       .body = json::Dump(body),
-                                      .timeout = timeout},
+                                      .timeout = timeout,
+                                      .deadline = timeout},
                                      1u << 20));
   if (answer.status != 200) {
     return Unavailable("the engine answered the canary with HTTP " + std::to_string(answer.status) +
@@ -69,8 +70,10 @@ EngineProbe::EngineProbe(EngineProbeSettings settings, EngineProbeHooks hooks,
 EngineProbe::~EngineProbe() = default;
 
 Status EngineProbe::LookAtHealth() {
-  ROUSE_ASSIGN_OR_RETURN(const http::Response answer,
-                         client_->Send({.target = "/health", .timeout = kHealthTimeout}, 1u << 20));
+  ROUSE_ASSIGN_OR_RETURN(
+      const http::Response answer,
+      client_->Send({.target = "/health", .timeout = kHealthTimeout, .deadline = kHealthTimeout},
+                    1u << 20));
   if (answer.status == 200) return Status();
   return Unavailable("the engine answers /health with HTTP " + std::to_string(answer.status));
 }

@@ -125,11 +125,9 @@ void Agent::Pull(const std::stop_token& stop) {
 }
 
 void Agent::PrepareWeights(const std::stop_token& stop) {
-  // Wakes a digest that is under way as well as the wait below.
-  const std::stop_callback end(stop, [this] { ending_ = true; });
   while (!stop.stop_requested()) {
     const std::int64_t started = NowUs();
-    const auto done = store_->Prepare(ending_);
+    const auto done = store_->Prepare(stop);
     if (stop.stop_requested()) return;
     if (!done.ok()) log::Error("weights cannot be served", {{"error", done.status().ToString()}});
     if (done.ok() && *done != WeightStore::Work::kNone) {

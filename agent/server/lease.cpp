@@ -21,7 +21,8 @@ Status PostLease(http::Client& client, const std::string& target, const std::str
                                       .target = target,
                                       .headers = {{"Content-Type", "application/json"}},
                                       .body = json::Dump(ToJson(LeaseRequest{.lease = lease})),
-                                      .timeout = timeout},
+                                      .timeout = timeout,
+                                      .deadline = timeout},
                                      64u << 10));
   return answer.status == 200 ? Status() : http::ToStatus(answer, "POST " + target);
 }

@@ -54,7 +54,8 @@ Status Reporter::Send() {
                                         .target = "/v1/agents/report",
                                         .headers = {{"Content-Type", "application/json"}},
                                         .body = json::Dump(ToJson(make_())),
-                                        .timeout = kReportTimeout},
+                                        .timeout = kReportTimeout,
+                                        .deadline = kReportTimeout},
                                        4u << 20));
   if (answer.status != 200) return http::ToStatus(answer, "report to the operator");
   ROUSE_ASSIGN_OR_RETURN(const json::Json document, json::Parse(answer.body, "assignment"));

@@ -2,11 +2,14 @@
 
 #include <utility>
 
-#include "agent/memory/chunk_digest.h"
+#include "agent/memory/copy_engine.h"
 #include "common/log.h"
 
 namespace rouse::agent {
 namespace {
+
+/// For one chunk: nothing but the CPU can keep it waiting.
+constexpr std::chrono::seconds kDigestDeadline{60};
 
 constexpr std::string_view kPublishedHere = "published by this pod's engine";
 
@@ -219,15 +222,15 @@ void WeightStore::Abandon(const std::string& why) {
   std::erase_if(ranks_, [](const auto& entry) { return entry.second.stage == Stage::kArriving; });
 }
 
-Result<WeightStore::Work> WeightStore::Prepare(const std::atomic<bool>& cancel) {
-  ROUSE_ASSIGN_OR_RETURN(const bool digested, DigestOne(cancel));
+Result<WeightStore::Work> WeightStore::Prepare(const std::stop_token& stop) {
+  ROUSE_ASSIGN_OR_RETURN(const bool digested, DigestOne(stop));
   if (digested) return Work::kDigested;
   publisher_->Expire();
   ROUSE_ASSIGN_OR_RETURN(const bool offered, OfferAll());
   return offered ? Work::kOffered : Work::kNone;
 }
 
-Result<bool> WeightStore::DigestOne(const std::atomic<bool>& cancel) {
+Result<bool> WeightStore::DigestOne(const std::stop_token& stop) {
   std::uint32_t number = 0;
   std::uint64_t generation = 0;
   std::uint64_t chunk_bytes = 0;
@@ -244,8 +247,10 @@ Result<bool> WeightStore::DigestOne(const std::atomic<bool>& cancel) {
     }
   }
   if (arena == nullptr) return false;
-  auto digests = memory::DigestChunks(std::as_const(*arena).span(), chunk_bytes,
-                                      options_.digest_threads, &cancel);
+  const auto engine = memory::HostCopyEngine(options_.digest_threads);
+  auto digests = memory::DigestChunks(
+      *engine, *arena,
+      {.chunk_bytes = chunk_bytes, .progress_deadline = kDigestDeadline, .stop = stop});
   if (!digests.ok()) return digests.status().WithContext("digest " + RankName(number));
   const std::scoped_lock lock(mutex_);
   Rank* const held = Find(number);

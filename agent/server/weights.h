@@ -11,12 +11,12 @@
 
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -63,10 +63,10 @@ class WeightStore {
   void Abandon(const std::string& why);
 
   /// Does the next piece of slow work: digests of one rank, or offering all ranks to peers. Also
-  /// what has to be done every few seconds for peers whose leases have ended. `cancel` ends a
+  /// what has to be done every few seconds for peers whose leases have ended. `stop` ends a
   /// digest early.
   enum class Work { kNone, kDigested, kOffered };
-  Result<Work> Prepare(const std::atomic<bool>& cancel);
+  Result<Work> Prepare(const std::stop_token& stop);
 
   // For peers.
   Result<OpenResponse> Open(const std::string& requester);
@@ -97,7 +97,7 @@ class WeightStore {
   Rank* Find(std::uint32_t rank);
   const Rank* Find(std::uint32_t rank) const;
   bool AllReady() const;
-  Result<bool> DigestOne(const std::atomic<bool>& cancel);
+  Result<bool> DigestOne(const std::stop_token& stop);
   Result<bool> OfferAll();
   void WithdrawLocked();
 

@@ -27,6 +27,35 @@ bool Inside(const fs::path& path, const fs::path& folder) {
   return mismatch.first == folder.end();
 }
 
+/// Where the bytes of a model's files may lie: in its folder, and where that is a snapshot in a
+/// Hugging Face cache, whose files are links, in the blobs of the same model:
+///   models--OWNER--NAME/blobs/DIGEST
+///   models--OWNER--NAME/snapshots/REVISION/config.json -> ../../blobs/DIGEST
+class ModelRoot {
+ public:
+  /// `error` is set when there is no such folder.
+  ModelRoot(const std::string& folder, std::error_code& error)
+      : folder_(fs::canonical(folder, error)) {
+    const fs::path snapshots = folder_.parent_path();
+    const fs::path cache = snapshots.parent_path();
+    if (snapshots.filename() != "snapshots" || !cache.filename().string().starts_with("models--")) {
+      return;
+    }
+    std::error_code ignored;
+    if (fs::is_directory(fs::symlink_status(cache / "blobs", ignored))) blobs_ = cache / "blobs";
+  }
+
+  const fs::path& folder() const { return folder_; }
+  /// Whether `real`, a canonical path, is one of the model's.
+  bool Holds(const fs::path& real) const {
+    return Inside(real, folder_) || (!blobs_.empty() && Inside(real, blobs_));
+  }
+
+ private:
+  fs::path folder_;
+  fs::path blobs_;  ///< Empty when the folder is no snapshot.
+};
+
 Result<ModelFile> Describe(const std::string& real, const std::string& relative) {
   const memory::OwnedFd fd(::open(real.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
   if (!fd.valid()) return FromErrno(errno, "open " + real);
@@ -41,14 +70,15 @@ Result<ModelFile> Describe(const std::string& real, const std::string& relative)
 }
 
 /// Where the entry's bytes are, if it is a file that may travel; empty otherwise.
-std::string RealPath(const fs::directory_entry& entry, const fs::path& root) {
+std::string RealPath(const fs::directory_entry& entry, const ModelRoot& root) {
   std::error_code error;
   fs::path real = entry.path();
   if (entry.is_symlink(error)) {
     real = fs::canonical(entry.path(), error);
-    if (error || !Inside(real, root)) {
-      log::Warning("model file left out: its link leads out of the model folder",
-                   {{"path", entry.path().string()}});
+    if (error || !root.Holds(real)) {
+      log::Warning(error ? "model file left out: its link leads nowhere"
+                         : "model file left out: its link leads out of the model's folder",
+                   {{"path", entry.path().string()}, {"target", real.string()}});
       return "";
     }
   }
@@ -65,9 +95,9 @@ bool IsWeightFile(std::string_view path) {
 
 Result<ModelFiles> ListModelFiles(const std::string& folder) {
   std::error_code error;
-  const fs::path root = fs::canonical(folder, error);
+  const ModelRoot root(folder, error);
   if (error) return FromErrno(error.value(), "open model folder " + folder);
-  fs::recursive_directory_iterator walk(root, error);
+  fs::recursive_directory_iterator walk(root.folder(), error);
   if (error) return FromErrno(error.value(), "list model folder " + folder);
   ModelFiles out;
   std::uint64_t total = 0;
@@ -78,7 +108,7 @@ Result<ModelFiles> ListModelFiles(const std::string& folder) {
       walk.disable_recursion_pending();
       continue;
     }
-    const std::string relative = walk->path().lexically_relative(root).string();
+    const std::string relative = walk->path().lexically_relative(root.folder()).string();
     if (IsWeightFile(relative)) continue;
     const std::string real = RealPath(*walk, root);
     if (real.empty() || !IsPlainPath(relative)) continue;
@@ -120,8 +150,9 @@ Result<std::string> ModelFileSource::Content(const std::string& sha256) {
   for (const ModelFile& file : files.files) {
     if (file.sha256 != sha256) continue;
     std::error_code error;
-    const fs::path real = fs::canonical(fs::path(folder_) / file.path, error);
-    if (!error && Inside(real, fs::canonical(folder_, error))) {
+    const ModelRoot root(folder_, error);
+    const fs::path real = error ? fs::path() : fs::canonical(root.folder() / file.path, error);
+    if (!error && root.Holds(real)) {
       auto content = ReadWholeFile(real.string(), kMaxModelFileBytes);
       if (content.ok() && Sha256Hex(*content) == sha256) return content;
     }

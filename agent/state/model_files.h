@@ -19,8 +19,9 @@ namespace rouse::agent {
 bool IsWeightFile(std::string_view path);
 
 /// Lists and hashes what is to travel: regular files that are no weight files and not hidden,
-/// symbolic links to such inside the folder. A file over 64 MiB is left out and logged; more than
-/// 1024 files or 512 MiB in all is ResourceExhausted.
+/// symbolic links to such inside the folder, or, where the folder is a snapshot in a Hugging Face
+/// cache, to the model's blobs there. Other links are left out and logged. A file over 64 MiB is
+/// left out and logged; more than 1024 files or 512 MiB in all is ResourceExhausted.
 Result<ModelFiles> ListModelFiles(const std::string& folder);
 
 /// Serves a model folder. Thread-safe. The list is made at the first request and kept; a file that

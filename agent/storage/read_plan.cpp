@@ -2,15 +2,13 @@
 
 #include <algorithm>
 
+#include "common/round_up.h"
+
 namespace rouse::storage {
 namespace {
 
 constexpr std::uint64_t kMaxArenaBytes = std::uint64_t{1} << 44;  // 16 TiB, as in a manifest
 constexpr std::uint64_t kViewAlignment = 8;                       // the largest element
-
-std::uint64_t RoundUp(std::uint64_t bytes, std::uint64_t unit) {
-  return (bytes + unit - 1) / unit * unit;
-}
 
 ShardPlace PlaceOf(const Shard& shard, std::uint64_t arena_offset) {
   ShardPlace place{.arena_offset = arena_offset};

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "common/round_up.h"
+
 namespace rouse::storage {
 namespace {
 
@@ -16,10 +18,6 @@ constexpr std::chrono::milliseconds kTick{50};  // how soon a stop or a deadline
 constexpr std::chrono::milliseconds kProgressEvery{100};
 constexpr std::uint32_t kMaxReadsInFlight = 1024;
 constexpr int kMaxRetries = 100;  // of one read that answers EAGAIN, without any progress
-
-std::uint64_t RoundUp(std::uint64_t bytes) {
-  return (bytes + kDirectAlignment - 1) / kDirectAlignment * kDirectAlignment;
-}
 
 class Reader {
  public:
@@ -131,7 +129,7 @@ class Reader {
          .fd = slot.direct ? files_.direct_fd(slot.read.shard) : files_.fd(slot.read.shard),
          .file_offset = slot.read.file_offset + slot.done,
          .memory = slot.memory + slot.done,
-         .bytes = static_cast<std::uint32_t>(slot.direct ? RoundUp(left) : left),
+         .bytes = static_cast<std::uint32_t>(slot.direct ? RoundUp(left, kDirectAlignment) : left),
          .buffered = !slot.direct});
     if (!status.ok()) GiveUp(index);
     return status;
@@ -165,7 +163,8 @@ class Reader {
       return Submit(result.id);
     }
     // A direct read of a file's last block brings what the block device has behind its end.
-    std::memset(slot.memory + slot.read.bytes, 0, RoundUp(slot.read.bytes) - slot.read.bytes);
+    std::memset(slot.memory + slot.read.bytes, 0,
+                RoundUp(slot.read.bytes, kDirectAlignment) - slot.read.bytes);
     return sink_.Filled(Free(result.id), slot.read.arena_offset, slot.read.bytes);
   }
 

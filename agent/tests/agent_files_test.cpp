@@ -78,6 +78,49 @@ TEST_CASE("Small files travel, weight files, hidden files and links out of the f
   CHECK(files->files[3].sha256 == Sha256Hex("a b c"));
 }
 
+TEST_CASE("A snapshot in a Hugging Face cache travels with what its links lead to") {
+  const TempFolder folder;
+  const std::string cache = "hub/models--Qwen--Qwen3-8B/";
+  const std::string snapshot = folder.path() + "/" + cache + "snapshots/abc";
+  folder.Write(cache + "blobs/1", "{}");
+  folder.Write(cache + "blobs/2", "a b c");
+  folder.Write(cache + "blobs/3", "weights");
+  folder.Write("hub/models--Other--Model/blobs/4", "another model's");
+  folder.Write("hub/token", "secret");
+  folder.Write(cache + "refs/main", "abc");
+  fs::create_directories(snapshot + "/tokenizer");
+  fs::create_symlink("../../blobs/1", snapshot + "/config.json");
+  fs::create_symlink("../../../blobs/2", snapshot + "/tokenizer/vocab.txt");
+  fs::create_symlink("../../blobs/3", snapshot + "/model.safetensors");
+  fs::create_symlink("../../../models--Other--Model/blobs/4", snapshot + "/other.json");
+  fs::create_symlink("../../../token", snapshot + "/token.json");
+  fs::create_symlink("../../refs/main", snapshot + "/ref.json");
+  fs::create_symlink("../../blobs/gone", snapshot + "/gone.json");
+  fs::create_symlink("loop.json", snapshot + "/loop.json");
+
+  ModelFileSource source(snapshot);
+  const auto files = source.List();
+  INFO(files.status().ToString());
+  REQUIRE(files.ok());
+  CHECK(Names(*files) == std::vector<std::string>{"config.json", "tokenizer/vocab.txt"});
+  CHECK(*source.Content(Sha256Hex("a b c")) == "a b c");
+
+  // Pointed elsewhere after it was listed.
+  fs::remove(snapshot + "/config.json");
+  folder.Write("hub/elsewhere", "{}");
+  fs::create_symlink("../../../elsewhere", snapshot + "/config.json");
+  CHECK(source.Content(Sha256Hex("{}")).status().code() == StatusCode::kNotFound);
+}
+
+TEST_CASE("Links to a folder that only looks like a cache's are not followed") {
+  const TempFolder folder;
+  folder.Write("models--a--b/elsewhere/1", "secret");
+  fs::create_directories(folder.path() + "/models--a--b/snapshots/abc");
+  fs::create_directory_symlink("elsewhere", folder.path() + "/models--a--b/blobs");
+  fs::create_symlink("../../blobs/1", folder.path() + "/models--a--b/snapshots/abc/x.json");
+  CHECK(ListModelFiles(folder.path() + "/models--a--b/snapshots/abc")->files.empty());
+}
+
 TEST_CASE("A file over 64 MiB is left out, too many files are refused") {
   const TempFolder folder;
   folder.Write("config.json", "{}");

@@ -46,6 +46,20 @@ void Load(const AgentProcess& agent, const std::string& bytes) {
 
 }  // namespace
 
+TEST_CASE("A sanitizer's report in what a process wrote is found") {
+  const std::string json = "{\"message\":\"all is well\"}\n";
+  CHECK(SanitizerReport("").empty());
+  CHECK(SanitizerReport(json).empty());
+  for (const std::string report :
+       {"WARNING: ThreadSanitizer: data race (pid=7)\n  Write of size 8\n",
+        "==7==ERROR: AddressSanitizer: heap-use-after-free\n    #0\n",
+        "==7==ERROR: LeakSanitizer: detected memory leaks\n",
+        "agent/main.cpp:3:4: runtime error: signed integer overflow\n"}) {
+    CHECK(SanitizerReport(report) == report);
+    CHECK(SanitizerReport(json + report) == report);
+  }
+}
+
 TEST_CASE("A start from storage goes through its states, and its timeline adds up") {
   FakeOperator fake_operator;
   FakeEngineHttp http_engine;

@@ -7,6 +7,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <catch2/catch.hpp>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -36,6 +38,13 @@ void TempFolder::Write(const std::string& relative, const std::string& content) 
   const fs::path path = fs::path(path_) / relative;
   fs::create_directories(path.parent_path());
   std::ofstream(path, std::ios::binary) << content;
+}
+
+std::string SanitizerReport(const std::string& text) {
+  // "WARNING: ThreadSanitizer: ", "ERROR: AddressSanitizer: ", "x.cpp:1:2: runtime error: "
+  const std::size_t found = std::min(text.find("Sanitizer: "), text.find(": runtime error: "));
+  if (found == std::string::npos) return "";
+  return text.substr(text.rfind('\n', found) + 1);
 }
 
 AgentProcess::AgentProcess(const std::string& pod, const std::string& operator_url,
@@ -83,9 +92,11 @@ AgentProcess::AgentProcess(const std::string& pod, const std::string& operator_u
 }
 
 AgentProcess::~AgentProcess() {
-  if (pid_ <= 0) return;
-  ::kill(pid_, SIGKILL);
-  ::waitpid(pid_, nullptr, 0);
+  if (pid_ > 0) {
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+  }
+  if (const std::string report = SanitizerReport(log()); !report.empty()) FAIL_CHECK(report);
 }
 
 std::string AgentProcess::log() const {

@@ -27,12 +27,16 @@ class TempFolder {
   std::string path_;
 };
 
+/// What a sanitizer says in this text, from its first line on; empty when it says nothing.
+std::string SanitizerReport(const std::string& text);
+
 class AgentProcess {
  public:
   /// `environment` adds to (or replaces) what an agent needs: ROUSE_... as the operator gives them.
   AgentProcess(const std::string& pod, const std::string& operator_url,
                std::map<std::string, std::string> environment);
-  /// Kills it if it still runs.
+  /// Kills it if it still runs. What a sanitizer reported of it, or of its children, fails the
+  /// test.
   ~AgentProcess();
   AgentProcess(const AgentProcess&) = delete;
   AgentProcess& operator=(const AgentProcess&) = delete;

@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <catch2/catch.hpp>
 #include <thread>
 
@@ -337,9 +338,10 @@ TEST_CASE("A target that is killed in mid-pull costs its source nothing but a le
   AgentProcess source("demo-0", fake_operator.url(), {{"ROUSE_LEASE_SECONDS", "2"}});
   PublishOn(source, fake_operator, "demo-0", bytes);
   const std::string address = fake_operator.Last("demo-0")->address;
-  AgentProcess* target = nullptr;
+  std::atomic<AgentProcess*> target = nullptr;
   FakeSourceProxy proxy(address, [&](const auto& request, auto&) {
-    if (request.target == "/v1/weights/open" && target != nullptr) target->Signal(SIGKILL);
+    AgentProcess* const reader = target;
+    if (request.target == "/v1/weights/open" && reader != nullptr) reader->Signal(SIGKILL);
   });
   fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
   {

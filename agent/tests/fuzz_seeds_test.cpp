@@ -15,8 +15,11 @@ namespace {
 
 TEST_CASE("every kept seed is handled as it should be", "[fuzz]") {
   using Harness = void (*)(std::string_view);
-  const auto [name, harness] = GENERATE(table<std::string, Harness>(
-      {{"manifest", Manifest}, {"safetensors", Safetensors}, {"engine_socket", EngineSocket}}));
+  const auto [name, harness] =
+      GENERATE(table<std::string, Harness>({{"manifest", Manifest},
+                                            {"safetensors", Safetensors},
+                                            {"engine_socket", EngineSocket},
+                                            {"peer_messages", PeerMessages}}));
   std::vector<std::filesystem::path> seeds;
   for (const auto& entry :
        std::filesystem::directory_iterator(std::string(ROUSE_FUZZ_SEEDS) + "/" + name)) {

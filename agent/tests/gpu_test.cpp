@@ -41,20 +41,12 @@ std::shared_ptr<memory::Arena> Filled(const std::shared_ptr<const cuda::Device>&
   return arena;
 }
 
-// The digests of `chunks` chunks, as an engine takes them.
-std::vector<std::string> Digests(memory::CopyEngine& engine, const memory::Arena& arena,
-                                 std::uint64_t chunk_bytes) {
-  std::vector<std::string> digests(ChunkCount(arena.bytes(), chunk_bytes));
-  const std::uint64_t blocks = chunk_bytes / memory::kDigestBlockBytes;
-  Must(
-      engine.Digest(arena, {.chunk_bytes = chunk_bytes}, [&](const memory::Piece& piece) -> Status {
-        std::uint64_t chunk = piece.offset / chunk_bytes;
-        for (std::uint64_t at = 0; at < piece.blocks.size(); at += blocks) {
-          digests[chunk++] = memory::DigestOfBlocks(
-              piece.blocks.subspan(at, std::min(blocks, piece.blocks.size() - at)));
-        }
-        return {};
-      }));
+std::vector<std::string> CpuDigests(std::span<const std::byte> content) {
+  std::vector<std::string> digests;
+  for (std::uint64_t i = 0; i < ChunkCount(content.size(), kChunkBytes); ++i) {
+    const auto range = memory::ChunkRangeOf(i, content.size(), kChunkBytes);
+    digests.push_back(memory::DigestChunk(content.subspan(range.offset, range.bytes)));
+  }
   return digests;
 }
 
@@ -65,8 +57,7 @@ TEST_CASE("digests taken on the GPU are those of the CPU", "[gpu]") {
       GENERATE(1u, 65535u, 65536u, 65537u, 4 * kMiB, 21 * kMiB + 12345, 700 * kMiB + 65536 * 3);
   const auto content = Bytes(bytes);
   const auto arena = Filled(device, content, 256 * kMiB);
-  REQUIRE(Digests(*engine, *arena, kChunkBytes) ==
-          Must(memory::DigestChunks(content, kChunkBytes, 8)));
+  REQUIRE(Must(memory::DigestChunks(*engine, *arena)) == CpuDigests(content));
 }
 
 TEST_CASE("slabs travel as descriptors, are mapped by another arena and copied from", "[gpu]") {
@@ -101,7 +92,7 @@ TEST_CASE("a node-local pull brings every byte, and finds one that was flipped",
   const auto source = Filled(device, content, 64 * kMiB);
   RemoteRank rank;
   rank.manifest.arena_bytes = content.size();
-  rank.manifest.chunk_digests = Must(memory::DigestChunks(content, kChunkBytes, 8));
+  rank.manifest.chunk_digests = CpuDigests(content);
   for (const std::uint64_t bytes : source->SlabBytes()) rank.slabs.push_back({.bytes = bytes});
   char folder[] = "/tmp/rouse-gpu-XXXXXX";
   REQUIRE(::mkdtemp(folder) != nullptr);

@@ -1,8 +1,9 @@
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <cstdio>
 #include <set>
 
-#include "agent/memory/chunk_digest.h"
+#include "agent/memory/copy_engine.h"
 
 namespace rouse::memory {
 namespace {
@@ -64,25 +65,69 @@ TEST_CASE("chunk ranges cover the arena, the last one cut to size", "[memory]") 
   REQUIRE(ChunkRangeOf(1, 8, 4) == ChunkRange{4, 4});
 }
 
-TEST_CASE("an arena's digests do not depend on the number of threads", "[memory]") {
+std::unique_ptr<Arena> Filled(const std::vector<std::byte>& content) {
+  auto arena = Arena::Create({.bytes = content.size()});
+  REQUIRE(arena.ok());
+  std::copy(content.begin(), content.end(), (*arena)->span().begin());
+  return *std::move(arena);
+}
+
+TEST_CASE("an arena's digests are those of its chunks, whatever the number of threads",
+          "[memory]") {
   const auto bytes = Bytes(1'000'003);
-  const auto one = DigestChunks(bytes, 65536, 1);
-  const auto four = DigestChunks(bytes, 65536, 4);
-  REQUIRE(one.ok());
-  REQUIRE(*one == *four);
-  REQUIRE(one->size() == 16);
-  for (std::size_t i = 0; i < one->size(); ++i) {
-    const auto range = ChunkRangeOf(i, bytes.size(), 65536);
-    REQUIRE((*one)[i] == DigestChunk(std::span(bytes).subspan(range.offset, range.bytes)));
+  const auto arena = Filled(bytes);
+  const std::uint64_t chunk_bytes = GENERATE(8192u, 65536u, 100'000u, 262'144u, 2'000'000u);
+  std::vector<std::string> expected;
+  for (std::uint64_t i = 0; i < ChunkCount(bytes.size(), chunk_bytes); ++i) {
+    const auto range = ChunkRangeOf(i, bytes.size(), chunk_bytes);
+    expected.push_back(DigestChunk(std::span(bytes).subspan(range.offset, range.bytes)));
+  }
+  for (const int threads : {1, 4}) {
+    const auto digests =
+        DigestChunks(*HostCopyEngine(threads), *arena, {.chunk_bytes = chunk_bytes});
+    REQUIRE(digests.ok());
+    REQUIRE(*digests == expected);
   }
 }
 
-TEST_CASE("digesting stops when it is cancelled", "[memory]") {
-  const auto bytes = Bytes(1 << 20);
-  const std::atomic<bool> cancel{true};
-  const auto digests = DigestChunks(bytes, 4096, 2, &cancel);
-  REQUIRE_FALSE(digests.ok());
+TEST_CASE("a piece of several chunks has the digest of each", "[memory]") {
+  const auto bytes = Bytes(7 * 65536 + 10);
+  std::vector<BlockDigest> blocks;
+  for (std::size_t at = 2 * 65536; at < bytes.size(); at += 65536) {
+    blocks.push_back(
+        DigestBlock(std::span(bytes).subspan(at, std::min<std::size_t>(65536, bytes.size() - at))));
+  }
+  const Piece piece{.offset = 2 * 65536, .bytes = bytes.size() - 2 * 65536, .blocks = blocks};
+  std::vector<std::pair<std::uint64_t, std::string>> seen;
+  const auto remember = [&](std::uint64_t chunk, const std::string& digest) -> Status {
+    seen.emplace_back(chunk, digest);
+    return {};
+  };
+  REQUIRE(ForEachChunk(piece, 2 * 65536, remember).ok());
+  REQUIRE(seen.size() == 3);
+  for (std::uint64_t i = 0; i < 3; ++i) {
+    const auto range = ChunkRangeOf(i + 1, bytes.size(), 2 * 65536);
+    REQUIRE(seen[i].first == i + 1);
+    REQUIRE(seen[i].second == DigestChunk(std::span(bytes).subspan(range.offset, range.bytes)));
+  }
+  int calls = 0;
+  const Status failed = ForEachChunk(piece, 2 * 65536, [&](std::uint64_t, const std::string&) {
+    ++calls;
+    return DataLoss("enough");
+  });
+  REQUIRE(failed == DataLoss("enough"));
+  REQUIRE(calls == 1);
+}
+
+TEST_CASE("digesting stops when it is asked to", "[memory]") {
+  const auto arena = Filled(Bytes(1 << 20));
+  std::stop_source stop;
+  stop.request_stop();
+  const auto digests =
+      DigestChunks(*HostCopyEngine(2), *arena, {.chunk_bytes = 4096, .stop = stop.get_token()});
   REQUIRE(digests.status().code() == StatusCode::kCancelled);
+  REQUIRE(DigestChunks(*HostCopyEngine(2), *arena, {.chunk_bytes = 0}).status().code() ==
+          StatusCode::kInvalidArgument);
 }
 
 TEST_CASE("a manifest for another arena or without all digests is refused", "[memory]") {

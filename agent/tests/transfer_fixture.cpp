@@ -4,7 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "agent/memory/chunk_digest.h"
+#include "agent/memory/copy_engine.h"
 
 namespace rouse::transfer {
 
@@ -34,7 +34,8 @@ WeightManifest ManifestOf(const memory::Arena& arena, std::uint32_t rank,
   manifest.arena_bytes = arena.bytes();
   manifest.chunk_bytes = chunk_bytes;
   manifest.allocations = {{.offset = 0, .bytes = arena.bytes()}};
-  manifest.chunk_digests = Must(memory::DigestChunks(arena.span(), chunk_bytes, 2));
+  manifest.chunk_digests =
+      Must(memory::DigestChunks(*memory::HostCopyEngine(2), arena, {.chunk_bytes = chunk_bytes}));
   return manifest;
 }
 

@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <catch2/catch.hpp>
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>
@@ -46,7 +47,12 @@ PeerProcess::~PeerProcess() {
   ::close(input_);
   ::close(output_);
   ::kill(-pid_, SIGCONT);
-  ::waitpid(pid_, nullptr, 0);
+  int status = 0;
+  ::waitpid(pid_, &status, 0);
+  // As it does when it throws, and when a sanitizer has reported something (on standard error).
+  if (WIFEXITED(status) && WEXITSTATUS(status) != 0) {
+    FAIL_CHECK("the peer ended with status " << WEXITSTATUS(status));
+  }
 }
 
 std::string PeerProcess::ReadLine() {

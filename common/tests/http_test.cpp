@@ -15,7 +15,8 @@ namespace rouse::http {
 namespace {
 
 // A server that sends fixed bytes to each connection and closes it: what a real server cannot be
-// made to do on demand.
+// made to do on demand. After an answer that ends with <hold> it is silent, after one that ends
+// with <trickle> it sends a byte every 50 ms, and leaves the connection to its peer to close.
 class FakeRawServer {
  public:
   explicit FakeRawServer(std::vector<std::string> answers) {
@@ -34,7 +35,10 @@ class FakeRawServer {
         if (peer < 0) return;
         char buffer[4096];
         if (::recv(peer, buffer, sizeof(buffer), 0) < 0) return;
-        if (::send(peer, answer.data(), answer.size(), MSG_NOSIGNAL) < 0) return;
+        const bool trickles = answer.ends_with("<trickle>");
+        const std::string sent = trickles ? answer.substr(0, answer.size() - 9) : answer;
+        if (::send(peer, sent.data(), sent.size(), MSG_NOSIGNAL) < 0) return;
+        if (trickles) Trickle(peer);
         if (answer.ends_with("<hold>")) Hold(peer);
         ::close(peer);
       }
@@ -55,6 +59,12 @@ class FakeRawServer {
       pollfd poll_fd{peer, POLLIN, 0};
       char byte = 0;
       if (::poll(&poll_fd, 1, 100) > 0 && ::recv(peer, &byte, 1, MSG_DONTWAIT) <= 0) return;
+    }
+  }
+
+  void Trickle(int peer) const {
+    while (!stopping_ && ::send(peer, "x", 1, MSG_NOSIGNAL) == 1) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
     }
   }
 
@@ -170,6 +180,20 @@ TEST_CASE("nobody listening is Unavailable, nobody answering is DeadlineExceeded
   FakeRawServer silent({"<hold>"});
   const auto answer = ClientFor(silent.url())->Send({.timeout = std::chrono::milliseconds(1000)});
   CHECK(answer.status().code() == StatusCode::kDeadlineExceeded);
+}
+
+TEST_CASE("an answer that trickles in ends at the deadline, its headers or its body") {
+  const std::string start =
+      GENERATE("HTTP/1.1 200 OK\r\nX-Long: ", "HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n");
+  FakeRawServer server({start + "<trickle>"});
+  const auto client = ClientFor(server.url());
+  const auto began = std::chrono::steady_clock::now();
+  const auto answer = client->Send(
+      {.timeout = std::chrono::seconds(60), .deadline = std::chrono::milliseconds(500)});
+  CHECK(answer.status().code() == StatusCode::kDeadlineExceeded);
+  CHECK(answer.status().message().find("within 500 ms") != std::string::npos);
+  // All of the body would have come in 20 s.
+  CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(15));
 }
 
 TEST_CASE("a request whose connection was dropped before the answer is sent once more") {
@@ -294,6 +318,8 @@ TEST_CASE("an error answer reads back as the status it was made from") {
   CHECK(back == FailedPrecondition("open: HTTP 412: dtype differs"));
   CHECK(ToStatus(Response{.status = 503, .body = "<html>"}, "x").code() ==
         StatusCode::kUnavailable);
+  // Nobody here answers so: it is not what was asked for, whatever the number means elsewhere.
+  CHECK(ToStatus(Response{.status = 204}, "x").code() == StatusCode::kUnavailable);
   CHECK(UrlEncode("a/b c=é") == "a%2Fb%20c%3D%C3%A9");
 }
 

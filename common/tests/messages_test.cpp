@@ -221,10 +221,29 @@ TEST_CASE("an identity that differs in one field names that field") {
   CHECK(IdentityDigest(here) != IdentityDigest(there));
 }
 
+TEST_CASE("only two that have weight files can differ in them") {
+  const Identity bare = {{"model", "demo"}};
+  Identity one = bare;
+  one["weightFiles"] = "a";
+  Identity other = bare;
+  other["weightFiles"] = "b";
+  CHECK(IdentityDifferences(bare, one).empty());
+  CHECK(IdentityDifferences(one, bare).empty());
+  CHECK(IdentityDifferences(one, one).empty());
+  CHECK(IdentityDifferences(one, other) ==
+        std::vector<std::string>{"weightFiles: \"a\" here, \"b\" there"});
+}
+
 TEST_CASE("slabs that do not add up to the arena are refused") {
   OpenResponse response = SomeOpenResponse();
   response.ranks[0].slabs[0].bytes -= 1;
   CHECK(OpenResponseFromJson(ToJson(response)).status().message().find("ranks[0].slabs") == 0);
+}
+
+TEST_CASE("a lease too short to be renewed in time is refused by name") {
+  OpenResponse response = SomeOpenResponse();
+  response.lease_ms = kMinLeaseMs - 1;
+  CHECK(OpenResponseFromJson(ToJson(response)).status().message().find("leaseMs: ") == 0);
 }
 
 TEST_CASE("a rank that its manifest contradicts is refused") {

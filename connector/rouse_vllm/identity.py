@@ -1,13 +1,16 @@
 """The weight identity: everything that makes two ranks' bytes interchangeable.
 
-Every field can be computed by an engine that has no weight file, because a target has none: the
-checkpoint takes part through the small files that describe it, which travel between agents.
+Every field but one can be computed by an engine that has no weight file, because a target has none:
+the checkpoint takes part through the small files that describe it, which travel between agents. The
+one, WEIGHT_FILES, is there where weight files are, and is compared where both sides have it: an
+engine whose files are another checkpoint's, though of the same names and shapes, takes no weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,14 @@ if TYPE_CHECKING:
 
 #: Fields of a Hugging Face configuration that say where it came from, and nothing of the weights.
 _PROVENANCE = ("_name_or_path", "transformers_version")
+
+#: The field that an engine without weight files leaves out (see common/manifest.cpp, too).
+WEIGHT_FILES = "weightFiles"
+
+#: A safetensors header's bound, as in agent/storage: what is longer is no checkpoint that loads.
+_MAX_HEADER_BYTES = 100 << 20
+_SAMPLES = 16
+_SAMPLE_BYTES = 4096
 
 
 def canonical(value: Any) -> bytes:
@@ -43,6 +54,49 @@ def checkpoint_digest(folder: str) -> str:
     if not indexes:
         return ""
     return digest(canonical([[path.name, digest(path.read_bytes())] for path in indexes]))
+
+
+def weight_files_digest(folder: str) -> str:
+    """The digest of the checkpoint's safetensors files; empty without any, or if one is damaged.
+
+    Covers each file's name, size and header (names, types, shapes and places of its tensors), and 16
+    pieces of 4 KiB, evenly spread over its data: training on or converting a checkpoint changes
+    nearly every tensor, and with them nearly every piece. A change to a few tensors can escape it;
+    reading hundreds of gigabytes to find that would cost more than the start that is saved. Times do
+    not count, so that copies of a checkpoint are equal.
+    """
+    files = sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []
+    try:
+        covered = [_weight_file(path) for path in files]
+    except (OSError, ValueError):
+        return ""  # loading says what is wrong, if it comes to that
+    return digest(canonical(covered)) if covered else ""
+
+
+def _weight_file(path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
+            raise ValueError(f"{path} has no safetensors header")
+        header = digest(file.read(length))
+        first, last = 8 + length, max(8 + length, size - _SAMPLE_BYTES)
+        sample = hashlib.sha256()
+        for i in range(_SAMPLES):
+            file.seek(first + (last - first) * i // (_SAMPLES - 1))
+            sample.update(file.read(_SAMPLE_BYTES))
+    return [path.name, size, header, sample.hexdigest()]
+
+
+def differing(ours: dict[str, str], theirs: dict[str, str]) -> list[str]:
+    """The fields that keep two identities from being equal, in order."""
+    return sorted(
+        name
+        for name in ours.keys() | theirs.keys()
+        if ours.get(name) != theirs.get(name)
+        and not (name == WEIGHT_FILES and (name not in ours or name not in theirs))
+    )
 
 
 def device_name(device_type: str) -> str:
@@ -79,6 +133,8 @@ def build(
         "device": device_name(vllm_config.device_config.device_type),
         "form": form,
     }
+    if files := weight_files_digest(model_config.model):
+        identity[WEIGHT_FILES] = files
     if form == manifests.PROCESSED:
         identity["kernels"] = _kernel_digest(vllm_config)
     return identity

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from rouse_vllm import library, manifest, tensors
+from rouse_vllm import identity, library, manifest, tensors
 from rouse_vllm.errors import ManifestError
 from rouse_vllm.manifest import Manifest, Scalar
 from rouse_vllm.session import Session, Welcome
@@ -175,9 +175,8 @@ class Link:
                 f"form: the manifest holds weights in {described.form} form, this engine takes "
                 f"{self.rank.form}"
             )
-        for name in sorted(described.identity.keys() | self.rank.identity.keys()):
+        for name in identity.differing(self.rank.identity, described.identity):
             theirs, ours = described.identity.get(name), self.rank.identity.get(name)
-            if theirs != ours:
-                raise ManifestError(
-                    f"identity.{name}: the manifest has {theirs!r}, this engine {ours!r}"
-                )
+            raise ManifestError(
+                f"identity.{name}: the manifest has {theirs!r}, this engine {ours!r}"
+            )

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rouse_vllm.identity import differing
+
 SLAB_BYTES = 1 << 20
 
 
@@ -203,9 +205,7 @@ class FakeAgent:
         if self.weights is not None:
             ours = self.identity or json.loads(self.weights.manifest)["identity"]
             theirs = request["identity"]
-            differences = sorted(
-                k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)
-            )
+            differences = differing(theirs, ours)
             if not differences:
                 return welcome | {"source": "Peer", "reason": "pulled from a peer"}
             reason = "the weights at hand have another identity: " + ", ".join(differences)

@@ -306,6 +306,7 @@ def test_the_identity_is_the_same_with_and_without_weight_files(
             except RuntimeError:
                 assert model is bare  # nothing to load from; the identity was said before
         hellos.append(agent.requests[0])
+    assert hellos[0]["identity"].pop("weightFiles")
     assert hellos[0]["identity"] == hellos[1]["identity"]
     assert hellos[0]["identity"]["dtype"] == "bfloat16"
     assert hellos[0]["identity"]["engineVersion"] == hellos[0]["engineVersion"]
@@ -328,6 +329,20 @@ def test_weights_of_another_identity_are_not_taken(
             RuntimeError, match=f"no weights for .*another identity: {field}.*volume"
         ):
             load(bare, agent.path, **arguments)
+
+
+def test_other_weights_of_the_same_shapes_are_another_identity(
+    load: Load, moe: Path, bare: Path, tmp_path: Path
+) -> None:
+    other = make_moe(tmp_path / "other", seed=2)
+    stock = load(other, None)
+    _, published = publish(load, moe, tmp_path)
+    with FakeAgent(tmp_path / "s", weights=published.pulled()) as agent:
+        assert same(load(other, agent.path), stock)
+    assert "AwaitWeights" not in agent.types()
+    with FakeAgent(tmp_path / "t", weights=published.pulled()) as agent:
+        load(bare, agent.path)  # has no files that could say otherwise
+    assert "AwaitWeights" in agent.types()
 
 
 def test_another_models_configuration_is_another_identity(

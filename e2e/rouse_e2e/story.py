@@ -62,6 +62,32 @@ class Instance:
         )
 
 
+def table(instances: list[Instance]) -> str:
+    """The timelines side by side, then the bytes by source."""
+    lines = [f"{'':14}" + "".join(f"{x.name + ' (' + x.path + ')':>22}" for x in instances)]
+    # Of all of them, in the first one's order: a phase that only another has belongs to its total.
+    names = list(dict.fromkeys(y["name"] for x in instances for y in x.timeline["phases"]))
+    for name in names:
+        cells = "".join(f"{x.seconds(name):>20.2f} s" for x in instances)
+        lines.append(f"{name:14}{cells}")
+    totals = "".join(f"{x.timeline['totalUs'] / 1e6:>20.2f} s" for x in instances)
+    lines.append(f"{'total':14}{totals}")
+    lanes = sorted({lane["name"] for x in instances for lane in x.timeline.get("lanes", [])})
+    for name in lanes:
+        cells = ""
+        for x in instances:
+            spans = [y for y in x.timeline.get("lanes", []) if y["name"] == name]
+            taken = sum(y["endUs"] - y["startUs"] for y in spans) / 1e6
+            cells += f"{taken:>20.2f} s" if spans else f"{'-':>22}"
+        lines.append(f"{'| ' + name:14}{cells}   (beside the phases)")
+    for source in ("storage", "peer"):
+        cells = "".join(f"{x.bytes_by_source.get(source, 0) / 1e6:>19.1f} MB" for x in instances)
+        lines.append(f"{'from ' + source:14}{cells}")
+    transports = "".join(f"{x.annotation('transport') or '-':>22}" for x in instances)
+    lines.append(f"{'transport':14}{transports}")
+    return "\n".join(lines)
+
+
 class Story:
     def __init__(
         self,
@@ -244,32 +270,6 @@ class Story:
         return left
 
     # ---- telling
-
-    def table(self, instances: list[Instance]) -> str:
-        """The timelines side by side, then the bytes by source."""
-        lines = [f"{'':14}" + "".join(f"{x.name + ' (' + x.path + ')':>22}" for x in instances)]
-        names = [x["name"] for x in instances[0].timeline["phases"]]
-        for name in names:
-            cells = "".join(f"{x.seconds(name):>20.2f} s" for x in instances)
-            lines.append(f"{name:14}{cells}")
-        totals = "".join(f"{x.timeline['totalUs'] / 1e6:>20.2f} s" for x in instances)
-        lines.append(f"{'total':14}{totals}")
-        lanes = sorted({lane["name"] for x in instances for lane in x.timeline.get("lanes", [])})
-        for name in lanes:
-            cells = ""
-            for x in instances:
-                spans = [y for y in x.timeline.get("lanes", []) if y["name"] == name]
-                taken = sum(y["endUs"] - y["startUs"] for y in spans) / 1e6
-                cells += f"{taken:>20.2f} s" if spans else f"{'-':>22}"
-            lines.append(f"{'| ' + name:14}{cells}   (beside the phases)")
-        for source in ("storage", "peer"):
-            cells = "".join(
-                f"{x.bytes_by_source.get(source, 0) / 1e6:>19.1f} MB" for x in instances
-            )
-            lines.append(f"{'from ' + source:14}{cells}")
-        transports = "".join(f"{x.annotation('transport') or '-':>22}" for x in instances)
-        lines.append(f"{'transport':14}{transports}")
-        return "\n".join(lines)
 
     def explain(self) -> str:
         """The log lines that matter after a failure."""

@@ -8,11 +8,17 @@
 
 #include "common/log.h"
 #include "operator/api/names.h"
+#include "operator/plan/agent_url.h"
 
 namespace rouse::actuate {
 namespace {
 
 using std::chrono::milliseconds;
+
+/// For a page of a long list over a slow link.
+constexpr milliseconds kListDeadline{60'000};
+/// An agent waits for its report's answer meanwhile.
+constexpr milliseconds kReportTimeout{5'000};
 
 api::TimePoint Now() {
   return std::chrono::time_point_cast<std::chrono::microseconds>(std::chrono::system_clock::now());
@@ -52,18 +58,20 @@ App::App(AppOptions options, std::shared_ptr<Metrics> metrics)
 Result<std::unique_ptr<App>> App::Create(const kube::Config& config, AppOptions options) {
   auto metrics = std::make_shared<Metrics>();
   std::unique_ptr<App> app(new App(std::move(options), metrics));
-  const auto client = [&](std::chrono::milliseconds timeout, int retries) {
+  const auto client = [&](milliseconds timeout, milliseconds deadline, int retries) {
     kube::ClientOptions o;
     o.timeout = timeout;
+    o.deadline = deadline;
     o.retries = retries;
     o.on_answer = [metrics](const std::string& method, int code) {
       metrics->RequestAnswered(method, code);
     };
     return kube::Client::Create(config, o);
   };
-  ROUSE_ASSIGN_OR_RETURN(app->client_, client(app->options_.call_timeout, 3));
-  ROUSE_ASSIGN_OR_RETURN(app->lease_client_, client(app->options_.lease.retry * 3 / 2, 0));
-  ROUSE_ASSIGN_OR_RETURN(app->report_client_, client(milliseconds(5'000), 0));
+  const milliseconds lease_timeout = app->options_.lease.retry * 3 / 2;
+  ROUSE_ASSIGN_OR_RETURN(app->client_, client(app->options_.call_timeout, kListDeadline, 3));
+  ROUSE_ASSIGN_OR_RETURN(app->lease_client_, client(lease_timeout, lease_timeout, 0));
+  ROUSE_ASSIGN_OR_RETURN(app->report_client_, client(kReportTimeout, kReportTimeout, 0));
   app->reports_ = std::make_unique<Reports>(*app->report_client_, app->cache_, *metrics);
   kube::EventOptions events;
   events.instance = app->options_.own_name;
@@ -181,18 +189,9 @@ std::string App::FindAgentFacingUrl() {
   const kube::ObjectName name{options_.own_namespace, options_.service_name};
   auto service = client_->Get(kube::Services(), name);
   if (!service.ok()) return unknown + service.status().ToString();
-  const Json spec = service->value("spec", Json::object());
-  const std::string ip = spec.value("clusterIP", "");
-  if (ip.empty() || ip == "None") {
-    return unknown + "service " + name.Key() +
-           " has no ClusterIP: give it one, or set --agent-facing-url";
-  }
-  int port = options_.port;
-  for (const Json& p : spec.value("ports", Json::array())) {
-    if (p.value("name", "") == "http") port = p.value("port", port);
-  }
-  const std::string host = ip.find(':') == std::string::npos ? ip : "[" + ip + "]";
-  options_.pods.agent_facing_url = "http://" + host + ":" + std::to_string(port);
+  const auto url = plan::AgentFacingUrl(*service, name.Key(), options_.port);
+  if (!url.ok()) return unknown + url.status().message();
+  options_.pods.agent_facing_url = *url;
   log::Info("agents report to", {{"url", options_.pods.agent_facing_url}});
   return "";
 }

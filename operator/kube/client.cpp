@@ -68,6 +68,7 @@ struct Client::Impl {
     request.method = std::move(method);
     request.target = std::move(target);
     request.timeout = options.timeout;
+    request.deadline = options.deadline;
     request.headers["Accept"] = "application/json";
     request.headers["User-Agent"] = options.user_agent;
     ROUSE_ASSIGN_OR_RETURN(const std::string bearer, token.Get());

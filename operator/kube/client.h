@@ -24,6 +24,7 @@ namespace rouse::kube {
 struct ClientOptions {
   std::string user_agent = "rouse-operator";
   std::chrono::milliseconds timeout{30'000};    ///< Longest silence of the server in one call.
+  std::chrono::milliseconds deadline{60'000};   ///< For the whole answer to one call, not a watch.
   int retries = 3;                              ///< Of calls that the server asks to repeat.
   std::chrono::milliseconds retry_wait{5'000};  ///< Longest wait before one of them.
   /// Told of each answer: method and HTTP status, 0 when there was none. For metrics; any thread.

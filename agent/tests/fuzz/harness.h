@@ -24,6 +24,10 @@ void Safetensors(std::string_view input);
 /// further one is a message, after one digit: the number of descriptors that came with it.
 void EngineSocket(std::string_view input);
 
+/// What agents and the operator say to each other. The first line names the message (see there),
+/// the rest is its text.
+void PeerMessages(std::string_view input);
+
 inline void Check(bool holds, const char* what) {
   if (holds) return;
   std::fprintf(stderr, "broken promise: %s\n", what);
