@@ -18,7 +18,7 @@ REPOSITORY = HERE.parent
 BUILD = REPOSITORY / "build" / "bench"
 NOT_A_BENCHMARK = {"run", "figures", "fanout_chart", "gpu_rivals", "gpu_load_rivals"}
 # Run when they are named: they need a GPU.
-NAMED_ONLY = {"gpu_transfer"}
+NAMED_ONLY = {"gpu_transfer", "gpu_broadcast"}
 
 
 def scripts() -> dict[str, Path]:
