@@ -38,7 +38,7 @@ def main() -> None:
     command = [options.program, f"--gib={options.gib}", f"--targets={options.targets}"]
     command += [f"--rounds={options.rounds}", f"--library={options.library}"]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
-    said = [json.loads(line) for line in answer.stdout.splitlines()]
+    said = [json.loads(x) for x in answer.stdout.splitlines() if x.startswith("{")]
     print(answer.stdout)
     rows = [x for x in said if "way" in x]
     broadcasts = [x for x in rows if x["way"] == "broadcast"]

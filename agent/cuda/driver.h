@@ -1,4 +1,4 @@
-// libcuda, opened at run time. For agent/cuda and agent/nccl: nothing else includes CUDA's headers.
+// libcuda, opened at run time. For agent/cuda and agent/nccl: nothing else has CUDA's headers.
 
 #pragma once
 
@@ -11,26 +11,27 @@
 
 // The driver's functions that Rouse calls. <cuda.h> defines many of these names as macros for the
 // current version of a function; X is given the name with its version.
-#define ROUSE_CUDA_CALLS(X)                                                                        \
-  X(cuInit)                                                                                        \
-  X(cuDriverGetVersion)                                                                            \
-  X(cuGetErrorName)                                                                                \
-  X(cuGetErrorString)                                                                              \
-  X(cuDeviceGetCount)                                                                              \
-  X(cuDeviceGet) X(cuDeviceGetName) X(cuDeviceGetUuid) X(cuDeviceGetAttribute)                     \
-      X(cuDeviceGetPCIBusId) X(cuDeviceCanAccessPeer) X(cuDevicePrimaryCtxRetain)                  \
-          X(cuDevicePrimaryCtxRelease) X(cuCtxPushCurrent) X(cuCtxPopCurrent) X(cuCtxSynchronize)  \
-              X(cuMemGetInfo) X(cuMemGetAllocationGranularity) X(cuMemCreate) X(cuMemRelease)      \
-                  X(cuMemAddressReserve) X(cuMemAddressFree) X(cuMemMap) X(cuMemUnmap)             \
-                      X(cuMemSetAccess) X(cuMemExportToShareableHandle)                            \
-                          X(cuMemImportFromShareableHandle) X(cuMemAlloc) X(cuMemFree)             \
-                              X(cuMemHostAlloc) X(cuMemFreeHost) X(cuMemcpyDtoH) X(cuMemcpyHtoD)   \
-                                  X(cuMemcpyDtoDAsync) X(cuMemcpyDtoHAsync) X(cuMemcpyHtoDAsync)   \
-                                      X(cuStreamCreate) X(cuStreamDestroy) X(cuStreamSynchronize)  \
-                                          X(cuStreamWaitEvent) X(cuEventCreate) X(cuEventDestroy)  \
-                                              X(cuEventRecord) X(cuEventQuery) X(cuModuleLoadData) \
-                                                  X(cuModuleUnload) X(cuModuleGetFunction)         \
-                                                      X(cuLaunchKernel)
+// (clang-format would break the list anew each time.)
+// clang-format off
+#define ROUSE_CUDA_CALLS(X)                                                                       \
+  X(cuInit)                                                                                       \
+  X(cuDriverGetVersion)                                                                           \
+  X(cuGetErrorName)                                                                               \
+  X(cuGetErrorString) X(cuDeviceGetCount) X(cuDeviceGet) X(cuDeviceGetName) X(cuDeviceGetUuid)    \
+      X(cuDeviceGetAttribute) X(cuDeviceGetPCIBusId) X(cuDeviceCanAccessPeer) X(                  \
+          cuDevicePrimaryCtxRetain) X(cuDevicePrimaryCtxRelease) X(cuCtxPushCurrent)              \
+          X(cuCtxPopCurrent) X(cuCtxSynchronize) X(cuMemGetInfo) X(cuMemGetAllocationGranularity) \
+              X(cuMemCreate) X(cuMemRelease) X(cuMemAddressReserve) X(cuMemAddressFree)           \
+                  X(cuMemMap) X(cuMemUnmap) X(cuMemSetAccess) X(cuMemExportToShareableHandle)     \
+                      X(cuMemImportFromShareableHandle) X(cuMemAlloc) X(cuMemFree)                \
+                          X(cuMemHostAlloc) X(cuMemFreeHost) X(cuMemcpyDtoH) X(cuMemcpyHtoD)      \
+                              X(cuMemcpyDtoDAsync) X(cuMemcpyDtoHAsync) X(cuMemcpyHtoDAsync)      \
+                                  X(cuStreamCreate) X(cuStreamDestroy) X(cuStreamSynchronize)     \
+                                      X(cuStreamWaitEvent) X(cuEventCreate) X(cuEventDestroy)     \
+                                          X(cuEventRecord) X(cuEventQuery) X(cuModuleLoadData)    \
+                                              X(cuModuleUnload) X(cuModuleGetFunction)            \
+                                                  X(cuLaunchKernel)
+// clang-format on
 
 namespace rouse::cuda {
 

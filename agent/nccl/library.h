@@ -2,9 +2,10 @@
 // agent/nccl.
 //
 // NCCL's own header comes in a wheel of 200 MB only, so what is needed of it is declared here: ten
-// functions, and structures that NCCL promises to extend at the end alone. The configuration is the
-// one of 2.14, which says so in `version`; every later library reads it (compared with nccl.h of
-// 2.14 to 2.31). A library that is older, or of another major version, is refused.
+// functions, and structures that NCCL extends at the end alone. The configuration is that of 2.14,
+// which says so in `version`, and later libraries fill in what it lacks. Types and values were
+// compared by the compiler with nccl.h of 2.28.9. A library that is older than 2.14, or of another
+// major version, is refused.
 
 #pragma once
 

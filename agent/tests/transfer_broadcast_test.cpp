@@ -41,7 +41,7 @@ struct Hub {
 // Not NCCL: copies from the root's arena once every rank is there. Fails or damages when told so.
 class FakeBroadcaster final : public memory::Broadcaster {
  public:
-  enum class Mode { kWorks, kNoId, kFails, kFlipsAByte };
+  enum class Mode { kWorks, kNoId, kFails, kFlipsAByte, kAbsent };
   FakeBroadcaster(Hub& hub, Mode mode) : hub_(hub), mode_(mode) {}
 
   Result<BroadcastId> NewId() override {
@@ -149,7 +149,8 @@ std::vector<Outcome> Fetch(Source& source, const std::vector<Mode>& modes) {
       const auto engine = memory::HostCopyEngine(1);
       FakeBroadcaster broadcaster(source.hub, modes[i]);
       outcome.report = FetchFromNode(source.Node(static_cast<int>(i)), source.rank, *outcome.arena,
-                                     memory::HostMemory(), *engine, &broadcaster,
+                                     memory::HostMemory(), *engine,
+                                     modes[i] == Mode::kAbsent ? nullptr : &broadcaster,
                                      {.self = {"node", "GPU-" + std::to_string(i + 1)},
                                       .broadcast = {.setup_deadline = milliseconds(500)}},
                                      {}, nullptr);
@@ -219,6 +220,8 @@ TEST_CASE("a target alone, or of a source without broadcasts, pulls", "[broadcas
     REQUIRE(Transport(outcome, without) == "node/host");
   }
   REQUIRE(without.hub.seats.empty());
+  Source other;
+  REQUIRE(Transport(Fetch(other, {Mode::kAbsent})[0], other) == "node/host");
 }
 
 TEST_CASE("waiting for a seat ends when it is stopped, or at its deadline", "[broadcast]") {
