@@ -157,6 +157,30 @@ TEST_CASE("who stopped asking is left out", "[broadcast]") {
   REQUIRE(world.Pulls(2, 62));
 }
 
+TEST_CASE("who cannot take part pulls, and the others are broadcast to", "[broadcast]") {
+  World world;
+  const auto ask = [&](const std::string& lease, BroadcastMember member) {
+    return world.roster.Ask(lease, member, TimePoint());
+  };
+  REQUIRE(world.Waits(1, 0));
+  REQUIRE(ask("elsewhere", {"other", "GPU-7"}) ==
+          BroadcastRoster::Answer(JoinPull{"not all of one NVLink domain"}));
+  REQUIRE(ask("same", {"node", "GPU-1"}) == BroadcastRoster::Answer(JoinPull{"two on GPU GPU-1"}));
+  REQUIRE(ask("source's", {"node", "GPU-0"}) ==
+          BroadcastRoster::Answer(JoinPull{"two on GPU GPU-0"}));
+  REQUIRE(world.Waits(2, 30));
+  REQUIRE(world.Waits(1, 31));
+  REQUIRE(world.Ask(1, 50) == BroadcastRoster::Answer(JoinSeat{1, 1, 3}));
+}
+
+TEST_CASE("a batch whose targets all went is begun anew", "[broadcast]") {
+  World world;
+  REQUIRE(world.Waits(1, 0));
+  REQUIRE(world.Waits(2, 1000));
+  REQUIRE(world.Waits(3, 1030));
+  REQUIRE(world.Ask(2, 1050) == BroadcastRoster::Answer(JoinSeat{1, 1, 3}));
+}
+
 TEST_CASE("a round that cannot begin sends everyone to pull", "[broadcast]") {
   World world;
   REQUIRE(world.Waits(1, 0));

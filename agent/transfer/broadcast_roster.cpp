@@ -18,25 +18,21 @@ BroadcastBatch BroadcastRoster::Batch() const {
 BroadcastRoster::Answer BroadcastRoster::Ask(const std::string& lease,
                                              const BroadcastMember& target, TimePoint now) {
   if (pulling_.erase(lease) > 0) return JoinPull{why_};
-  const auto known = std::find_if(targets_.begin(), targets_.end(),
-                                  [&](const Target& other) { return other.lease == lease; });
+  const auto same = [&](const Target& other) { return other.lease == lease; };
   if (running_) {
-    if (known == targets_.end()) return JoinPull{"a broadcast to others is under way"};
-    return JoinSeat{round_, static_cast<int>(known - targets_.begin()) + 1,
+    const auto seat = std::find_if(targets_.begin(), targets_.end(), same);
+    if (seat == targets_.end()) return JoinPull{"a broadcast to others is under way"};
+    return JoinSeat{round_, static_cast<int>(seat - targets_.begin()) + 1,
                     static_cast<int>(targets_.size()) + 1};
   }
-  if (known != targets_.end()) {
+  std::erase_if(targets_, [&](const Target& other) {
+    return !same(other) && now - other.heard > options_.silence;
+  });
+  if (const auto known = std::find_if(targets_.begin(), targets_.end(), same);
+      known != targets_.end()) {
     known->heard = now;
   } else {
-    // The most that a batch could be, all of them with a GPU of their own.
-    BroadcastBatch full{.source = source_, .targets = {}, .bytes = bytes_, .library = library_};
-    for (std::size_t i = 0; i < options_.max_targets; ++i) {
-      full.targets.push_back({source_.domain, std::to_string(i)});
-    }
-    if (const TransportChoice best = ChooseTransport(full, options_.rates); !best.broadcast) {
-      return JoinPull{best.reason};
-    }
-    if (targets_.size() >= options_.max_targets) return JoinPull{"the batch is full"};
+    if (std::string refusal = Refusal(target); !refusal.empty()) return JoinPull{refusal};
     if (targets_.empty()) opened_ = now;
     targets_.push_back({lease, target, now});
   }
@@ -44,10 +40,22 @@ BroadcastRoster::Answer BroadcastRoster::Ask(const std::string& lease,
   return Decide(lease, now);
 }
 
+// Why `target` need not wait for this batch; empty when it shall.
+std::string BroadcastRoster::Refusal(const BroadcastMember& target) const {
+  const BroadcastBatch batch = Batch();
+  if (batch.targets.size() >= options_.max_targets) return "the batch is full";
+  if (std::string misfit = Misfit(batch, target); !misfit.empty()) return misfit;
+  // The most that a batch could be, all of them with a GPU of their own.
+  BroadcastBatch full = batch;
+  full.targets.clear();
+  for (std::size_t i = 0; i < options_.max_targets; ++i) {
+    full.targets.push_back({source_.domain, std::to_string(i)});
+  }
+  const TransportChoice best = ChooseTransport(full, options_.rates);
+  return best.broadcast ? "" : best.reason;
+}
+
 BroadcastRoster::Answer BroadcastRoster::Decide(const std::string& lease, TimePoint now) {
-  std::erase_if(targets_, [&](const Target& target) {
-    return target.lease != lease && now - target.heard > options_.silence;
-  });
   const TransportChoice choice = ChooseTransport(Batch(), options_.rates);
   if (!choice.broadcast) {
     TellToPull(choice.reason, lease);

@@ -4,7 +4,8 @@
 // A target asks again and again until the answer is final. The first one opens a batch; when the
 // window has passed, the next one to ask brings the decision about (ChooseTransport), and everybody
 // learns it when asking next: a seat, or that it is to pull. While a broadcast is under way,
-// others pull. A target that stopped asking is left out; one that dies between the decision and
+// others pull. A target that cannot take part (Misfit) pulls by itself, without keeping the others
+// from it; one that stopped asking is left out. One that dies between the decision and
 // its seat makes the broadcast fail at its set-up deadline, and the others pull then.
 //
 // A lone target waits the window for nothing. So it asks only if it was told that others start
@@ -76,6 +77,7 @@ class BroadcastRoster {
     TimePoint heard;
   };
 
+  std::string Refusal(const BroadcastMember& target) const;
   Answer Decide(const std::string& lease, TimePoint now);
   BroadcastBatch Batch() const;
   void TellToPull(const std::string& reason, const std::string& but);

@@ -1,7 +1,6 @@
 #include "agent/transfer/transport_choice.h"
 
 #include <algorithm>
-#include <set>
 
 namespace rouse::transfer {
 namespace {
@@ -10,14 +9,11 @@ namespace {
 std::string Obstacle(const BroadcastBatch& batch) {
   if (batch.targets.size() < 2) return "fewer than two targets";
   if (!batch.library) return "the source has no NCCL";
-  std::set<std::string> gpus{batch.source.gpu};
+  BroadcastBatch before{.source = batch.source, .targets = {}};
   for (const BroadcastMember& target : batch.targets) {
-    if (target.domain.empty() || target.domain != batch.source.domain) {
-      return "not all of one NVLink domain";
-    }
-    if (!gpus.insert(target.gpu).second) return "two on GPU " + target.gpu;
+    if (std::string misfit = Misfit(before, target); !misfit.empty()) return misfit;
+    before.targets.push_back(target);
   }
-  if (gpus.contains("")) return "a GPU is unknown";
   return "";
 }
 
@@ -26,6 +22,18 @@ std::string Seconds(double seconds) {
 }
 
 }  // namespace
+
+std::string Misfit(const BroadcastBatch& batch, const BroadcastMember& target) {
+  if (target.domain.empty() || target.domain != batch.source.domain) {
+    return "not all of one NVLink domain";
+  }
+  if (target.gpu.empty() || batch.source.gpu.empty()) return "a GPU is unknown";
+  const auto same = [&](const BroadcastMember& other) { return other.gpu == target.gpu; };
+  if (same(batch.source) || std::any_of(batch.targets.begin(), batch.targets.end(), same)) {
+    return "two on GPU " + target.gpu;
+  }
+  return "";
+}
 
 TransportChoice ChooseTransport(const BroadcastBatch& batch, const TransportRates& rates) {
   TransportChoice choice;

@@ -20,7 +20,7 @@ namespace rouse::transfer {
 struct BroadcastMember {
   /// What a broadcast cannot cross (nccl::BroadcastDomain); empty is unknown and equals nothing.
   std::string domain;
-  std::string gpu;  ///< Its UUID.
+  std::string gpu;  ///< Its UUID; NCCL refuses two ranks on one.
 
   bool operator==(const BroadcastMember&) const = default;
 };
@@ -56,9 +56,12 @@ struct TransportChoice {
   bool operator==(const TransportChoice&) const = default;
 };
 
+/// Why `target` cannot take part in a broadcast to `batch`, which may have targets already; empty
+/// when it can: it is in the source's domain, and on a GPU of its own.
+std::string Misfit(const BroadcastBatch& batch, const BroadcastMember& target);
+
 /// Pulls unless a broadcast is possible and expected to end earlier. Impossible with fewer than two
-/// targets, without NCCL, when not all are in one domain, and when two share a GPU, which NCCL
-/// refuses. Rates that are not positive mean pulls.
+/// targets, without NCCL, and with a Misfit. Rates that are not positive mean pulls.
 TransportChoice ChooseTransport(const BroadcastBatch& batch, const TransportRates& rates);
 
 }  // namespace rouse::transfer
