@@ -4,17 +4,19 @@
     bench/host_rivals.py [--gib N] [--rounds N] [--python PYTHON] [--out docs/benchmarks/transfer-host.json]
 
 The rivals run in PYTHON, those of them that can be imported there: mooncake-transfer-engine-non-cuda (TCP;
-its other transports need a NIC or a GPU) and nixl-cu13 (UCX), both with numpy. Each has two processes that
-stay for all rounds, buffers of the same size that are touched before, registered before, and read in pieces
-of the same size. All are run in turn, ROUNDS times; figures are medians, a ratio is the median of the rounds'
-ratios, because runs that follow each other see the same machine.
+its other transports need a NIC or a GPU) and nixl-cu13 (UCX), both with numpy:
 
-Ours are three: a pull by UCX over TCP, as between nodes without RDMA; over shared memory; and the copy that two
-agents of one node make from each other's descriptors ("node"). Each is set beside the rivals' nearest.
+    python3 -m venv V && V/bin/pip install --no-deps numpy nixl-cu13 mooncake-transfer-engine-non-cuda
 
-Our pull's time includes the digest of every chunk, and connecting; the rivals take none and are connected.
-On two cores that costs about 0.06 s a GB of the time in which others only copy: the row without is like for like.
-What they brought is compared with the source's bytes after each round, outside of the time.
+In each of ROUNDS rounds each rival and each of ours has two processes of its own, buffers of the same size that
+were touched and registered before, pieces of the same size, and a first run that does not count; they run one
+after the other, because progress threads that spin take a core even when idle. Figures are medians, a ratio is
+the median of the rounds' ratios, because runs that follow each other see the same machine.
+
+Ours are a pull by UCX over TCP, as between nodes without RDMA; one over shared memory; and the copy that two
+agents of one node make by descriptors. Each is set beside the rivals' nearest. Our time includes the digest of
+every chunk (about 0.1 s a core and GB) but in the row that says so; the rivals take none. What they brought is
+compared with the source's bytes after each run, outside of the time.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import queue
 import statistics
 import subprocess
 import sys
@@ -139,7 +142,13 @@ def serve(name: str, count: int) -> None:
     answers, done = context.Queue(), context.Event()
     process = context.Process(target=source, args=(count, answers, done), daemon=True)
     process.start()
-    described = answers.get(timeout=60)
+    while True:
+        try:
+            described = answers.get(timeout=1)
+            break
+        except queue.Empty:
+            if not process.is_alive():
+                raise RuntimeError("the source ended") from None
     array, run = target(count, described)
     print(json.dumps({"version": version(package)}), file=out, flush=True)
     for _ in sys.stdin:
@@ -171,7 +180,8 @@ class Rival:
         line = self.process.stdout.readline()
         if not line:
             _, said = self.process.communicate()
-            raise RuntimeError((said.strip().splitlines() or ["no answer"])[-1])
+            errors = [x for x in said.splitlines() if "Error" in x]
+            raise RuntimeError((errors or ["no answer"])[0])
         self.version = json.loads(line)["version"]
         self.run()  # connects
 
@@ -269,6 +279,10 @@ def compare(options: argparse.Namespace) -> None:
                     round(ratio, 3),
                 )
             )
+    if not figures:
+        raise SystemExit(
+            f"{options.python} has none of {', '.join(RIVALS)}; name another by --python"
+        )
     default = REPOSITORY / "docs" / "benchmarks" / "transfer-host.json"
     write("transfer-host", figures, options.out or default)
 
