@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""What others move between two processes' GPU memory, one rival a run: gpu_rivals.py NAME GIB.
+"""What others move between two processes' GPU memory, one rival a run: gpu_rivals.py NAME GIB [FROM TO].
 
-Prints {"label", "how", "GBps": [...], "equal"}; ends with an error text if the rival is not there.
+FROM and TO are GPUs, 0 and 0 by default. Prints {"label", "how", "GBps": [...], "equal"}; ends with an error
+text if the rival is not there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ DESCRIPTOR = 64 << 20
 ROUNDS = 4
 
 
-def allocate(torch, count: int, fill: bool):
+def allocate(torch, count: int, fill: bool, gpu: int):
+    torch.cuda.set_device(gpu)
     tensor = torch.empty(count, dtype=torch.uint8, device="cuda")
     tensor.random_() if fill else tensor.zero_()
     torch.cuda.synchronize()
@@ -30,35 +32,35 @@ def checksum(torch, tensor) -> int:
     return int(tensor.view(torch.int64).sum().item())
 
 
-def nixl_source(count: int, answers, done) -> None:
+def nixl_source(count: int, gpu: int, answers, done) -> None:
     import torch
     from nixl_cu13._api import nixl_agent, nixl_agent_config
 
-    tensor = allocate(torch, count, True)
+    tensor = allocate(torch, count, True, gpu)
     agent = nixl_agent("source", nixl_agent_config(backends=["UCX"], enable_prog_thread=True))
-    agent.register_memory([(tensor.data_ptr(), count, 0, "")], mem_type="VRAM")
+    agent.register_memory([(tensor.data_ptr(), count, gpu, "")], mem_type="VRAM")
     answers.put((agent.get_agent_metadata(), tensor.data_ptr(), checksum(torch, tensor)))
     done.wait()
 
 
-def nixl(count: int) -> dict:
+def nixl(count: int, far_gpu: int, near_gpu: int) -> dict:
     # With no active NVLink UCX else answers a get over cuda_ipc by a slow path.
     os.environ.setdefault("UCX_CUDA_IPC_ENABLE_GET_ZCOPY", "on")
     context = multiprocessing.get_context("spawn")
     answers, done = context.Queue(), context.Event()
-    process = context.Process(target=nixl_source, args=(count, answers, done))
+    process = context.Process(target=nixl_source, args=(count, far_gpu, answers, done))
     process.start()
     import torch
     from nixl_cu13._api import nixl_agent, nixl_agent_config
 
     metadata, remote, expected = answers.get(timeout=100)
-    tensor = allocate(torch, count, False)
+    tensor = allocate(torch, count, False, near_gpu)
     agent = nixl_agent("target", nixl_agent_config(backends=["UCX"], enable_prog_thread=True))
     name = agent.add_remote_agent(metadata)
-    agent.register_memory([(tensor.data_ptr(), count, 0, "")], mem_type="VRAM")
+    agent.register_memory([(tensor.data_ptr(), count, near_gpu, "")], mem_type="VRAM")
     pieces = [(at, min(DESCRIPTOR, count - at)) for at in range(0, count, DESCRIPTOR)]
-    there = [(remote + at, size, 0) for at, size in pieces]
-    here = [(tensor.data_ptr() + at, size, 0) for at, size in pieces]
+    there = [(remote + at, size, far_gpu) for at, size in pieces]
+    here = [(tensor.data_ptr() + at, size, near_gpu) for at, size in pieces]
     far = agent.prep_xfer_dlist(name, there, mem_type="VRAM")
     near = agent.prep_xfer_dlist("", here, mem_type="VRAM")
     every = list(range(len(pieces)))
@@ -86,24 +88,24 @@ def nixl(count: int) -> dict:
     }
 
 
-def torch_source(count: int, answers, done) -> None:
+def torch_source(count: int, gpu: int, answers, done) -> None:
     import torch
     from torch.multiprocessing.reductions import reduce_tensor
 
-    tensor = allocate(torch, count, True)
+    tensor = allocate(torch, count, True, gpu)
     answers.put((reduce_tensor(tensor), checksum(torch, tensor)))
     done.wait()
 
 
-def torch_ipc(count: int) -> dict:
+def torch_ipc(count: int, far_gpu: int, near_gpu: int) -> dict:
     context = multiprocessing.get_context("spawn")
     answers, done = context.Queue(), context.Event()
-    process = context.Process(target=torch_source, args=(count, answers, done))
+    process = context.Process(target=torch_source, args=(count, far_gpu, answers, done))
     process.start()
     import torch
 
     (function, arguments), expected = answers.get(timeout=100)
-    tensor = allocate(torch, count, False)
+    tensor = allocate(torch, count, False, near_gpu)
     source = function(*arguments)
     rates = []
     for _ in range(ROUNDS):
@@ -124,7 +126,71 @@ def torch_ipc(count: int) -> dict:
     }
 
 
-def ucx(count: int) -> dict:
+def mooncake_engine():
+    from mooncake.engine import TransferEngine
+
+    engine = TransferEngine()
+    if engine.initialize("127.0.0.1", "P2PHANDSHAKE", "nvlink_intra", "") != 0:
+        sys.exit("Mooncake: nvlink_intra did not start")
+    return engine
+
+
+def mooncake_source(count: int, gpu: int, answers, done) -> None:
+    import torch
+
+    tensor, engine = allocate(torch, count, True, gpu), mooncake_engine()
+    if engine.register_memory(tensor.data_ptr(), count) != 0:
+        sys.exit("Mooncake: the source's memory was not registered")
+    session = f"127.0.0.1:{engine.get_rpc_port()}"
+    answers.put((session, tensor.data_ptr(), checksum(torch, tensor)))
+    done.wait()
+
+
+def mooncake(count: int, far_gpu: int, near_gpu: int) -> dict:
+    from importlib.metadata import version
+
+    os.environ.setdefault("MC_INTRANODE_NVLINK", "1")
+    context = multiprocessing.get_context("spawn")
+    answers, done = context.Queue(), context.Event()
+    process = context.Process(
+        target=mooncake_source, args=(count, far_gpu, answers, done), daemon=True
+    )
+    process.start()
+    import torch
+
+    session, remote, expected = answers.get(timeout=60)
+    tensor, engine = allocate(torch, count, False, near_gpu), mooncake_engine()
+    if engine.register_memory(tensor.data_ptr(), count) != 0:
+        sys.exit("Mooncake: the target's memory was not registered")
+    at = range(0, count, DESCRIPTOR)
+    here = [tensor.data_ptr() + x for x in at]
+    there = [remote + x for x in at]
+    sizes = [min(DESCRIPTOR, count - x) for x in at]
+    rates = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        failed = engine.batch_transfer_sync_read(session, here, there, sizes)
+        torch.cuda.synchronize()
+        rates.append(count / (time.perf_counter() - started) / 1e9)
+        if failed:
+            sys.exit(f"Mooncake: the transfer failed: {failed}")
+    equal = checksum(torch, tensor) == expected
+    done.set()
+    process.join(10)
+    process.kill()
+    release = version("mooncake-transfer-engine-cuda13")
+    return {
+        "label": "Mooncake",
+        "how": f"Mooncake {release} nvlink_intra batch read, 64 MiB pieces",
+        "GBps": rates,
+        "equal": equal,
+    }
+
+
+def ucx(count: int, far_gpu: int, near_gpu: int) -> dict:
+    if (far_gpu, near_gpu) != (0, 0):
+        sys.exit("UCX: ucx_perftest takes the first GPU on both sides")
+
     program = shutil.which("ucx_perftest") or sys.exit("UCX: no ucx_perftest on PATH")
     environment = dict(
         os.environ, UCX_TLS="cuda_copy,cuda_ipc,tcp,sm", UCX_CUDA_IPC_ENABLE_GET_ZCOPY="on"
@@ -151,7 +217,9 @@ def ucx(count: int) -> dict:
 
 def main() -> None:
     name, gib = sys.argv[1], int(sys.argv[2])
-    measured = {"nixl": nixl, "torch": torch_ipc, "ucx": ucx}[name](gib << 30)
+    gpus = [int(x) for x in sys.argv[3:5]] or [0, 0]
+    rivals = {"nixl": nixl, "mooncake": mooncake, "torch": torch_ipc, "ucx": ucx}
+    measured = rivals[name](gib << 30, *gpus)
     if measured["equal"] is False:
         sys.exit(f"{name}: other bytes arrived")
     print(json.dumps(measured), flush=True)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Weights moved between two processes of one node in GPU memory: ours, the driver's own copy, and peers.
 
-Writes docs/benchmarks/transfer-NAME.json. Needs a GPU and a Python with torch; NIXL (nixl-cu13) and
-ucx_perftest are set beside it if they are there, and named as missing if not.
+Writes docs/benchmarks/transfer-NAME.json. Needs a GPU and a Python with torch; NIXL (nixl-cu13), Mooncake
+(mooncake-transfer-engine-cuda13) and ucx_perftest are set beside it if they are there, and named as missing if not.
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--source-gpu", type=int, default=0)
     parser.add_argument("--target-gpu", type=int, default=0)
-    parser.add_argument("--rivals", default="nixl,torch,ucx", help="comma-separated, or empty")
+    parser.add_argument(
+        "--rivals", default="nixl,mooncake,torch,ucx", help="comma-separated, or empty"
+    )
     parser.add_argument("--checkpoint", help="folder of safetensors files in tmpfs, to load too")
     parser.add_argument("--load-rivals", default="instanttensor,fastsafetensors,safetensors,runai")
     parser.add_argument("--out", type=Path, default=None)
@@ -172,7 +174,8 @@ def main() -> int:
                 Figure(f"resident memory of the target process{part}{when}", resident, "MiB")
             )
     for name in filter(None, options.rivals.split(",")):
-        said = run_rival(gpu_rivals.__file__, name, str(options.gib))
+        gpus = [str(options.source_gpu), str(options.target_gpu)]
+        said = run_rival(gpu_rivals.__file__, name, str(options.gib), *gpus)
         if isinstance(said, str):
             print(f"{name}: not measured: {said}")
             continue

@@ -3,6 +3,7 @@
 //
 //   source   publishes an arena, writes an OpenResponse as one line of JSON for each line it reads
 //   target   reads an OpenResponse; for each further line pulls it and writes one line of JSON
+//            (with --node-folder, which the source has too: as two agents of one node do)
 //   local    writes how fast one thread digests and how fast an arena's memory is taken
 
 #include <CLI/CLI.hpp>
@@ -13,6 +14,7 @@
 #include <stdexcept>
 
 #include "agent/memory/copy_engine.h"
+#include "agent/transfer/node_pull.h"
 #include "agent/transfer/publisher.h"
 #include "agent/transfer/pull.h"
 #include "common/log.h"
@@ -24,6 +26,9 @@ struct Options {
   std::uint64_t bytes = 1u << 30;
   std::uint64_t piece_bytes = 4u << 20;
   std::uint32_t window = 4;
+  std::string node_folder;
+  int threads = 2;
+  bool unverified = false;
 };
 
 void Must(const Status& status) {
@@ -63,10 +68,35 @@ void Source(const Options& options) {
   manifest.allocations = {{.offset = 0, .bytes = arena->bytes()}};
   manifest.chunk_digests = Must(memory::DigestChunks(*memory::HostCopyEngine(2), *arena,
                                                      {.chunk_bytes = manifest.chunk_bytes}));
-  const auto publisher = Must(transfer::Publisher::Create({}));
+  const auto publisher = Must(transfer::Publisher::Create(
+      {.leases = {}, .node_folder = options.node_folder, .node_socket = "source.sock"}));
   Must(publisher->Publish(arena, std::move(manifest)));
   for (std::string line; std::getline(std::cin, line);) {
     Print(ToJson(Must(publisher->Open("bench/target"))));
+  }
+}
+
+void NodeTarget(const Options& options, const OpenResponse& answer) {
+  const transfer::NodeSource source = {
+      "bench/source", options.node_folder + "/" + answer.node_socket, answer.lease};
+  const RemoteRank& rank = answer.ranks.at(0);
+  const auto arena = Arena(options);
+  const auto engine = memory::HostCopyEngine(options.threads);
+  for (std::string line; std::getline(std::cin, line);) {
+    const auto start = std::chrono::steady_clock::now();
+    const auto from = Must(
+        transfer::ImportFromNode(source, rank, memory::HostMemory(), std::chrono::seconds(10)));
+    if (options.unverified) {
+      Must(engine->Copy(*from, *arena, {.digest = false},
+                        [](const memory::Piece&) { return Status(); }));
+      Print({{"bytes", arena->bytes()}, {"seconds", Since(start)}, {"transport", "node/host"}});
+      continue;
+    }
+    const auto report = Must(
+        transfer::CopyFromNode(source, rank.manifest, *from, *arena, *engine, {}, {}, nullptr));
+    Print({{"bytes", report.counters.bytes_verified},
+           {"seconds", Since(start)},
+           {"transport", report.transport}});
   }
 }
 
@@ -74,6 +104,7 @@ void Target(const Options& options) {
   std::string line;
   std::getline(std::cin, line);
   const OpenResponse answer = Must(OpenResponseFromJson(Must(json::Parse(line, "answer"))));
+  if (!options.node_folder.empty()) return NodeTarget(options, answer);
   const transfer::PullSource source = {
       .name = "bench/source", .worker_address = answer.worker_address, .rank = answer.ranks.at(0)};
   const auto arena =
@@ -108,6 +139,11 @@ int Main(int argc, char** argv) {
   for (CLI::App* command : {source, target, local}) command->add_option("--bytes", options.bytes);
   target->add_option("--piece-bytes", options.piece_bytes);
   target->add_option("--window", options.window);
+  for (CLI::App* command : {source, target}) {
+    command->add_option("--node-folder", options.node_folder);
+  }
+  target->add_option("--threads", options.threads);
+  for (CLI::App* command : {source, target}) command->add_flag("--unverified", options.unverified);
   CLI11_PARSE(app, argc, argv);
   log::Init("bench-pull", log::Level::kError);
   if (*source) Source(options);

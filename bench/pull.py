@@ -119,11 +119,13 @@ def perftest(transport: str, size: int, total: int, **more: str) -> float:
 
 
 class Pull:
-    def __init__(self, program: str, transport: str, size: int, total: int) -> None:
+    """`more` are further arguments of both ends."""
+
+    def __init__(self, program: str, transport: str, size: int, total: int, *more: str) -> None:
         env = environment(transport)
-        self.source = Child([program, "source", "--bytes", str(total)], env)
+        self.source = Child([program, "source", "--bytes", str(total), *more], env)
         command = [program, "target", "--bytes", str(total), "--piece-bytes", str(size)]
-        self.target = Child([*command, "--window", str(WINDOW)], env)
+        self.target = Child([*command, "--window", str(WINDOW), *more], env)
         self.source.tell("open")
         self.target.tell(json.dumps(self.source.hear()))
         self.transport = ""

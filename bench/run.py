@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds what the benchmarks need and runs them one after the other; figures go to docs/benchmarks.
 
-    bench/run.py [NAME...]      NAME is pull, operator, ...; none means all that need no GPU
+    bench/run.py [NAME...]      NAME is pull, operator, ...; none means all that need nothing more
 
 The build has a folder of its own, build/bench, so that build/release stays as `make build` wants it.
 """
@@ -17,8 +17,8 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
 BUILD = REPOSITORY / "build" / "bench"
 NOT_A_BENCHMARK = {"run", "figures", "fanout_chart", "gpu_rivals", "gpu_load_rivals"}
-# Run when they are named: they need a GPU.
-NAMED_ONLY = {"gpu_transfer"}
+# Run when they are named: they need a GPU, or a Python with others' packages (--python).
+NAMED_ONLY = {"gpu_transfer", "gpu_broadcast", "host_rivals"}
 
 
 def scripts() -> dict[str, Path]:

@@ -1,4 +1,4 @@
-// libcuda, opened at run time. Private to agent/cuda: nothing else includes CUDA's headers.
+// libcuda, opened at run time. For agent/cuda and agent/nccl: nothing else has CUDA's headers.
 
 #pragma once
 
@@ -11,6 +11,8 @@
 
 // The driver's functions that Rouse calls. <cuda.h> defines many of these names as macros for the
 // current version of a function; X is given the name with its version.
+// (clang-format would break the list anew each time.)
+// clang-format off
 #define ROUSE_CUDA_CALLS(X)                                                                       \
   X(cuInit)                                                                                       \
   X(cuDriverGetVersion)                                                                           \
@@ -29,6 +31,7 @@
                                           X(cuEventRecord) X(cuEventQuery) X(cuModuleLoadData)    \
                                               X(cuModuleUnload) X(cuModuleGetFunction)            \
                                                   X(cuLaunchKernel)
+// clang-format on
 
 namespace rouse::cuda {
 

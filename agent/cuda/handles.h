@@ -1,4 +1,4 @@
-// Owners of the driver's objects. Private to agent/cuda.
+// Owners of the driver's objects. For agent/cuda and agent/nccl.
 //
 // All need the device's context to be current (Current) when they are made and destroyed.
 

@@ -4,9 +4,11 @@
 
 #include <catch2/catch.hpp>
 #include <cstring>
+#include <thread>
 
 #include "agent/cuda/copy_engine.h"
 #include "agent/cuda/device.h"
+#include "agent/nccl/nccl_broadcaster.h"
 #include "agent/tests/transfer_fixture.h"
 #include "agent/transfer/node_pull.h"
 #include "agent/transfer/node_share.h"
@@ -202,6 +204,105 @@ TEST_CASE("weights come over NVLink from another GPU of the node", "[gpu][two]")
   std::vector<std::byte> read(content.size());
   Must(cuda::Download(*near, read, target->span().data()));
   REQUIRE(read == content);
+}
+
+// Null, with a word, where NCCL is not to be had.
+std::unique_ptr<memory::Broadcaster> Nccl(const std::shared_ptr<const cuda::Device>& device) {
+  auto broadcaster = nccl::NcclBroadcaster(device);
+  if (broadcaster.ok()) return *std::move(broadcaster);
+  WARN(broadcaster.status().ToString() << ": not run");
+  return nullptr;
+}
+
+TEST_CASE("a broadcast brings every byte to another GPU", "[gpu][nccl][two]") {
+  if (Must(cuda::DeviceCount()) < 2) {
+    WARN("one GPU only: not run");
+    return;
+  }
+  const auto root = Gpu(0);
+  const auto other = Gpu(1);
+  const auto sender = Nccl(root);
+  const auto receiver = Nccl(other);
+  if (sender == nullptr) return;
+  // More than one piece, and slabs that differ.
+  const auto content = Bytes(1100 * kMiB + 12345);
+  const auto source = Filled(root, content, 64 * kMiB);
+  const auto target = Must(memory::Arena::Create(
+      {.bytes = content.size(), .memory = cuda::DeviceMemory(other), .slab_bytes = 256 * kMiB}));
+  const auto id = Must(sender->NewId());
+  Status sent;
+  {
+    const std::jthread thread([&] { sent = sender->Send({id, 2, 0}, *source, {}).status(); });
+    const auto received = receiver->Receive({id, 2, 1}, *target, {});
+    REQUIRE(received.status() == Status());
+    REQUIRE(received->setup_seconds > 0);
+  }
+  REQUIRE(sent == Status());
+  std::vector<std::byte> read(content.size());
+  Must(cuda::Download(*other, read, target->span().data()));
+  REQUIRE(read == content);
+}
+
+TEST_CASE("a broadcast that a rank does not come to ends at its deadline", "[gpu][nccl]") {
+  const auto device = Gpu();
+  const auto sender = Nccl(device);
+  if (sender == nullptr) return;
+  const auto source = Filled(device, Bytes(4 * kMiB), 4 * kMiB);
+  const auto started = std::chrono::steady_clock::now();
+  const auto sent = sender->Send({Must(sender->NewId()), 2, 0}, *source,
+                                 {.setup_deadline = std::chrono::milliseconds(1500)});
+  REQUIRE(sent.status().code() == StatusCode::kDeadlineExceeded);
+  REQUIRE(std::chrono::steady_clock::now() - started < std::chrono::seconds(8));
+  // And the GPU is as usable as before.
+  const auto engine = Must(cuda::DeviceCopyEngine(device));
+  REQUIRE(Digests(*engine, *source, kChunkBytes).size() == 1);
+}
+
+TEST_CASE("two ranks on one GPU are refused, and neither hangs", "[gpu][nccl]") {
+  const auto device = Gpu();
+  const auto sender = Nccl(device);
+  const auto receiver = Nccl(device);
+  if (sender == nullptr) return;
+  const auto source = Filled(device, Bytes(4 * kMiB), 4 * kMiB);
+  const auto target =
+      Must(memory::Arena::Create({.bytes = 4 * kMiB, .memory = cuda::DeviceMemory(device)}));
+  const auto id = Must(sender->NewId());
+  Status sent;
+  Status received;
+  {
+    const std::jthread thread([&] { sent = sender->Send({id, 2, 0}, *source, {}).status(); });
+    received = receiver->Receive({id, 2, 1}, *target, {}).status();
+  }
+  REQUIRE_FALSE(sent.ok());
+  REQUIRE_FALSE(received.ok());
+}
+
+TEST_CASE("a rank that waits for bytes that never come ends too", "[gpu][nccl][two]") {
+  if (Must(cuda::DeviceCount()) < 2) {
+    WARN("one GPU only: not run");
+    return;
+  }
+  const auto root = Gpu(0);
+  const auto other = Gpu(1);
+  const auto sender = Nccl(root);
+  const auto receiver = Nccl(other);
+  if (sender == nullptr) return;
+  const auto source = Filled(root, Bytes(16 * kMiB), 16 * kMiB);
+  // Longer than what is sent, by a piece: what ranks must not do, and what a rank that dies does.
+  const auto target = Must(memory::Arena::Create(
+      {.bytes = 2 * nccl::kBroadcastPieceBytes, .memory = cuda::DeviceMemory(other)}));
+  const auto id = Must(sender->NewId());
+  const memory::BroadcastOptions options{.progress_deadline = std::chrono::milliseconds(1500)};
+  const auto started = std::chrono::steady_clock::now();
+  Status received;
+  {
+    const std::jthread thread([&] { (void)sender->Send({id, 2, 0}, *source, options); });
+    received = receiver->Receive({id, 2, 1}, *target, options).status();
+  }
+  REQUIRE_FALSE(received.ok());
+  REQUIRE(std::chrono::steady_clock::now() - started < std::chrono::seconds(20));
+  const auto engine = Must(cuda::DeviceCopyEngine(other));
+  REQUIRE_FALSE(Digests(*engine, *target, kChunkBytes).empty());
 }
 
 }  // namespace

@@ -28,10 +28,12 @@ struct Connection {
 
 class NodeShare::Loop {
  public:
-  Loop(agent::SeqpacketListener listener, OwnedFd wake, Slabs slabs, const NodeShareLimits& limits)
+  Loop(agent::SeqpacketListener listener, OwnedFd wake, Slabs slabs, Join join,
+       const NodeShareLimits& limits)
       : listener_(std::move(listener)),
         wake_(std::move(wake)),
         slabs_(std::move(slabs)),
+        join_(std::move(join)),
         limits_(limits),
         thread_([this] {
           ::pthread_setname_np(::pthread_self(), "node-share");
@@ -80,14 +82,24 @@ class NodeShare::Loop {
     if (!received.ok()) return false;
     if (!*received) return true;
     if ((*received)->oversized || !(*received)->fds.empty()) return false;
-    const auto request = DecodeNodeRequest((*received)->body);
-    auto slabs = request.ok() ? slabs_(*request) : request.status();
-    if (!slabs.ok()) {
-      return Send(socket, NodeError(slabs.status()), {}) && request.ok();
+    const auto message = DecodeNodeMessage((*received)->body);
+    if (!message.ok()) {
+      Send(socket, NodeError(message.status()), {});
+      return false;
     }
+    if (const auto* join = std::get_if<NodeJoin>(&*message)) return AnswerJoin(socket, *join);
+    const auto slabs = slabs_(std::get<NodeRequest>(*message));
+    if (!slabs.ok()) return Send(socket, NodeError(slabs.status()), {});
     std::vector<int> fds;
     for (const OwnedFd& fd : slabs->fds) fds.push_back(fd.get());
     return Send(socket, ToJson(NodeAnswer{slabs->memory}), fds);
+  }
+
+  bool AnswerJoin(int socket, const NodeJoin& join) {
+    const auto answer = join_ != nullptr
+                            ? join_(join)
+                            : FailedPrecondition("there are no broadcasts from this agent");
+    return Send(socket, answer.ok() ? ToJson(*answer) : NodeError(answer.status()), {});
   }
 
   // One that does not read its answers is closed.
@@ -99,6 +111,7 @@ class NodeShare::Loop {
   agent::SeqpacketListener listener_;
   const OwnedFd wake_;
   const Slabs slabs_;
+  const Join join_;
   const NodeShareLimits limits_;
   std::vector<Connection> connections_;  // the thread's own
   std::atomic<bool> stop_{false};
@@ -112,7 +125,7 @@ NodeShare::~NodeShare() = default;
 
 Result<std::unique_ptr<NodeShare>> NodeShare::Start(const std::string& folder,
                                                     const std::string& name, Slabs slabs,
-                                                    const NodeShareLimits& limits) {
+                                                    const NodeShareLimits& limits, Join join) {
   if (!IsNodeSocketName(name)) {
     return InvalidArgument("\"" + name + "\" cannot be the name of a socket in " + folder);
   }
@@ -127,8 +140,8 @@ Result<std::unique_ptr<NodeShare>> NodeShare::Start(const std::string& folder,
     return listener.status().WithContext(
         "folder of this node (agents must be able to write to it)");
   }
-  auto loop =
-      std::make_unique<Loop>(*std::move(listener), std::move(wake), std::move(slabs), limits);
+  auto loop = std::make_unique<Loop>(*std::move(listener), std::move(wake), std::move(slabs),
+                                     std::move(join), limits);
   return std::unique_ptr<NodeShare>(new NodeShare(name, std::move(loop)));
 }
 

@@ -1,6 +1,8 @@
 // The source's side within a node: gives the descriptors of published slabs to agents of the same
 // node, over a socket in a folder that all of them have (a hostPath).
 //
+// Targets that start together can ask there for a seat in a broadcast too (broadcast_source.h).
+//
 // Neither PID nor IPC namespaces need be shared, and a GPU's memory is reached directly. Whoever
 // reaches the socket may ask; only who holds a lease, which the HTTP port gives, is answered with
 // slabs.
@@ -37,12 +39,14 @@ class NodeShare {
  public:
   /// Called on the thread; must be quick.
   using Slabs = std::function<Result<SharedSlabs>(const NodeRequest&)>;
+  using Join = std::function<Result<NodeJoinAnswer>(const NodeJoin&)>;
 
   /// Listens on `folder`/`name`, where `name` satisfies IsNodeSocketName. A folder that is missing
-  /// is NotFound.
+  /// is NotFound. Without `join` there are no broadcasts here, and who asks for one is told so.
   static Result<std::unique_ptr<NodeShare>> Start(const std::string& folder,
                                                   const std::string& name, Slabs slabs,
-                                                  const NodeShareLimits& limits = {});
+                                                  const NodeShareLimits& limits = {},
+                                                  Join join = nullptr);
   /// Ends all connections and unlinks the socket.
   ~NodeShare();
 

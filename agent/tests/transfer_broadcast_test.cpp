@@ -1,0 +1,295 @@
+// Broadcasts within a node up to NCCL itself: a fake stands in for it, and host memory for a GPU's.
+
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+#include <condition_variable>
+#include <cstring>
+#include <filesystem>
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include "agent/memory/chunk_digest.h"
+#include "agent/socket/seqpacket.h"
+#include "agent/tests/transfer_fixture.h"
+#include "agent/transfer/broadcast_pull.h"
+#include "agent/transfer/broadcast_source.h"
+#include "agent/transfer/node_share.h"
+
+namespace rouse::transfer {
+namespace {
+
+using memory::BroadcastId;
+using memory::BroadcastOptions;
+using memory::BroadcastReport;
+using memory::BroadcastSeat;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr std::uint64_t kMiB = 1u << 20;
+
+// What the fakes of one test share in place of a network: who is there, and whose bytes.
+struct Hub {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<std::byte> bytes;
+  std::vector<BroadcastSeat> seats;
+  bool full = false;
+};
+
+// Not NCCL: copies from the root's arena once every rank is there. Fails or damages when told so.
+class FakeBroadcaster final : public memory::Broadcaster {
+ public:
+  enum class Mode { kWorks, kNoId, kFails, kFlipsAByte, kAbsent };
+  FakeBroadcaster(Hub& hub, Mode mode) : hub_(hub), mode_(mode) {}
+
+  Result<BroadcastId> NewId() override {
+    if (mode_ == Mode::kNoId) return Internal("no id from the fake");
+    BroadcastId id{};
+    id[7] = std::byte{42};
+    return id;
+  }
+  Result<BroadcastReport> Send(const BroadcastSeat& seat, const memory::Arena& arena,
+                               const BroadcastOptions&) override {
+    if (seat.rank != 0) return InvalidArgument("only rank 0 sends");
+    const std::scoped_lock lock(hub_.mutex);
+    hub_.bytes.assign(arena.span().begin(), arena.span().end());
+    hub_.changed.notify_all();
+    return BroadcastReport{};
+  }
+  Result<BroadcastReport> Receive(const BroadcastSeat& seat, memory::Arena& arena,
+                                  const BroadcastOptions& options) override {
+    std::unique_lock lock(hub_.mutex);
+    hub_.seats.push_back(seat);
+    if (seat.ranks - 1 == static_cast<int>(hub_.seats.size())) hub_.full = true;
+    hub_.changed.notify_all();
+    if (mode_ == Mode::kFails) return Unavailable("the fake's ring broke");
+    if (!hub_.changed.wait_for(lock, options.setup_deadline,
+                               [&] { return hub_.full && !hub_.bytes.empty(); })) {
+      return DeadlineExceeded("the fake waited for all ranks");
+    }
+    std::memcpy(arena.span().data(), hub_.bytes.data(), hub_.bytes.size());
+    if (mode_ == Mode::kFlipsAByte) arena.span()[5 * kChunkBytes + 3] ^= std::byte{1};
+    return BroadcastReport{};
+  }
+
+ private:
+  Hub& hub_;
+  const Mode mode_;
+};
+using Mode = FakeBroadcaster::Mode;
+
+// A source that offers its arena by descriptor and by broadcast, to leases "lease-...".
+class Source {
+ public:
+  explicit Source(Mode mode = Mode::kWorks, bool with_broadcasts = true)
+      : arena(RandomArena(37 * kMiB + 1234, 8 * kMiB, 3)) {
+    Must(arena->Seal());
+    rank.manifest = ManifestOf(*arena, 0, kChunkBytes);
+    for (const std::uint64_t bytes : arena->SlabBytes()) rank.slabs.push_back({.bytes = bytes});
+    char name[] = "/tmp/rouse-broadcast-test-XXXXXX";
+    if (::mkdtemp(name) == nullptr) throw std::runtime_error("mkdtemp failed");
+    folder_ = name;
+    RosterOptions roster{
+        .window = milliseconds(300), .ask_again = milliseconds(10), .silence = milliseconds(200)};
+    roster.rates.setup_seconds = 0;  // 37 MiB shall do
+    broadcasts_ = std::make_unique<BroadcastSource>(
+        arena, 0, std::make_unique<FakeBroadcaster>(hub, mode),
+        BroadcastSourceOptions{.self = {"node", "GPU-0"}, .roster = roster});
+    share_ = Must(NodeShare::Start(
+        folder_, "a.sock",
+        [this](const NodeRequest& request) -> Result<SharedSlabs> {
+          SharedSlabs slabs{.memory = "host", .fds = {}};
+          for (std::size_t i = request.first; i < request.first + request.count; ++i) {
+            slabs.fds.push_back(Must(arena->slab(i).DuplicateFd()));
+          }
+          return slabs;
+        },
+        {},
+        with_broadcasts ? NodeShare::Join([this](const NodeJoin& join) -> Result<NodeJoinAnswer> {
+          if (!join.lease.starts_with("lease-")) return NotFound("no such lease");
+          return broadcasts_->Join(join);
+        })
+                        : nullptr));
+  }
+  ~Source() {
+    share_.reset();
+    std::filesystem::remove_all(folder_);
+  }
+
+  NodeSource Node(int target) const {
+    return {"test/source", folder_ + "/a.sock", "lease-" + std::to_string(target)};
+  }
+
+  Hub hub;
+  const std::shared_ptr<memory::Arena> arena;
+  RemoteRank rank;
+
+ private:
+  std::string folder_;
+  std::unique_ptr<BroadcastSource> broadcasts_;
+  std::unique_ptr<NodeShare> share_;
+};
+
+struct Outcome {
+  std::shared_ptr<memory::Arena> arena;
+  Result<PullReport> report = Internal("not run");
+};
+
+// `modes.size()` targets that start together, each on a thread.
+std::vector<Outcome> Fetch(Source& source, const std::vector<Mode>& modes) {
+  std::vector<Outcome> outcomes(modes.size());
+  std::vector<std::jthread> threads;
+  for (std::size_t i = 0; i < modes.size(); ++i) {
+    threads.emplace_back([&, i] {
+      Outcome& outcome = outcomes[i];
+      outcome.arena =
+          Must(memory::Arena::Create({.bytes = source.arena->bytes(), .slab_bytes = 4 * kMiB}));
+      const auto engine = memory::HostCopyEngine(1);
+      FakeBroadcaster broadcaster(source.hub, modes[i]);
+      outcome.report = FetchFromNode(source.Node(static_cast<int>(i)), source.rank, *outcome.arena,
+                                     memory::HostMemory(), *engine,
+                                     modes[i] == Mode::kAbsent ? nullptr : &broadcaster,
+                                     {.self = {"node", "GPU-" + std::to_string(i + 1)},
+                                      .broadcast = {.setup_deadline = milliseconds(500)}},
+                                     {}, nullptr);
+    });
+  }
+  threads.clear();
+  return outcomes;
+}
+
+std::string Transport(const Outcome& outcome, const Source& source) {
+  REQUIRE(outcome.report.status() == Status());
+  REQUIRE(SameBytes(*outcome.arena, *source.arena));
+  REQUIRE(outcome.report->counters.bytes_verified == source.arena->bytes());
+  REQUIRE(outcome.report->counters.chunks_verified == 10);
+  return outcome.report->transport;
+}
+
+TEST_CASE("targets that start together get one broadcast, verified", "[broadcast]") {
+  Source source;
+  const auto outcomes = Fetch(source, {Mode::kWorks, Mode::kWorks, Mode::kWorks});
+  for (const Outcome& outcome : outcomes) REQUIRE(Transport(outcome, source) == "broadcast/host");
+  REQUIRE(source.hub.seats.size() == 3);
+  std::set<int> ranks;
+  for (const BroadcastSeat& seat : source.hub.seats) {
+    REQUIRE(seat.id[7] == std::byte{42});
+    REQUIRE(seat.ranks == 4);
+    ranks.insert(seat.rank);
+  }
+  REQUIRE(ranks == std::set<int>{1, 2, 3});
+}
+
+TEST_CASE("a target whose broadcast fails pulls, and so do those who waited for it",
+          "[broadcast]") {
+  Source source;
+  const auto outcomes = Fetch(source, {Mode::kFails, Mode::kWorks});
+  REQUIRE(Transport(outcomes[0], source) == "node/host");
+  Transport(outcomes[1], source);
+
+  Source broken(Mode::kNoId);
+  for (const Outcome& outcome : Fetch(broken, {Mode::kWorks, Mode::kWorks})) {
+    REQUIRE(Transport(outcome, broken) == "node/host");
+  }
+  REQUIRE(broken.hub.seats.empty());
+}
+
+TEST_CASE("bytes that a broadcast damaged are found, and pulled", "[broadcast]") {
+  Source source;
+  const auto outcomes = Fetch(source, {Mode::kFlipsAByte, Mode::kWorks});
+  REQUIRE(Transport(outcomes[0], source) == "node/host");
+  REQUIRE(Transport(outcomes[1], source) == "broadcast/host");
+}
+
+TEST_CASE("bytes that the source itself has wrong are an error by any way", "[broadcast]") {
+  Source source;
+  source.arena->span()[5 * kChunkBytes + 7] ^= std::byte{1};
+  for (const Outcome& outcome : Fetch(source, {Mode::kWorks, Mode::kWorks})) {
+    REQUIRE(outcome.report.status().code() == StatusCode::kDataLoss);
+    REQUIRE_THAT(outcome.report.status().message(), Catch::Contains("chunk 5 of rank 0"));
+  }
+}
+
+TEST_CASE("a target alone, or of a source without broadcasts, pulls", "[broadcast]") {
+  Source source;
+  REQUIRE(Transport(Fetch(source, {Mode::kWorks})[0], source) == "node/host");
+  Source without(Mode::kWorks, false);
+  for (const Outcome& outcome : Fetch(without, {Mode::kWorks, Mode::kWorks})) {
+    REQUIRE(Transport(outcome, without) == "node/host");
+  }
+  REQUIRE(without.hub.seats.empty());
+  Source other;
+  REQUIRE(Transport(Fetch(other, {Mode::kAbsent})[0], other) == "node/host");
+}
+
+TEST_CASE("waiting for a seat ends when it is stopped, or at its deadline", "[broadcast]") {
+  Source source;
+  std::stop_source stop;
+  stop.request_stop();
+  REQUIRE(AwaitSeat(source.Node(1), 0, {"node", "GPU-1"}, seconds(60), stop.get_token())
+              .status()
+              .code() == StatusCode::kCancelled);
+  REQUIRE(AwaitSeat(source.Node(1), 0, {"node", "GPU-1"}, milliseconds(100), {}).status().code() ==
+          StatusCode::kDeadlineExceeded);
+  const auto other = AwaitSeat(source.Node(1), 3, {"node", "GPU-1"}, seconds(5), {});
+  REQUIRE(other.status().code() == StatusCode::kNotFound);
+  NodeSource guessing = source.Node(1);
+  guessing.lease = "guessed";
+  REQUIRE(AwaitSeat(guessing, 0, {"node", "GPU-1"}, seconds(5), {}).status().code() ==
+          StatusCode::kNotFound);
+}
+
+TEST_CASE("joins and seats survive the wire, and nonsense is named", "[broadcast]") {
+  const auto join =
+      Must(DecodeNodeMessage(json::Dump(ToJson(NodeJoin{"lease", 3, {"a/b/1", "GPU-7"}}))));
+  REQUIRE(std::get<NodeJoin>(join).member == BroadcastMember{"a/b/1", "GPU-7"});
+  REQUIRE(std::get<NodeJoin>(join).rank == 3);
+  BroadcastSeat seat{.id = {}, .ranks = 8, .rank = 7};
+  for (std::size_t i = 0; i < seat.id.size(); ++i) seat.id[i] = static_cast<std::byte>(i * 3);
+  for (const NodeJoinAnswer& answer :
+       {NodeJoinAnswer(seat), NodeJoinAnswer(JoinWait{milliseconds(12)}),
+        NodeJoinAnswer(JoinPull{"because"})}) {
+    REQUIRE(Must(DecodeNodeJoinAnswer(json::Dump(ToJson(answer)))) == answer);
+  }
+  REQUIRE(Must(DecodeNodeJoinAnswer(
+              json::Dump(ToJson(NodeJoinAnswer(JoinPull{std::string(5000, 'x')}))))) ==
+          NodeJoinAnswer(JoinPull{std::string(1024, 'x')}));
+
+  const auto refused = [](json::Json body, const char* field, json::Json value) {
+    body[field] = std::move(value);
+    const auto answer = DecodeNodeJoinAnswer(json::Dump(body));
+    REQUIRE(answer.status().code() == StatusCode::kInvalidArgument);
+    REQUIRE_THAT(answer.status().message(), Catch::Contains(field));
+  };
+  const json::Json good = ToJson(NodeJoinAnswer(seat));
+  refused(good, "id", "AAAA");
+  refused(good, "id", "not base64");
+  refused(good, "seat", 0);
+  refused(good, "seat", 8);
+  refused(good, "ranks", 1);
+  refused(good, "ranks", 1025);
+  refused(good, "type", "Throne");
+  refused(ToJson(NodeJoinAnswer(JoinWait{milliseconds(1)})), "askAgainMs", 0);
+  refused(ToJson(NodeJoinAnswer(JoinWait{milliseconds(1)})), "askAgainMs", 10'001);
+  const auto refused_request = [](const char* field, json::Json value) {
+    json::Json body = ToJson(NodeJoin{"lease", 3, {"domain", "GPU-7"}});
+    body[field] = std::move(value);
+    const auto message = DecodeNodeMessage(json::Dump(body));
+    REQUIRE(message.status().code() == StatusCode::kInvalidArgument);
+    REQUIRE_THAT(message.status().message(), Catch::Contains(field));
+  };
+  refused_request("gpu", std::string(65, 'x'));
+  refused_request("domain", std::string(257, 'x'));
+  refused_request("gpu", 7);
+  refused_request("rank", 65536);
+  refused_request("type", "Leave");
+  // What an agent that knows nothing of this answers.
+  REQUIRE(DecodeNodeJoinAnswer(json::Dump(NodeError(InvalidArgument("request.first: missing"))))
+              .status()
+              .code() == StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace rouse::transfer
