@@ -255,7 +255,7 @@ TEST_CASE("a broadcast that a rank does not come to ends at its deadline", "[gpu
   REQUIRE(std::chrono::steady_clock::now() - started < std::chrono::seconds(8));
   // And the GPU is as usable as before.
   const auto engine = Must(cuda::DeviceCopyEngine(device));
-  REQUIRE(Digests(*engine, *source, kChunkBytes).size() == 1);
+  REQUIRE(Must(memory::DigestChunks(*engine, *source)).size() == 1);
 }
 
 TEST_CASE("two ranks on one GPU are refused, and neither hangs", "[gpu][nccl]") {
@@ -302,7 +302,7 @@ TEST_CASE("a rank that waits for bytes that never come ends too", "[gpu][nccl][t
   REQUIRE_FALSE(received.ok());
   REQUIRE(std::chrono::steady_clock::now() - started < std::chrono::seconds(20));
   const auto engine = Must(cuda::DeviceCopyEngine(other));
-  REQUIRE_FALSE(Digests(*engine, *target, kChunkBytes).empty());
+  REQUIRE_FALSE(Must(memory::DigestChunks(*engine, *target)).empty());
 }
 
 }  // namespace

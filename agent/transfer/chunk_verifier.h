@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include <algorithm>
+#include <cstdint>
 #include <string>
 
 #include "agent/memory/copy_engine.h"
@@ -23,19 +23,18 @@ class ChunkVerifier {
 
   /// DataLoss names the chunk.
   Status operator()(const memory::Piece& piece) {
-    const std::uint64_t blocks_a_chunk = manifest_.chunk_bytes / memory::kDigestBlockBytes;
     counters_.bytes_arrived += piece.bytes;
-    std::uint64_t chunk = piece.offset / manifest_.chunk_bytes;
-    for (std::uint64_t at = 0; at < piece.blocks.size(); at += blocks_a_chunk, ++chunk) {
-      const auto blocks =
-          piece.blocks.subspan(at, std::min(blocks_a_chunk, piece.blocks.size() - at));
-      if (memory::DigestOfBlocks(blocks) != manifest_.chunk_digests[chunk]) {
-        ++counters_.mismatches;
-        return DataLoss("chunk " + std::to_string(chunk) + " of rank " +
-                        std::to_string(manifest_.rank) + " is not what its digest says");
-      }
-      ++counters_.chunks_verified;
-    }
+    ROUSE_RETURN_IF_ERROR(memory::ForEachChunk(
+        piece, manifest_.chunk_bytes,
+        [this](std::uint64_t chunk, const std::string& digest) -> Status {
+          if (digest != manifest_.chunk_digests[chunk]) {
+            ++counters_.mismatches;
+            return DataLoss("chunk " + std::to_string(chunk) + " of rank " +
+                            std::to_string(manifest_.rank) + " is not what its digest says");
+          }
+          ++counters_.chunks_verified;
+          return {};
+        }));
     counters_.bytes_verified += piece.bytes;
     return {};
   }
