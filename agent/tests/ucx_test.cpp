@@ -109,6 +109,34 @@ TEST_CASE("UCX that finds no device is an error that says where to look", "[ucx]
   REQUIRE_THAT(context.status().message(), Catch::Contains("UCX_TLS"));
 }
 
+// Over which transport a context reaches itself.
+std::string TransportOf(const ContextOptions& options) {
+  const auto context = Must(Context::Create(options));
+  const auto source = Must(Worker::Create(context));
+  const ProgressThread progress(*source, "test-source");
+  std::vector<std::byte> there(4096, std::byte{0x5a});
+  std::vector<std::byte> here(4096);
+  const auto remote = Must(RegisteredMemory::Register(context, there));
+  const auto local = Must(RegisteredMemory::Register(context, here));
+  const auto worker = Must(Worker::Create(context));
+  const auto endpoint = Must(Endpoint::Connect(*worker, Must(source->Address())));
+  const auto key = Must(endpoint->OpenKey(Must(remote.PackKey())));
+  auto get = endpoint->Get({.into = here, .memory = &local, .from = remote.address(), .key = &key});
+  REQUIRE(Finish(*worker, get) == Status());
+  return endpoint->Transport();
+}
+
+TEST_CASE("network devices are pinned, unless the user has named his own", "[ucx]") {
+  ::setenv("UCX_TLS", "tcp", 1);
+  CHECK(TransportOf({.net_devices = {"lo"}, .max_rails = 2}) == "tcp/lo");
+  ::setenv("UCX_NET_DEVICES", "no_such_device", 1);
+  CHECK(Context::Create({.net_devices = {"lo"}}).status().code() == StatusCode::kUnavailable);
+  ::setenv("UCX_NET_DEVICES", "lo", 1);
+  CHECK(TransportOf({.net_devices = {"no_such_device"}}) == "tcp/lo");
+  ::unsetenv("UCX_NET_DEVICES");
+  ::unsetenv("UCX_TLS");
+}
+
 TEST_CASE("the transport is read out of UCX's own description", "[ucx]") {
   // As UCX 1.13 prints it over TCP, over shared memory, and over RDMA with two devices.
   REQUIRE(ParseTransport(R"(#

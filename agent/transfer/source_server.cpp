@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "agent/transfer/host_context.h"
 #include "agent/transfer/source_process.h"
 #include "agent/transfer/source_wire.h"
 #include "agent/ucx/context.h"
@@ -73,7 +74,8 @@ Result<json::Json> Answer(const std::shared_ptr<ucx::Context>& context, const Wi
 }
 
 Status Serve() {
-  ROUSE_ASSIGN_OR_RETURN(auto context, ucx::Context::Create());
+  ROUSE_ASSIGN_OR_RETURN(const HostContext host, CreateHostContext());
+  const std::shared_ptr<ucx::Context>& context = host.ucx;
   ROUSE_ASSIGN_OR_RETURN(auto worker, ucx::Worker::Create(context));
   ROUSE_ASSIGN_OR_RETURN(const std::string address, worker->Address());
   ROUSE_RETURN_IF_ERROR(WireSend(kSocket, {{"workerAddress", Base64Encode(address)}}));

@@ -73,14 +73,31 @@ void ForwardLogOnce() {
   std::call_once(once, [] { ucs_log_push_handler(&ForwardLog); });
 }
 
-void Apply(ucp_config_t* config) {
-  for (const Setting& setting : kSettings) {
-    if (SetByUser(setting)) continue;
-    const ucs_status_t status = ucp_config_modify(config, setting.name, setting.value);
-    if (status != UCS_OK) {
-      log::Warning("ucx setting refused",
-                   {{"setting", setting.name}, {"error", ucs_status_string(status)}});
+void Apply(ucp_config_t* config, const Setting& setting) {
+  if (SetByUser(setting)) return;
+  const ucs_status_t status = ucp_config_modify(config, setting.name, setting.value);
+  if (status != UCS_OK) {
+    log::Warning("ucx setting refused", {{"setting", setting.name},
+                                         {"value", setting.value},
+                                         {"version", LibraryVersion()},
+                                         {"error", ucs_status_string(status)}});
+  }
+}
+
+void Apply(ucp_config_t* config, const ContextOptions& options) {
+  for (const Setting& setting : kSettings) Apply(config, setting);
+  if (!options.net_devices.empty()) {
+    std::string devices;
+    for (const std::string& device : options.net_devices) {
+      devices += (devices.empty() ? "" : ",") + device;
     }
+    Apply(config, {"NET_DEVICES", devices.c_str(), {"UCX_NET_DEVICES", nullptr, nullptr}});
+  }
+  // One is what UCX does anyway.
+  if (options.max_rails > 1) {
+    Apply(config, {"MAX_RMA_RAILS",
+                   std::to_string(options.max_rails).c_str(),
+                   {"UCX_MAX_RMA_RAILS", nullptr, nullptr}});
   }
 }
 
@@ -90,12 +107,12 @@ std::string LibraryVersion() {
   return ucp_get_version_string();
 }
 
-Result<std::shared_ptr<Context>> Context::Create() {
+Result<std::shared_ptr<Context>> Context::Create(const ContextOptions& options) {
   ForwardLogOnce();
   ucp_config_t* config = nullptr;
   ROUSE_RETURN_IF_ERROR(
       ToStatus(ucp_config_read(nullptr, nullptr, &config), "read UCX_* variables"));
-  Apply(config);
+  Apply(config, options);
 
   ucp_params_t params = {};
   params.field_mask =

@@ -1,6 +1,6 @@
 // UCX, wrapped: the process's UCX context and the memory registered with it.
 //
-//   auto context = ucx::Context::Create();
+//   auto context = ucx::Context::Create({});
 //   auto memory = ucx::RegisteredMemory::Register(*context, {address, bytes});
 //   std::string rkey = *memory->PackKey();          // travels to the peer
 //
@@ -13,6 +13,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "common/result.h"
 
@@ -25,12 +26,21 @@ namespace rouse::ucx {
 /// Version of the library that runs, "1.13.1".
 std::string LibraryVersion();
 
-/// One per process.
+/// What is decided outside of UCX. A variable that the user has set goes before each.
+struct ContextOptions {
+  /// Network devices to use and no other, "mlx5_0:1" or "eth0"; empty: all (UCX_NET_DEVICES).
+  std::vector<std::string> net_devices;
+  /// Devices that one read is spread over, at most; 0: as UCX decides (UCX_MAX_RMA_RAILS, which UCX
+  /// knows from 1.15 on).
+  std::size_t max_rails = 0;
+};
+
 class Context {
  public:
-  /// Reads UCX_* variables of the environment, then sets what Rouse needs and the user has not set
-  /// (see context.cpp for each with its reason). Unavailable when UCX finds no usable device.
-  static Result<std::shared_ptr<Context>> Create();
+  /// Reads UCX_* variables of the environment, then sets what `options` say, and what Rouse needs
+  /// (see context.cpp for each with its reason), unless the user has set it. Unavailable when UCX
+  /// finds no usable device.
+  static Result<std::shared_ptr<Context>> Create(const ContextOptions& options = {});
   ~Context();
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
