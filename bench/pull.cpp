@@ -108,7 +108,7 @@ void Target(const Options& options) {
   const transfer::PullSource source = {
       .name = "bench/source", .worker_address = answer.worker_address, .rank = answer.ranks.at(0)};
   const auto arena =
-      Must(transfer::RegisteredArena::Create(Must(ucx::Context::Create()), Arena(options)));
+      transfer::RegisteredArena::Create(Must(ucx::Context::Create()), Arena(options));
   while (std::getline(std::cin, line)) {
     const auto report = Must(transfer::Pull(
         source, *arena, {.piece_bytes = options.piece_bytes, .window = options.window}, {},

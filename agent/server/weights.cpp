@@ -168,8 +168,7 @@ Result<std::shared_ptr<transfer::RegisteredArena>> WeightStore::Arrive(
     }
     std::shared_ptr<memory::Arena> arena = *std::move(created);
     ROUSE_RETURN_IF_ERROR(arena->Seal());
-    ROUSE_ASSIGN_OR_RETURN(registered,
-                           transfer::RegisteredArena::Create(context_, std::move(arena)));
+    registered = transfer::RegisteredArena::Create(context_, std::move(arena));
   }
   const std::scoped_lock lock(mutex_);
   Rank* const held = Find(manifest.rank);

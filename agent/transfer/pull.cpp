@@ -111,7 +111,7 @@ class Session {
   double Elapsed() const { return std::chrono::duration<double>(Now() - started_).count(); }
 
   Status Connect();
-  void Perform(const StartGet& get);
+  Status Perform(const StartGet& get);
   void Disconnect();
   bool CollectReads();
   bool CollectDigests();
@@ -148,16 +148,18 @@ Status Session::Connect() {
   return {};
 }
 
-void Session::Perform(const StartGet& get) {
+Status Session::Perform(const StartGet& get) {
   const std::size_t remote = IndexOf(remote_starts_, get.offset);
-  const std::size_t local = IndexOf(local_starts_, get.offset);
+  ROUSE_ASSIGN_OR_RETURN(const ucx::RegisteredMemory* const memory,
+                         arena_.Slab(IndexOf(local_starts_, get.offset)));
   const RemoteSlab& slab = source_.rank.slabs[remote];
   reads_.push_back(
       {.piece = get.piece,
        .request = endpoint_->Get({.into = arena_.arena().span().subspan(get.offset, get.bytes),
-                                  .memory = &arena_.slab(local),
+                                  .memory = memory,
                                   .from = slab.address + (get.offset - remote_starts_[remote]),
                                   .key = &keys_[remote]})});
+  return {};
 }
 
 // After this nothing writes to the arena.
@@ -201,7 +203,7 @@ Status Session::Run(const std::stop_token& stop, const ProgressCallback& on_prog
     }
     SwarmAction action = plan_.Next(Now());
     for (; !IsLast(action); action = plan_.Next(Now())) {
-      if (const auto* get = std::get_if<StartGet>(&action)) Perform(*get);
+      if (const auto* get = std::get_if<StartGet>(&action)) ROUSE_RETURN_IF_ERROR(Perform(*get));
       if (std::holds_alternative<PutAside>(action)) Disconnect();
     }
     if (std::holds_alternative<Finish>(action)) return {};
