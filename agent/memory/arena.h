@@ -7,8 +7,8 @@
 // In GPU memory span() is a range of device addresses, which the CPU must not touch.
 //
 // Seal an arena before its descriptors go to an engine that must not write (a target's), and when a
-// source has published. The agent's own mapping stays writable after that, because an RDMA device
-// asks for write access when it registers memory, even to be read only.
+// source has published. Mappings made before that stay writable, and must be there: RDMA devices
+// ask for write access when they register memory, even to be read only (transfer/source_process.h).
 //
 // Lifetime: unmapped on destruction; memory that an engine has mapped lives on until it unmaps.
 // Threads: const members from any thread; the bytes themselves are the callers' to coordinate.

@@ -83,6 +83,7 @@ Result<ArenaShape> WeightStore::Create(const HelloRequest& hello, std::uint64_t 
   if (!created.ok()) return created.status().WithContext("create arena of " + RankName(hello.rank));
   Rank rank;
   rank.arena = *std::move(created);
+  ROUSE_RETURN_IF_ERROR(publisher_->Hold(rank.arena));
   rank.identity = hello.identity;
   rank.origin = kPublishedHere;
   const ArenaShape shape{rank.arena->bytes(), rank.arena->SlabBytes()};
@@ -167,6 +168,7 @@ Result<std::shared_ptr<transfer::RegisteredArena>> WeightStore::Arrive(
       return created.status().WithContext("create arena of " + RankName(manifest.rank));
     }
     std::shared_ptr<memory::Arena> arena = *std::move(created);
+    ROUSE_RETURN_IF_ERROR(publisher_->Hold(arena));
     ROUSE_RETURN_IF_ERROR(arena->Seal());
     registered = transfer::RegisteredArena::Create(context_, std::move(arena));
   }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "agent/memory/chunk_digest.h"
+#include "agent/transfer/slab_mappings.h"
 #include "common/log.h"
 
 namespace rouse::transfer {
@@ -59,21 +60,61 @@ Result<std::unique_ptr<Publisher>> Publisher::Create(const PublisherOptions& opt
 Status Publisher::EnsureProcess() {
   std::string why;
   if (process_ != nullptr && process_->Alive(&why)) return {};
-  if (process_ != nullptr) {
+  if (process_ != nullptr && process_->serving()) {
     log::Error("the weight source process died; pulls from it fail and must be opened again",
                {{"cause", why}, {"leases", leases_.Count(Now())}});
-    process_.reset();
   }
-  ROUSE_ASSIGN_OR_RETURN(auto process, SourceProcess::Start(options_.program));
-  process_ = std::move(process);
   stale_ = false;
+  if (process_ == nullptr || !process_->KeeperAlive()) {
+    ROUSE_ASSIGN_OR_RETURN(process_, SourceProcess::Start(options_.program));
+    for (const Held& held : held_) {
+      if (const auto arena = held.arena.lock()) ROUSE_RETURN_IF_ERROR(HoldSlabs(*arena));
+    }
+  }
+  ROUSE_RETURN_IF_ERROR(process_->Serve());
   for (auto& [rank, published] : published_) {
     if (const Status status = Describe(published); !status.ok()) {
-      process_.reset();
+      process_->End();
       return status.WithContext("offer rank " + std::to_string(rank) + " again");
     }
   }
   return {};
+}
+
+Status Publisher::HoldSlabs(const memory::Arena& arena) {
+  for (std::size_t i = 0; i < arena.slab_count(); ++i) {
+    ROUSE_RETURN_IF_ERROR(process_->Hold(arena.slab(i)));
+  }
+  return {};
+}
+
+Status Publisher::Hold(const std::shared_ptr<memory::Arena>& arena) {
+  if (!arena->memory().on_host()) return {};
+  const std::lock_guard lock(mutex_);
+  ReleaseUnused();
+  Held held{.arena = arena, .slabs = {}};
+  for (std::size_t i = 0; i < arena->slab_count(); ++i) {
+    ROUSE_ASSIGN_OR_RETURN(std::string key, SlabKey(arena->slab(i).fd()));
+    held.slabs.push_back(std::move(key));
+  }
+  ROUSE_RETURN_IF_ERROR(EnsureProcess());
+  ROUSE_RETURN_IF_ERROR(HoldSlabs(*arena).WithContext("hold an arena for peers"));
+  held_.push_back(std::move(held));
+  return {};
+}
+
+// Requires mutex_. What is held keeps its memory, so that must end with the arena.
+void Publisher::ReleaseUnused() {
+  std::erase_if(held_, [&](const Held& held) {
+    if (!held.arena.expired()) return false;
+    for (const std::string& slab : held.slabs) {
+      if (process_ == nullptr) break;
+      if (const Status status = process_->Release(slab); !status.ok()) {
+        log::Warning("a slab is not given back", {{"error", status.ToString()}});
+      }
+    }
+    return true;
+  });
 }
 
 Status Publisher::Describe(Published& published) {
@@ -90,6 +131,7 @@ Status Publisher::Publish(std::shared_ptr<memory::Arena> arena, WeightManifest m
   const std::uint32_t rank = manifest.rank;
   const std::string what = "publish rank " + std::to_string(rank);
   ROUSE_RETURN_IF_ERROR(memory::CheckManifest(manifest, arena->bytes(), true).WithContext(what));
+  if (!arena->sealed()) ROUSE_RETURN_IF_ERROR(Hold(arena).WithContext(what));
   ROUSE_RETURN_IF_ERROR(arena->Seal().WithContext(what));
   const std::lock_guard lock(mutex_);
   if (published_.contains(rank)) {
@@ -179,9 +221,10 @@ void Publisher::Collect(TimePoint now) {
     log::Warning("weight lease ended without being closed", {{"requester", requester}});
   }
   if (stale_ && leases_.Count(now) == 0) {
-    process_.reset();
+    process_->End();
     stale_ = false;
   }
+  ReleaseUnused();
 }
 
 std::size_t Publisher::lease_count() const {

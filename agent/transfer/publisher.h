@@ -1,6 +1,7 @@
 // The source's side of a pull: hands out what peers need to read our arenas one-sidedly.
 //
 //   auto publisher = Publisher::Create({});
+//   publisher->Hold(arena);                                          // before it is sealed
 //   publisher->Publish(arena, manifest_with_digests);                // once for each rank
 //   OpenResponse answer = *publisher->Open("default/demo-1");        // POST /v1/weights/open
 //
@@ -43,6 +44,11 @@ class Publisher {
   /// Starts the source process.
   static Result<std::unique_ptr<Publisher>> Create(const PublisherOptions& options);
 
+  /// Has an arena mapped for peers before it is sealed: over RDMA it cannot be served otherwise
+  /// (source_process.h). Publish does this for one that is not sealed yet. The memory is given back
+  /// some seconds after the last owner of the arena and the last lease on it have gone.
+  Status Hold(const std::shared_ptr<memory::Arena>& arena);
+
   /// Offers one rank's arena. The manifest must describe it and bring the digest of every chunk
   /// (InvalidArgument). AlreadyExists when this rank is published. The arena is sealed if it is not
   /// yet.
@@ -73,9 +79,16 @@ class Publisher {
     RemoteRank description;  // its slabs belong to process_
   };
 
+  struct Held {
+    std::weak_ptr<memory::Arena> arena;
+    std::vector<std::string> slabs;  // SlabKey
+  };
+
   explicit Publisher(const PublisherOptions& options)
       : options_(options), leases_(options.leases) {}
   Status EnsureProcess();
+  Status HoldSlabs(const memory::Arena& arena);
+  void ReleaseUnused();
   Status Describe(Published& published);
   Result<SharedSlabs> Share(const NodeRequest& request);
   void Collect(TimePoint now);
@@ -84,9 +97,10 @@ class Publisher {
   mutable std::mutex mutex_;
   LeaseTable leases_;
   std::map<std::uint32_t, Published> published_;  // by rank
-  bool stale_ = false;  // process_ has slabs that are kept for live leases only
-  std::unique_ptr<SourceProcess> process_;
-  std::unique_ptr<NodeShare> node_share_;  // last: its thread uses all of the above
+  std::vector<Held> held_;
+  bool stale_ = false;                      // process_ has slabs that are kept for live leases only
+  std::unique_ptr<SourceProcess> process_;  // keeps its keeper from first to last
+  std::unique_ptr<NodeShare> node_share_;   // last: its thread uses all of the above
 };
 
 }  // namespace rouse::transfer

@@ -33,6 +33,26 @@ Result<json::Json> ReceiveAnswer(int socket) {
   return std::move(message->body);
 }
 
+Result<json::Json> Ask(int socket, const json::Json& body, int fd = -1) {
+  ROUSE_RETURN_IF_ERROR(WireSend(socket, body, fd));
+  return ReceiveAnswer(socket);
+}
+
+struct Pair {
+  memory::OwnedFd ours;
+  memory::OwnedFd theirs;
+};
+
+Result<Pair> MakePair() {
+  int ends[2];
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) {
+    return FromErrno(errno, "make a socket pair for the weight source process");
+  }
+  Pair pair{.ours = memory::OwnedFd(ends[0]), .theirs = memory::OwnedFd(ends[1])};
+  ::setsockopt(ends[0], SOL_SOCKET, SO_RCVTIMEO, &kAnswerDeadline, sizeof(kAnswerDeadline));
+  return pair;
+}
+
 Result<pid_t> Spawn(const std::string& program, int socket) {
   posix_spawn_file_actions_t actions;
   ::posix_spawn_file_actions_init(&actions);
@@ -55,35 +75,54 @@ bool IsSourceProcess(int argc, char** argv) {
 }
 
 Result<std::unique_ptr<SourceProcess>> SourceProcess::Start(const std::string& program) {
-  int ends[2];
-  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) {
-    return FromErrno(errno, "make a socket pair for the weight source process");
-  }
-  memory::OwnedFd ours(ends[0]);
-  memory::OwnedFd theirs(ends[1]);
-  ::setsockopt(ours.get(), SOL_SOCKET, SO_RCVTIMEO, &kAnswerDeadline, sizeof(kAnswerDeadline));
-  ROUSE_ASSIGN_OR_RETURN(const pid_t pid, Spawn(program, theirs.get()));
-  std::unique_ptr<SourceProcess> process(new SourceProcess(pid, std::move(ours)));
-  // Else the child's end stays open here, and its death would go unnoticed.
-  ::close(theirs.Release());
-  ROUSE_ASSIGN_OR_RETURN(const json::Json hello, ReceiveAnswer(process->socket_.get()));
-  json::Reader in(hello, "hello of the weight source process");
-  const std::string address = in.String("workerAddress");
-  ROUSE_RETURN_IF_ERROR(in.status());
-  ROUSE_ASSIGN_OR_RETURN(process->worker_address_, Base64Decode(address, "workerAddress"));
-  return process;
+  ROUSE_ASSIGN_OR_RETURN(Pair pair, MakePair());
+  ROUSE_ASSIGN_OR_RETURN(const pid_t pid, Spawn(program, pair.theirs.get()));
+  return std::unique_ptr<SourceProcess>(new SourceProcess(pid, std::move(pair.ours)));
 }
 
 SourceProcess::~SourceProcess() {
-  if (reaped_) return;
-  // Nothing in it needs an orderly end, and one that hangs must not hold us.
-  ::kill(pid_, SIGKILL);
-  ::waitpid(pid_, nullptr, 0);
+  End();
+  ::kill(keeper_, SIGKILL);
+  ::waitpid(keeper_, nullptr, 0);
+}
+
+Status SourceProcess::Serve() {
+  End();
+  ROUSE_ASSIGN_OR_RETURN(Pair pair, MakePair());
+  ROUSE_RETURN_IF_ERROR(Ask(keeper_socket_.get(), {{"do", "serve"}}, pair.theirs.get()).status());
+  // Else the server's end stays open here, and its death would go unnoticed.
+  pair.theirs = memory::OwnedFd();
+  ROUSE_ASSIGN_OR_RETURN(const json::Json hello, ReceiveAnswer(pair.ours.get()));
+  json::Reader in(hello, "hello of the weight source process");
+  const std::string address = in.String("workerAddress");
+  ROUSE_RETURN_IF_ERROR(in.status());
+  ROUSE_ASSIGN_OR_RETURN(worker_address_, Base64Decode(address, "workerAddress"));
+  server_ = std::move(pair.ours);
+  return {};
+}
+
+void SourceProcess::End() {
+  if (!serving()) return;
+  server_ = memory::OwnedFd();
+  static_cast<void>(Ask(keeper_socket_.get(), {{"do", "end"}}).ok());
+}
+
+Status SourceProcess::Hold(const memory::Slab& slab) {
+  ROUSE_RETURN_IF_ERROR(
+      Ask(keeper_socket_.get(), {{"do", "hold"}, {"bytes", slab.bytes()}}, slab.fd()).status());
+  if (!serving()) return {};
+  return Ask(server_.get(), {{"offer", false}, {"bytes", slab.bytes()}}, slab.fd()).status();
+}
+
+Status SourceProcess::Release(const std::string& key) {
+  ROUSE_RETURN_IF_ERROR(Ask(keeper_socket_.get(), {{"do", "release"}, {"slab", key}}).status());
+  if (!serving()) return {};
+  return Ask(server_.get(), {{"release", key}}).status();
 }
 
 Result<RemoteSlab> SourceProcess::Offer(const memory::Slab& slab) {
-  ROUSE_RETURN_IF_ERROR(WireSend(socket_.get(), {{"bytes", slab.bytes()}}, slab.fd()));
-  ROUSE_ASSIGN_OR_RETURN(const json::Json answer, ReceiveAnswer(socket_.get()));
+  ROUSE_ASSIGN_OR_RETURN(const json::Json answer,
+                         Ask(server_.get(), {{"offer", true}, {"bytes", slab.bytes()}}, slab.fd()));
   json::Reader in(answer, "answer of the weight source process");
   const std::string address = in.String("address");
   const std::string rkey = in.String("rkey");
@@ -95,14 +134,18 @@ Result<RemoteSlab> SourceProcess::Offer(const memory::Slab& slab) {
   return out;
 }
 
+bool SourceProcess::KeeperAlive() {
+  return Ask(keeper_socket_.get(), {{"do", "look"}}).ok();
+}
+
 bool SourceProcess::Alive(std::string* why) {
-  if (reaped_) return false;
-  int status = 0;
-  if (::waitpid(pid_, &status, WNOHANG) == 0) return true;
-  reaped_ = true;
-  *why = WIFSIGNALED(status) ? std::string("signal ") + ::strsignal(WTERMSIG(status))
-                             : "exit status " + std::to_string(WEXITSTATUS(status));
-  return false;
+  const auto answer = Ask(keeper_socket_.get(), {{"do", "look"}});
+  if (!answer.ok()) {
+    *why = "its keeper: " + answer.status().message();
+    return false;
+  }
+  *why = answer->value("how", "");
+  return serving() && answer->value("alive", false);
 }
 
 }  // namespace rouse::transfer
