@@ -143,6 +143,7 @@ json::Json ToJson(const AgentReport& report) {
   out["weights"] = report.weights ? ToJson(*report.weights) : json::Json();
   out["bytesBySource"] = ToJson(report.bytes_by_source);
   out["transport"] = report.transport;
+  out["transportFallback"] = report.transport_fallback;
   out["timeline"] = report.timeline ? ToJson(*report.timeline) : json::Json();
   return out;
 }
@@ -233,8 +234,9 @@ Result<AgentReport> AgentReportFromJson(const json::Json& value) {
                      .weights = std::nullopt,
                      .bytes_by_source = {},
                      .transport = in.StringOr("transport", ""),
+                     .transport_fallback = in.StringOr("transportFallback", ""),
                      .timeline = std::nullopt};
-  for (const char* key : {"message", "address", "node", "transport"}) {
+  for (const char* key : {"message", "address", "node", "transport", "transportFallback"}) {
     if (in.StringOr(key, "").size() > kMaxMessage) in.Fail(key, "is over 4096 bytes");
   }
   auto bytes = BytesBySourceFromJson(in.Object("bytesBySource"), in.Path("bytesBySource"));

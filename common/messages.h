@@ -76,6 +76,8 @@ struct AgentReport {
   std::optional<WeightsReport> weights;
   BytesBySource bytes_by_source;
   std::string transport;
+  /// Why that was TCP on a node with RDMA, and what may help; empty when it was not.
+  std::string transport_fallback;
   std::optional<Timeline> timeline;
 
   bool operator==(const AgentReport&) const = default;

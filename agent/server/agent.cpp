@@ -8,6 +8,7 @@
 #include "agent/engine/document.h"
 #include "agent/server/clock.h"
 #include "agent/state/tree.h"
+#include "agent/transfer/host_context.h"
 #include "common/log.h"
 
 namespace rouse::agent {
@@ -45,10 +46,13 @@ Result<std::unique_ptr<Agent>> Agent::Start(AgentOptions options) {
 }
 
 Status Agent::Wire() {
-  ROUSE_ASSIGN_OR_RETURN(auto context, ucx::Context::Create());
+  ROUSE_ASSIGN_OR_RETURN(auto host, transfer::CreateHostContext());
+  log::Info(
+      "network for weights",
+      {{"ucx", ucx::LibraryVersion()}, {"rails", host.rails.ports}, {"reason", host.rails.reason}});
   ROUSE_ASSIGN_OR_RETURN(auto publisher, transfer::Publisher::Create(options_.publisher));
-  store_ = std::make_unique<WeightStore>(std::move(context), std::move(publisher), options_.weights,
-                                         WhyNone(options_.plan));
+  store_ = std::make_unique<WeightStore>(std::move(host.ucx), std::move(publisher),
+                                         options_.weights, WhyNone(options_.plan));
   ROUSE_ASSIGN_OR_RETURN(http_,
                          http::Server::Listen(options_.listen_host, options_.port,
                                               [this](const auto& in) { return Handle(in); }));
@@ -61,8 +65,9 @@ Status Agent::Wire() {
                            Reporter::Start(
                                options_.operator_url,
                                [this] {
-                                 const Holdings holdings = store_->holdings();
+                                 Holdings holdings = store_->holdings();
                                  const std::scoped_lock lock(mutex_);
+                                 holdings.transport_fallback = transport_fallback_;
                                  return BuildReport(options_.self, machine_, holdings);
                                },
                                [this](const Status& sent) { metrics_.CountReport(sent.ok()); }));

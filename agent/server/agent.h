@@ -82,6 +82,7 @@ class Agent final : private EngineHost {
   void Pull(const std::stop_token& stop);
   void PrepareWeights(const std::stop_token& stop);
   Status HydrateFromPeers(const std::stop_token& stop);
+  void CheckTransport(const std::string& transport);
 
   // HTTP (routes.cpp).
   http::Response Handle(const http::Request& request);
@@ -108,6 +109,7 @@ class Agent final : private EngineHost {
   Metrics metrics_;
   mutable std::mutex mutex_;
   StartupMachine machine_;
+  std::string transport_fallback_;         ///< Of the last pull (AgentReport).
   std::optional<Timeline> timeline_kept_;  ///< As it was last written to the file.
   std::unique_ptr<WeightStore> store_;
   ModelFileSource files_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "agent/fabric/fallback.h"
 #include "agent/server/agent.h"
 #include "agent/server/clock.h"
 #include "common/log.h"
@@ -79,6 +80,18 @@ Status Agent::HydrateFromPeers(const std::stop_token& stop) {
   return Status(StatusCode::kCancelled, "hydrate stopped");
 }
 
+// UCX does not say that it has not found the way it should have.
+void Agent::CheckTransport(const std::string& transport) {
+  const auto reason = fabric::FallbackReason(transport, fabric::ReadTopology(),
+                                             fabric::UcxSettings::OfEnvironment());
+  if (reason) {
+    metrics_.CountFallback();
+    log::Warning("fallback from RDMA to TCP", {{"reason", *reason}});
+  }
+  const std::scoped_lock lock(mutex_);
+  transport_fallback_ = reason.value_or("");
+}
+
 void Agent::Pull(const std::stop_token& stop) {
   const PeerPullSettings settings{
       .launch_identity = options_.launch_identity,
@@ -107,6 +120,7 @@ void Agent::Pull(const std::stop_token& stop) {
                                            {"mismatches", counters.mismatches},
                                            {"seconds", seconds},
                                            {"transport", transport}});
+            if (status.ok()) CheckTransport(transport);
           }};
   const Status status = PullFromPeers(*store_, settings, hooks, stop);
   if (stop.stop_requested()) return;

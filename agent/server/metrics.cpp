@@ -43,6 +43,11 @@ struct Metrics::Families {
                                     .Name("rouse_digest_mismatch_total")
                                     .Help("Chunks that arrived with a wrong digest.")
                                     .Register(registry);
+  Family<Counter>& fallbacks =
+      BuildCounter()
+          .Name("rouse_pull_fallbacks_total")
+          .Help("Transfers that went over TCP although this node has an active RDMA port.")
+          .Register(registry);
   Family<Gauge>& weights = BuildGauge()
                                .Name("rouse_weights_bytes")
                                .Help("Weight bytes held, by how they came.")
@@ -85,6 +90,7 @@ double Seconds(std::int64_t us) {
 Metrics::Metrics() : families_(std::make_unique<Families>()) {
   // Series that are there from the first scrape, so that a rate over them is right.
   families_->mismatches.Add({});
+  families_->fallbacks.Add({});
   for (const bool ok : {true, false}) {
     families_->leases.Add({{"outcome", Outcome(ok)}});
     families_->reports.Add({{"outcome", Outcome(ok)}});
@@ -120,6 +126,10 @@ void Metrics::CountTransfer(bool ok, std::uint64_t bytes, std::uint64_t mismatch
   }
   families_->mismatches.Add({}).Increment(static_cast<double>(mismatches));
   families_->pull_seconds.Add({{"outcome", Outcome(ok)}}, families_->pull_buckets).Observe(seconds);
+}
+
+void Metrics::CountFallback() {
+  families_->fallbacks.Add({}).Increment();
 }
 
 void Metrics::CountLease(bool opened) {

@@ -23,6 +23,8 @@ class Metrics {
   void SetTimeline(const Timeline& timeline);
   void CountTransfer(bool ok, std::uint64_t bytes, std::uint64_t mismatches, double seconds,
                      const std::string& transport);
+  /// A pull went over TCP although this node has RDMA.
+  void CountFallback();
   void CountLease(bool opened);
   void CountEngineRequest(std::string_view type, bool ok);
   void CountReport(bool ok);

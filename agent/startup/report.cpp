@@ -30,6 +30,7 @@ AgentReport BuildReport(const AgentIdentity& self, const StartupMachine& machine
           .weights = holdings.weights,
           .bytes_by_source = holdings.bytes_by_source,
           .transport = Shortened(holdings.transport),
+          .transport_fallback = Shortened(holdings.transport_fallback),
           .timeline = machine.timeline()};
 }
 

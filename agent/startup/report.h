@@ -25,6 +25,7 @@ struct Holdings {
   std::optional<WeightsReport> weights;
   BytesBySource bytes_by_source;
   std::string transport;
+  std::string transport_fallback;
 };
 
 AgentReport BuildReport(const AgentIdentity& self, const StartupMachine& machine,

@@ -21,9 +21,12 @@ TEST_CASE("A report says who, in which state, with which weights, and passes the
   holdings.weights = WeightsReport{
       .form = WeightForm::kLoaded, .identity = "abc", .bytes = 7, .ranks = 1, .servable = true};
   holdings.bytes_by_source = {.peer = 0, .storage = 7};
+  holdings.transport = "tcp/eth0";
+  holdings.transport_fallback = "this node has mlx5_0:1";
   const AgentReport report = BuildReport(self, machine, holdings);
   CHECK(report.state == AgentState::kServing);
   CHECK(report.timeline->total_us == 300);
+  CHECK(report.transport_fallback == "this node has mlx5_0:1");
   const auto decoded = AgentReportFromJson(ToJson(report));
   REQUIRE(decoded.ok());
   CHECK(*decoded == report);

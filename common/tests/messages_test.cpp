@@ -56,6 +56,7 @@ AgentReport SomeReport() {
                                    .servable = true},
           .bytes_by_source = {.peer = 7, .storage = 0},
           .transport = "tcp",
+          .transport_fallback = "this node has mlx5_0:1",
           .timeline = SomeTimeline()};
 }
 
@@ -117,7 +118,8 @@ TEST_CASE("leaving out any field of a message is an error that names it, unless 
   const std::vector<Message> messages = {
       {ToJson(SomeReport()),
        [](const auto& j) { return AgentReportFromJson(j).status(); },
-       {"/message", "/transport", "/weights", "/timeline", "/timeline/lanes"}},
+       {"/message", "/transport", "/transportFallback", "/weights", "/timeline",
+        "/timeline/lanes"}},
       {ToJson(SomeAssignment()), [](const auto& j) { return AssignmentFromJson(j).status(); }},
       {ToJson(OpenRequest{"x", "ns/p"}),
        [](const auto& j) { return OpenRequestFromJson(j).status(); }},

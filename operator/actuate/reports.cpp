@@ -36,6 +36,9 @@ std::map<std::string, std::string> ReportAnnotations(const AgentReport& report) 
   if (!report.message.empty()) out[api::kAnnotationAgentMessage] = report.message;
   if (!report.address.empty()) out[api::kAnnotationAgentAddress] = report.address;
   if (!report.transport.empty()) out[api::kAnnotationTransport] = report.transport;
+  if (!report.transport_fallback.empty()) {
+    out[api::kAnnotationTransportFallback] = report.transport_fallback;
+  }
   if (report.weights) out[api::kAnnotationWeights] = json::Canonical(ToJson(*report.weights));
   if (report.timeline) out[api::kAnnotationTimeline] = json::Canonical(ToJson(*report.timeline));
   return out;

@@ -26,6 +26,7 @@ inline constexpr char kAnnotationAgentAddress[] = "rouse.dev/agent-address";
 inline constexpr char kAnnotationWeights[] = "rouse.dev/weights";
 inline constexpr char kAnnotationBytesBySource[] = "rouse.dev/bytes-by-source";
 inline constexpr char kAnnotationTransport[] = "rouse.dev/transport";
+inline constexpr char kAnnotationTransportFallback[] = "rouse.dev/transport-fallback";
 inline constexpr char kAnnotationTimeline[] = "rouse.dev/timeline";
 
 inline constexpr char kFieldManagerReport[] = "rouse-agent-report";

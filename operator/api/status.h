@@ -31,7 +31,8 @@ struct Condition {
 
 inline constexpr char kConditionAvailable[] = "Available";      ///< At least one instance serves.
 inline constexpr char kConditionProgressing[] = "Progressing";  ///< Instances start or stop.
-inline constexpr char kConditionDegraded[] = "Degraded";        ///< Starts fail, or the spec does.
+inline constexpr char kConditionDegraded[] = "Degraded";  ///< Starts fail, or the spec does, or
+                                                          ///< weights take the slow road.
 
 /// Puts `condition` in, in place of one of the same type; lastTransitionTime moves to `now` only if
 /// the status differs from what was there.

@@ -67,13 +67,14 @@ void ReadReport(const Json& annotations, Instance& out) {
   for (const char* key :
        {api::kAnnotationAgentState, api::kAnnotationAgentMessage, api::kAnnotationAgentAddress,
         api::kAnnotationWeights, api::kAnnotationBytesBySource, api::kAnnotationTransport,
-        api::kAnnotationTimeline}) {
+        api::kAnnotationTransportFallback, api::kAnnotationTimeline}) {
     if (At(annotations, key).is_string()) out.reported[key] = Text(annotations, key);
   }
   out.agent_state =
       ParseEnum<AgentState>(Text(annotations, api::kAnnotationAgentState), kAgentStates);
   out.agent_message = Text(annotations, api::kAnnotationAgentMessage);
   out.address = Text(annotations, api::kAnnotationAgentAddress);
+  out.transport_fallback = Text(annotations, api::kAnnotationTransportFallback);
 
   const auto document = [&](const char* key) -> std::optional<Json> {
     const std::string text = Text(annotations, key);

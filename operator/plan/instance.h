@@ -54,6 +54,7 @@ struct Instance {
   std::string address;
   std::optional<WeightsReport> weights;
   BytesBySource bytes;
+  std::string transport_fallback;  ///< Why weights came over TCP past RDMA; empty: they did not.
   std::optional<Timeline> timeline;
   /// The annotations as they stand, to write only what changed.
   std::map<std::string, std::string> reported;

@@ -9,6 +9,7 @@ namespace rouse::plan {
 namespace {
 
 constexpr std::size_t kMaxMessage = 1024;
+constexpr char kTransportFallback[] = "TransportFallback";
 
 struct Said {
   bool is_true = false;
@@ -87,6 +88,18 @@ Said Progressing(const Observed& observed, const Summary& summary) {
   return {false, "AsWanted", "nothing to do"};
 }
 
+// Which instances' weights came over TCP past RDMA, and why; empty when none did.
+std::string Fallbacks(const Summary& summary) {
+  std::string text;
+  int more = -1;
+  for (const Instance* instance : summary.working) {
+    if (instance->transport_fallback.empty()) continue;
+    if (++more == 0) text = instance->name + ": " + instance->transport_fallback;
+  }
+  if (more > 0) text += " (and " + Plural(more, "more instance") + ")";
+  return text;
+}
+
 Said Degraded(const Observed& observed, const Summary& summary) {
   if (!summary.failed.empty()) {
     const Failed& first = summary.failed.front();
@@ -96,7 +109,12 @@ Said Degraded(const Observed& observed, const Summary& summary) {
     }
     return {true, "InstancesFail", message};
   }
-  if (summary.consecutive_failures == 0) return {false, "NoFailures", "no start has failed lately"};
+  if (summary.consecutive_failures == 0) {
+    if (const std::string slow = Fallbacks(summary); !slow.empty()) {
+      return {true, kTransportFallback, slow};
+    }
+    return {false, "NoFailures", "no start has failed lately"};
+  }
   // The failed pod is gone; what was said about it stays until a start succeeds.
   const api::Condition* before =
       api::FindCondition(observed.service.status.conditions, api::kConditionDegraded);
@@ -236,6 +254,12 @@ std::vector<Note> MakeNotes(const Observed& observed, const Summary& summary,
       const bool warning = is->reason == "Unschedulable" || is->reason == "BackingOff";
       notes.push_back({warning, is->reason, "Plan", is->message});
     }
+  }
+  was = api::FindCondition(before, api::kConditionDegraded);
+  is = api::FindCondition(after.conditions, api::kConditionDegraded);
+  if (is != nullptr && is->reason == kTransportFallback &&
+      (was == nullptr || was->reason != is->reason)) {
+    notes.push_back({true, is->reason, "Pull", is->message});
   }
   return notes;
 }

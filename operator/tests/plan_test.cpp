@@ -434,6 +434,41 @@ TEST_CASE("peers are offered from the same node first, then ready ones, then by 
   CHECK(names() == Lines{"demo-0", "demo-1"});
 }
 
+TEST_CASE(
+    "weights that came over TCP past RDMA are a condition and one event, until it is mended") {
+  State state(2);
+  state.Serving("demo-0").Serving("demo-1");
+  CHECK(ConditionOf(MakePlan(state.Done(), kNow), "Degraded").status == "False");
+  state["demo-1"].transport_fallback = "weights came over tcp/eth0 although this node has mlx5_0:1";
+  const Plan plan = MakePlan(state.Done(), kNow);
+  CHECK(ConditionOf(plan, "Degraded").status == "True");
+  CHECK(ConditionOf(plan, "Degraded").reason == "TransportFallback");
+  CHECK(ConditionOf(plan, "Degraded").message ==
+        "demo-1: weights came over tcp/eth0 although this node has mlx5_0:1");
+  CHECK(plan.actions.empty());  // it serves: nothing is replaced for that
+  const auto told = [](const Plan& after) {
+    return std::count_if(after.notes.begin(), after.notes.end(), [](const Note& note) {
+      return note.warning && note.reason == "TransportFallback";
+    });
+  };
+  CHECK(told(plan) == 1);
+
+  state.Done().service.status = plan.status;
+  CHECK(told(MakePlan(state.Done(), kNow)) == 0);
+  state["demo-0"].transport_fallback = "the same here";
+  const Plan both = MakePlan(state.Done(), kNow);
+  CHECK(ConditionOf(both, "Degraded").message == "demo-0: the same here (and 1 more instance)");
+
+  // A failed start is the worse news.
+  state["demo-1"].agent_state = AgentState::kFailed;
+  state["demo-1"].ready = false;
+  CHECK(ConditionOf(MakePlan(state.Done(), kNow), "Degraded").reason == "InstancesFail");
+
+  state["demo-0"].transport_fallback.clear();
+  state["demo-1"] = State(2).Serving("demo-1")["demo-1"];
+  CHECK(ConditionOf(MakePlan(state.Done(), kNow), "Degraded").status == "False");
+}
+
 TEST_CASE("a spec that cannot be read is told in the status, the rest of which stays") {
   api::ServiceStatus before = MakePlan(State(1).Serving("demo-0").Done(), kNow).status;
   const api::ServiceStatus after =

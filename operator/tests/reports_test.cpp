@@ -118,6 +118,20 @@ TEST_CASE("a report that says nothing new is not written again") {
   CHECK(agents.Applies() == 3);
 }
 
+TEST_CASE("a fallback from RDMA reaches the instance, and goes with the report that has none") {
+  Agents agents;
+  Json report = agents.Report("demo-0");
+  report["transportFallback"] = "this node has mlx5_0:1";
+  REQUIRE(agents.Send(report).status == 200);
+  const auto instance = plan::InstanceFromPod(PodJson(agents.api, "demo-0"));
+  REQUIRE(instance.ok());
+  CHECK(instance->transport_fallback == "this node has mlx5_0:1");
+  agents.process->Sync();
+  report["transportFallback"] = "";
+  REQUIRE(agents.Send(report).status == 200);
+  CHECK(plan::InstanceFromPod(PodJson(agents.api, "demo-0"))->transport_fallback.empty());
+}
+
 TEST_CASE("what a later report leaves out is taken from the pod") {
   AgentReport report;
   report.state = AgentState::kServing;
