@@ -27,7 +27,7 @@ export LANG := C.UTF-8
 unexport LC_ALL LC_CTYPE LC_MESSAGES
 
 .PHONY: help all build deps test demo bench e2e fuzz lint format clean images \
-  test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-gpu test-plugin
+  test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-gpu test-rdma test-plugin
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,11 @@ test-release test-debug test-asan test-tsan: test-%: build-%
 
 test-gpu: build-release ## Tests that need a GPU of this machine (not part of `make test`)
 	@build/release/agent/rouse-gpu-test
+
+# In a virtual machine without acceleration: some minutes, whatever the machine.
+test-rdma: build-release ## Pulls over real RDMA verbs, in a virtual machine with soft-RoCE (not part of `make test`)
+	@python=$$(e2e/install.sh qemu-system-x86 busybox-static ibverbs-providers) && cd e2e && \
+	  "$$python" -m rouse_e2e.rdma_vm --seconds 900 $(CURDIR)/build/release/agent/rouse-rdma-test -d yes $(ARGS)
 
 test-plugin: build-release ## The plugin's tests inside the engine image's vLLM
 	@python=$$(e2e/install.sh) && packages=$$(cd e2e && "$$python" -m rouse_e2e packages) && \
