@@ -64,7 +64,7 @@ ENTRYPOINT ["/usr/bin/rouse-operator"]
 
 FROM runtime AS agent
 RUN apt-get update \
- && apt-get install -y --no-install-recommends libucx0 liburing2 libxxhash0 \
+ && apt-get install -y --no-install-recommends ibverbs-providers libucx0 liburing2 libxxhash0 \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 COPY --from=build /out/share/rouse/plugin /usr/share/rouse/plugin
 COPY --from=build /out/bin/rouse-agent /usr/bin/rouse-agent
