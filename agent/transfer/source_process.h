@@ -14,12 +14,14 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
 
 #include "agent/memory/owned_fd.h"
 #include "agent/memory/slab.h"
+#include "common/json.h"
 #include "common/messages.h"
 #include "common/result.h"
 
@@ -35,13 +37,18 @@ int RunSourceProcess();
 class SourceProcess {
  public:
   /// Starts `program` (which calls IsSourceProcess first in its main) and waits until it can serve.
-  static Result<std::unique_ptr<SourceProcess>> Start(const std::string& program);
+  /// `answer_deadline` is for each answer: registering with RDMA hardware takes about a second,
+  /// nothing else takes long.
+  static Result<std::unique_ptr<SourceProcess>> Start(
+      const std::string& program, std::chrono::seconds answer_deadline = std::chrono::seconds(60));
   /// Ends the child and waits for it.
   ~SourceProcess();
   SourceProcess(const SourceProcess&) = delete;
   SourceProcess& operator=(const SourceProcess&) = delete;
 
-  /// Maps and registers the slab in the child; it stays so until the child ends.
+  /// Maps and registers the slab in the child; it stays so until the child ends. A child that gives
+  /// no answer in time, or one that makes no sense, is killed: what it says next would be taken for
+  /// the answer to something else.
   Result<RemoteSlab> Offer(const memory::Slab& slab);
 
   /// The UCX worker address that peers connect to.
@@ -51,9 +58,12 @@ class SourceProcess {
 
  private:
   SourceProcess(pid_t pid, memory::OwnedFd socket) : pid_(pid), socket_(std::move(socket)) {}
+  Result<json::Json> Ask(const json::Json& request, int fd);
+  void End();
 
   pid_t pid_;
   bool reaped_ = false;
+  std::string ended_;  ///< How, once it was reaped.
   memory::OwnedFd socket_;
   std::string worker_address_;
 };
