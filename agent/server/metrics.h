@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "agent/startup/report.h"
+#include "common/result.h"
 
 namespace rouse::agent {
 
@@ -23,6 +24,10 @@ class Metrics {
   void SetTimeline(const Timeline& timeline);
   void CountTransfer(bool ok, std::uint64_t bytes, std::uint64_t mismatches, double seconds,
                      const std::string& transport);
+  /// How far the pull of a rank is.
+  void SetPulled(std::uint64_t verified_bytes);
+  /// A source of a pull was put aside, and why.
+  void CountPutAside(StatusCode why);
   void CountLease(bool opened);
   void CountEngineRequest(std::string_view type, bool ok);
   void CountReport(bool ok);
