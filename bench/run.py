@@ -16,7 +16,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
 BUILD = REPOSITORY / "build" / "bench"
-NOT_A_BENCHMARK = {"run", "figures", "fanout_chart", "gpu_rivals", "gpu_load_rivals"}
+# fanout_agents needs a build with the tests.
+NOT_A_BENCHMARK = {
+    "run",
+    "figures",
+    "fanout_chart",
+    "fanout_agents",
+    "gpu_rivals",
+    "gpu_load_rivals",
+}
 # Run when they are named: they need a GPU, or a Python with others' packages (--python).
 NAMED_ONLY = {"gpu_transfer", "gpu_broadcast", "host_rivals"}
 

@@ -50,6 +50,35 @@ std::uint64_t ReadAddress(json::Reader& in, std::string_view key) {
   return address;
 }
 
+json::Json ToJson(const RemoteSlab& slab) {
+  return {{"address", HexAddress(slab.address)},
+          {"bytes", slab.bytes},
+          {"rkey", Base64Encode(slab.rkey)}};
+}
+
+RemoteSlab ReadSlab(json::Reader& in) {
+  RemoteSlab slab{.address = ReadAddress(in, "address"),
+                  .bytes = static_cast<std::uint64_t>(in.Int("bytes", 1)),
+                  .rkey = ReadBase64(in, "rkey", kMaxKeyBytes)};
+  if (slab.address + slab.bytes < slab.address) in.Fail("bytes", "wraps around");
+  return slab;
+}
+
+// May be absent, as may null: the rank is complete then.
+std::optional<RemoteSlab> ReadAvailability(json::Reader& in, const WeightManifest& manifest) {
+  if (!in.Has("availability")) return std::nullopt;
+  json::Reader bitmap(in.Object("availability"), in.Path("availability"));
+  RemoteSlab slab = ReadSlab(bitmap);
+  const std::uint64_t expected = (manifest.chunk_digests.size() + 63) / 64 * 8;
+  if (slab.bytes != expected) {
+    bitmap.Fail("bytes", "is " + std::to_string(slab.bytes) + ", expected " +
+                             std::to_string(expected) + " for " +
+                             std::to_string(manifest.chunk_digests.size()) + " chunks");
+  }
+  in.Take(bitmap.status());
+  return slab;
+}
+
 RemoteRank ReadRank(json::Reader& in, const json::Json& item, std::size_t index) {
   RemoteRank rank;
   json::Reader entry(item, Index(in, "ranks", index));
@@ -72,10 +101,7 @@ RemoteRank ReadRank(json::Reader& in, const json::Json& item, std::size_t index)
   for (const json::Json& item_slab : slabs) {
     if (!entry.status().ok()) break;
     json::Reader slab(item_slab, Index(entry, "slabs", rank.slabs.size()));
-    RemoteSlab read{.address = ReadAddress(slab, "address"),
-                    .bytes = static_cast<std::uint64_t>(slab.Int("bytes", 1)),
-                    .rkey = ReadBase64(slab, "rkey", kMaxKeyBytes)};
-    if (read.address + read.bytes < read.address) slab.Fail("bytes", "wraps around");
+    RemoteSlab read = ReadSlab(slab);
     if (__builtin_add_overflow(total, read.bytes, &total)) slab.Fail("bytes", "adds up too far");
     entry.Take(slab.status());
     rank.slabs.push_back(std::move(read));
@@ -84,6 +110,7 @@ RemoteRank ReadRank(json::Reader& in, const json::Json& item, std::size_t index)
     entry.Fail("slabs", "add up to " + std::to_string(total) + " bytes, the arena has " +
                             std::to_string(rank.manifest.arena_bytes));
   }
+  if (entry.status().ok()) rank.availability = ReadAvailability(entry, rank.manifest);
   in.Take(entry.status());
   return rank;
 }
@@ -120,11 +147,9 @@ std::string_view ToString(AgentState state) {
 }
 
 json::Json ToJson(const WeightsReport& weights) {
-  return {{"form", ToString(weights.form)},
-          {"identity", weights.identity},
-          {"bytes", weights.bytes},
-          {"ranks", weights.ranks},
-          {"servable", weights.servable}};
+  return {{"form", ToString(weights.form)}, {"identity", weights.identity},
+          {"bytes", weights.bytes},         {"ranks", weights.ranks},
+          {"servable", weights.servable},   {"arriving", weights.arriving}};
 }
 
 json::Json ToJson(const BytesBySource& bytes) {
@@ -153,7 +178,11 @@ json::Json ToJson(const Assignment& assignment) {
   out["path"] = ToString(assignment.path);
   out["peers"] = json::Json::array();
   for (const Peer& peer : assignment.peers) {
-    out["peers"].push_back({{"pod", peer.pod}, {"node", peer.node}, {"address", peer.address}});
+    out["peers"].push_back({{"pod", peer.pod},
+                            {"node", peer.node},
+                            {"address", peer.address},
+                            {"partial", peer.partial},
+                            {"distance", json::NameOf<Distance>(peer.distance, kDistances)}});
   }
   out["reportAfterMs"] = assignment.report_after_ms;
   return out;
@@ -163,6 +192,7 @@ json::Json ToJson(const OpenRequest& request) {
   json::Json out = Envelope(kWeightsProtocol, kWeightsVersion);
   out["launchIdentity"] = request.launch_identity;
   out["requester"] = request.requester;
+  out["partial"] = request.partial;
   return out;
 }
 
@@ -175,13 +205,10 @@ json::Json ToJson(const OpenResponse& response) {
   out["ranks"] = json::Json::array();
   for (const RemoteRank& rank : response.ranks) {
     json::Json slabs = json::Json::array();
-    for (const RemoteSlab& slab : rank.slabs) {
-      slabs.push_back({{"address", HexAddress(slab.address)},
-                       {"bytes", slab.bytes},
-                       {"rkey", Base64Encode(slab.rkey)}});
-    }
+    for (const RemoteSlab& slab : rank.slabs) slabs.push_back(ToJson(slab));
     out["ranks"].push_back(
         {{"rank", rank.manifest.rank}, {"manifest", ToJson(rank.manifest)}, {"slabs", slabs}});
+    if (rank.availability) out["ranks"].back()["availability"] = ToJson(*rank.availability);
   }
   return out;
 }
@@ -208,7 +235,8 @@ Result<WeightsReport> WeightsReportFromJson(const json::Json& value, const std::
                         .identity = in.String("identity"),
                         .bytes = static_cast<std::uint64_t>(in.Int("bytes")),
                         .ranks = static_cast<std::uint32_t>(in.Int("ranks", 0, kMaxRanks)),
-                        .servable = in.Bool("servable")};
+                        .servable = in.Bool("servable"),
+                        .arriving = in.BoolOr("arriving", false)};
   ROUSE_RETURN_IF_ERROR(in.status());
   return weights;
 }
@@ -263,9 +291,12 @@ Result<Assignment> AssignmentFromJson(const json::Json& value) {
   for (const json::Json& item : peers) {
     if (!in.status().ok()) break;
     json::Reader peer(item, Index(in, "peers", assignment.peers.size()));
-    assignment.peers.push_back({.pod = peer.String("pod"),
-                                .node = peer.String("node"),
-                                .address = peer.String("address")});
+    assignment.peers.push_back(
+        {.pod = peer.String("pod"),
+         .node = peer.String("node"),
+         .address = peer.String("address"),
+         .partial = peer.BoolOr("partial", false),
+         .distance = peer.EnumOr<Distance>("distance", kDistances, Distance::kFarther)});
     in.Take(peer.status());
   }
   ROUSE_RETURN_IF_ERROR(in.status());
@@ -276,7 +307,8 @@ Result<OpenRequest> OpenRequestFromJson(const json::Json& value) {
   json::Reader in(value, "");
   ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kWeightsProtocol, kWeightsVersion));
   OpenRequest request{.launch_identity = in.String("launchIdentity"),
-                      .requester = in.String("requester")};
+                      .requester = in.String("requester"),
+                      .partial = in.BoolOr("partial", false)};
   if (request.requester.size() > kMaxMessage) in.Fail("requester", "is over 4096 bytes");
   ROUSE_RETURN_IF_ERROR(in.status());
   return request;

@@ -53,6 +53,7 @@ struct WeightsReport {
   std::uint64_t bytes = 0;  ///< Over all ranks.
   std::uint32_t ranks = 0;
   bool servable = false;  ///< Every rank is published and digested: peers may pull.
+  bool arriving = false;  ///< Still being pulled; peers may pull what has been verified.
 
   bool operator==(const WeightsReport&) const = default;
 };
@@ -83,10 +84,19 @@ struct AgentReport {
   bool operator==(const AgentReport&) const = default;
 };
 
+/// How far a peer's node is from one's own.
+enum class Distance { kNode, kRack, kZone, kFarther };
+inline constexpr json::EnumName<Distance> kDistances[] = {{Distance::kNode, "Node"},
+                                                          {Distance::kRack, "Rack"},
+                                                          {Distance::kZone, "Zone"},
+                                                          {Distance::kFarther, "Farther"}};
+
 struct Peer {
   std::string pod;
   std::string node;
   std::string address;
+  bool partial = false;  ///< It is still pulling, and hands on what it has verified.
+  Distance distance = Distance::kFarther;
 
   bool operator==(const Peer&) const = default;
 };
@@ -103,6 +113,7 @@ struct Assignment {
 struct OpenRequest {
   std::string launch_identity;
   std::string requester;  ///< "namespace/pod", for the source's log.
+  bool partial = false;   ///< The requester can use weights that are still arriving.
 
   bool operator==(const OpenRequest&) const = default;
 };
@@ -119,6 +130,9 @@ struct RemoteSlab {
 struct RemoteRank {
   WeightManifest manifest;  ///< With digests; manifest.rank is the rank.
   std::vector<RemoteSlab> slabs;
+  /// Of a rank that is still arriving: a bitmap in registered memory, 64-bit words in the order of
+  /// the machine. Bit i of word i / 64 is set once chunk i may be read.
+  std::optional<RemoteSlab> availability;
 
   bool operator==(const RemoteRank&) const = default;
 };

@@ -110,6 +110,7 @@ void Agent::Pull(const std::stop_token& stop) {
             NotifyWeights();
           },
       .on_progress = [this] { NotifyWeights(); },
+      .on_verified = [this](std::uint64_t bytes) { metrics_.SetPulled(bytes); },
       .on_transfer =
           [this](const Status& status, const transfer::PullCounters& counters, double seconds,
                  const std::string& transport) {
@@ -121,6 +122,13 @@ void Agent::Pull(const std::stop_token& stop) {
                                            {"seconds", seconds},
                                            {"transport", transport}});
             if (status.ok()) CheckTransport(transport);
+          },
+      .on_put_aside =
+          [this](const Peer& peer, const Status& why) {
+            metrics_.CountPutAside(why.code());
+            log::Warning(
+                "weights are not pulled from this peer any more",
+                {{"peer", peer.pod}, {"address", peer.address}, {"error", why.ToString()}});
           }};
   const Status status = PullFromPeers(*store_, settings, hooks, stop);
   if (stop.stop_requested()) return;
@@ -150,7 +158,8 @@ void Agent::PrepareWeights(const std::stop_token& stop) {
         machine_.AddLane({"Digest", started, NowUs()});
         KeepTimeline();
       } else {
-        log::Info("weights are served to peers");
+        log::Info("weights are served to peers",
+                  {{"complete", *done == WeightStore::Work::kOffered}});
       }
       NotifyWeights();
       continue;

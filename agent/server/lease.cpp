@@ -29,14 +29,15 @@ Status PostLease(http::Client& client, const std::string& target, const std::str
 
 }  // namespace
 
-Result<std::unique_ptr<Lease>> Lease::Open(const std::string& address, const OpenRequest& request) {
+Result<std::unique_ptr<Lease>> Lease::Open(const std::string& address, const OpenRequest& request,
+                                           milliseconds timeout) {
   ROUSE_ASSIGN_OR_RETURN(auto client, http::Client::Create(address));
   ROUSE_ASSIGN_OR_RETURN(const http::Response answer,
                          client->Send({.method = "POST",
                                        .target = "/v1/weights/open",
                                        .headers = {{"Content-Type", "application/json"}},
                                        .body = json::Dump(ToJson(request)),
-                                       .timeout = milliseconds(10'000)}));
+                                       .timeout = timeout}));
   if (answer.status != 200) return http::ToStatus(answer, "open weights at " + address);
   ROUSE_ASSIGN_OR_RETURN(const json::Json document, json::Parse(answer.body, "opened weights"));
   ROUSE_ASSIGN_OR_RETURN(OpenResponse opened, OpenResponseFromJson(document));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -18,8 +19,9 @@ class Lease {
  public:
   /// POST /v1/weights/open. FailedPrecondition: the peer serves another launch, or speaks another
   /// version. Unavailable: it cannot be reached, or has nothing complete to serve yet.
-  static Result<std::unique_ptr<Lease>> Open(const std::string& address,
-                                             const OpenRequest& request);
+  static Result<std::unique_ptr<Lease>> Open(
+      const std::string& address, const OpenRequest& request,
+      std::chrono::milliseconds timeout = std::chrono::seconds(10));
   /// Closes the lease at the peer, waiting a second for it at most.
   ~Lease();
 

@@ -48,6 +48,14 @@ struct Metrics::Families {
           .Name("rouse_pull_fallbacks_total")
           .Help("Transfers that went over TCP although this node has an active RDMA port.")
           .Register(registry);
+  Family<Gauge>& pull_verified = BuildGauge()
+                                     .Name("rouse_pull_verified_bytes")
+                                     .Help("Bytes of the rank pulled last that are in place.")
+                                     .Register(registry);
+  Family<Counter>& put_aside = BuildCounter()
+                                   .Name("rouse_pull_sources_put_aside_total")
+                                   .Help("Sources that a pull went on without, by cause.")
+                                   .Register(registry);
   Family<Gauge>& weights = BuildGauge()
                                .Name("rouse_weights_bytes")
                                .Help("Weight bytes held, by how they came.")
@@ -91,6 +99,9 @@ Metrics::Metrics() : families_(std::make_unique<Families>()) {
   // Series that are there from the first scrape, so that a rate over them is right.
   families_->mismatches.Add({});
   families_->fallbacks.Add({});
+  for (const char* cause : {"damaged", "slow", "lost"}) {
+    families_->put_aside.Add({{"cause", cause}});
+  }
   for (const bool ok : {true, false}) {
     families_->leases.Add({{"outcome", Outcome(ok)}});
     families_->reports.Add({{"outcome", Outcome(ok)}});
@@ -130,6 +141,17 @@ void Metrics::CountTransfer(bool ok, std::uint64_t bytes, std::uint64_t mismatch
 
 void Metrics::CountFallback() {
   families_->fallbacks.Add({}).Increment();
+}
+
+void Metrics::SetPulled(std::uint64_t verified_bytes) {
+  families_->pull_verified.Add({}).Set(static_cast<double>(verified_bytes));
+}
+
+void Metrics::CountPutAside(StatusCode why) {
+  const char* const cause = why == StatusCode::kDataLoss           ? "damaged"
+                            : why == StatusCode::kDeadlineExceeded ? "slow"
+                                                                   : "lost";
+  families_->put_aside.Add({{"cause", cause}}).Increment();
 }
 
 void Metrics::CountLease(bool opened) {

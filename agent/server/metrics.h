@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "agent/startup/report.h"
+#include "common/result.h"
 
 namespace rouse::agent {
 
@@ -25,6 +26,10 @@ class Metrics {
                      const std::string& transport);
   /// A pull went over TCP although this node has RDMA.
   void CountFallback();
+  /// How far the pull of a rank is.
+  void SetPulled(std::uint64_t verified_bytes);
+  /// A source of a pull was put aside, and why.
+  void CountPutAside(StatusCode why);
   void CountLease(bool opened);
   void CountEngineRequest(std::string_view type, bool ok);
   void CountReport(bool ok);

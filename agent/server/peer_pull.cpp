@@ -1,14 +1,17 @@
 #include "agent/server/peer_pull.h"
 
+#include <algorithm>
 #include <condition_variable>
 #include <filesystem>
 #include <mutex>
 #include <optional>
+#include <utility>
 
-#include "agent/server/lease.h"
+#include "agent/server/peer_swarm.h"
 #include "agent/transfer/node_protocol.h"
 #include "agent/transfer/node_pull.h"
 #include "common/log.h"
+#include "common/seeded.h"
 
 namespace rouse::agent {
 namespace {
@@ -57,92 +60,159 @@ std::optional<transfer::NodeSource> OnThisNode(const Peer& peer, const OpenRespo
   return transfer::NodeSource{.name = peer.pod, .socket = path, .lease = opened.lease};
 }
 
-Result<transfer::PullReport> PullRank(const transfer::PullSource& source,
-                                      const std::optional<transfer::NodeSource>& node,
-                                      transfer::RegisteredArena& arena,
-                                      const transfer::PullOptions& options, std::stop_token stop,
-                                      const transfer::ProgressCallback& on_progress) {
-  if (node) {
-    const auto imported =
-        transfer::ImportFromNode(*node, source.rank, memory::HostMemory(), kNodeDeadline);
-    Status failed = imported.status();
-    if (imported.ok()) {
-      const auto engine = memory::HostCopyEngine(options.digest_threads);
-      auto copied = transfer::CopyFromNode(*node, source.rank.manifest, **imported, arena.arena(),
-                                           *engine, options, stop, on_progress);
-      failed = copied.status();
-      // Wrong bytes are wrong by any way.
-      if (copied.ok() || failed.code() == StatusCode::kDataLoss ||
-          failed.code() == StatusCode::kCancelled) {
-        return copied;
-      }
-    }
-    log::Warning("a peer of this node is read over the network",
-                 {{"peer", source.name}, {"error", failed.ToString()}});
-  }
-  return transfer::Pull(source, arena, options, std::move(stop), on_progress);
+bool IsComplete(const OpenResponse& opened) {
+  return std::none_of(opened.ranks.begin(), opened.ranks.end(),
+                      [](const RemoteRank& rank) { return rank.availability.has_value(); });
 }
 
-struct Attempt {
+/// The short way to a peer of this node that has everything. What it brought stays, whatever the
+/// outcome.
+Result<transfer::PullReport> CopyWithinNode(const transfer::NodeSource& node,
+                                            const RemoteRank& rank,
+                                            const WeightStore::Arriving& arriving,
+                                            const transfer::PullOptions& options,
+                                            std::stop_token stop,
+                                            const transfer::ProgressCallback& on_progress) {
+  ROUSE_ASSIGN_OR_RETURN(const auto imported,
+                         transfer::ImportFromNode(node, rank, memory::HostMemory(), kNodeDeadline));
+  const auto engine = memory::HostCopyEngine(options.digest_threads);
+  return transfer::CopyFromNode(node, rank.manifest, *imported, arriving.arena->arena(), *engine,
+                                options, std::move(stop), on_progress, arriving.available.get());
+}
+
+/// "demo-1, demo-2 and 3 more", those that gave most first; empty when nobody gave anything.
+std::string Names(std::vector<transfer::SourceShare> shares) {
+  constexpr std::size_t kTold = 3;
+  std::erase_if(shares, [](const auto& share) { return share.bytes_verified == 0; });
+  std::sort(shares.begin(), shares.end(),
+            [](const auto& a, const auto& b) { return a.bytes_verified > b.bytes_verified; });
+  std::string names;
+  for (std::size_t i = 0; i < std::min(shares.size(), kTold); ++i) {
+    names += (i > 0 ? ", " : "") + shares[i].name.substr(0, shares[i].name.find(' '));
+  }
+  if (shares.size() > kTold) names += " and " + std::to_string(shares.size() - kTold) + " more";
+  return names;
+}
+
+struct Outcome {
   Status status;
-  bool transferring = false;  ///< It got as far as reading bytes.
-  bool hopeless = false;      ///< The reason is ours: another peer would not help.
+  bool hopeless = false;  ///< The reason is ours: another peer would not help.
 };
 
-Attempt PullFrom(const Peer& peer, WeightStore& store, const PeerPullSettings& settings,
-                 const PeerPullHooks& hooks, const std::stop_token& stop) {
-  // Before the lease, whose thread uses them until it is gone.
-  std::stop_source give_up;
-  const std::stop_callback passed_on(stop, [&] { give_up.request_stop(); });
-  std::mutex mutex;
-  Status lost;
-  auto lease = Lease::Open(
-      peer.address, {.launch_identity = settings.launch_identity, .requester = settings.requester});
-  if (!lease.ok()) return {.status = lease.status()};
-  const OpenResponse& opened = (*lease)->opened();
-  if (const Status fits = CheckIdentity(store, opened); !fits.ok()) return {.status = fits};
-  (*lease)->KeepAlive([&](const Status& why) {
-    const std::scoped_lock lock(mutex);
-    lost = Unavailable("lease lost: " + why.message());
-    give_up.request_stop();
-  });
+/// One attempt, from the first peer that opened its weights to the last rank.
+class Attempt {
+ public:
+  Attempt(WeightStore& store, const PeerPullSettings& settings, const PeerPullHooks& hooks,
+          PeerPicker& picker, const std::stop_token& stop)
+      : store_(store),
+        settings_(settings),
+        hooks_(hooks),
+        passed_on_(stop, [this] { give_up_.request_stop(); }),
+        swarm_(settings, hooks, picker,
+               [this](const OpenResponse& opened) { return CheckIdentity(store_, opened); }) {}
+
+  Outcome Run(const Peer& first);
+  /// Whether the first peer got as far as opening its weights.
+  bool opened() const { return !swarm_.first().ranks.empty(); }
+  /// Whom a failed attempt leaves behind although they did nothing wrong.
+  std::vector<Peer> held() const { return swarm_.held(); }
+
+ private:
+  Status PullRank(const RemoteRank& rank, const WeightStore::Arriving& arriving);
+  Result<transfer::PullReport> PullFromSwarm(const RemoteRank& rank,
+                                             const WeightStore::Arriving& arriving,
+                                             const transfer::ProgressCallback& on_progress);
+
+  WeightStore& store_;
+  const PeerPullSettings& settings_;
+  const PeerPullHooks& hooks_;
+  std::stop_source give_up_;
+  const std::stop_callback<std::function<void()>> passed_on_;
+  std::optional<transfer::NodeSource> node_;
+  std::string origin_;
+  bool started_ = false;
+  PeerSwarm swarm_;  // last: its threads use the above
+};
+
+Outcome Attempt::Run(const Peer& first) {
+  if (const Status opened = swarm_.Open(first); !opened.ok()) return {.status = opened};
+  const OpenResponse& opened = swarm_.first();
+  if (IsComplete(opened)) node_ = OnThisNode(first, opened, settings_.node_folder);
   const auto ranks = static_cast<std::uint32_t>(opened.ranks.size());
-  std::vector<std::shared_ptr<transfer::RegisteredArena>> arenas;
+  std::vector<WeightStore::Arriving> arriving;
   for (const RemoteRank& rank : opened.ranks) {
-    if (store.Has(rank.manifest)) {
-      arenas.push_back(nullptr);
+    if (store_.Has(rank.manifest)) {
+      arriving.emplace_back();
       continue;
     }
-    auto arena = store.Arrive(rank.manifest, ranks, "pulled from " + peer.pod);
-    if (!arena.ok()) return {.status = arena.status(), .hopeless = true};
-    arenas.push_back(*arena);
+    auto place = store_.Arrive(rank.manifest, ranks, "pulled from " + first.pod);
+    if (!place.ok()) return {.status = place.status(), .hopeless = true};
+    arriving.push_back(*std::move(place));
   }
-  hooks.on_opened(peer);
+  hooks_.on_opened(first);
   for (std::size_t i = 0; i < opened.ranks.size(); ++i) {
-    if (arenas[i] == nullptr) continue;  // An earlier peer has sent all of it.
-    const transfer::PullSource source{.name = peer.pod + " (" + peer.address + ")",
-                                      .worker_address = opened.worker_address,
-                                      .rank = opened.ranks[i]};
-    transfer::PullProgress last;
-    const auto pulled = PullRank(source, OnThisNode(peer, opened, settings.node_folder), *arenas[i],
-                                 settings.transfer, give_up.get_token(),
-                                 [&](const transfer::PullProgress& progress) { last = progress; });
-    Status status = pulled.status();
-    if (status.code() == StatusCode::kCancelled && !stop.stop_requested()) {
-      const std::scoped_lock lock(mutex);
-      if (!lost.ok()) status = lost;
+    if (arriving[i].arena == nullptr) continue;  // An earlier attempt has brought all of it.
+    origin_ = "pulled from " + first.pod;
+    const Status pulled = PullRank(opened.ranks[i], arriving[i]);
+    if (!pulled.ok()) {
+      swarm_.Stop();
+      return {.status = pulled};
     }
-    hooks.on_transfer(status, pulled.ok() ? pulled->counters : last.counters,
-                      pulled.ok() ? pulled->seconds : last.seconds,
-                      pulled.ok() ? pulled->transport : "");
-    if (!status.ok()) return {.status = status, .transferring = true};
-    store.AddTransport(pulled->transport);
-    if (const Status kept = store.Arrived(opened.ranks[i].manifest.rank, arenas[i]); !kept.ok()) {
-      return {.status = kept, .hopeless = true};
-    }
-    hooks.on_progress();
+    const Status kept = store_.Arrived(opened.ranks[i].manifest.rank, arriving[i].arena, origin_);
+    if (!kept.ok()) return {.status = kept, .hopeless = true};
+    hooks_.on_progress();
   }
   return {};
+}
+
+Status Attempt::PullRank(const RemoteRank& rank, const WeightStore::Arriving& arriving) {
+  transfer::PullProgress last;
+  const auto on_progress = [&](const transfer::PullProgress& progress) {
+    if (progress.counters.bytes_verified > last.counters.bytes_verified) swarm_.Progressed();
+    last = progress;
+    hooks_.on_verified(progress.counters.bytes_verified);
+  };
+  Result<transfer::PullReport> pulled = Unavailable("not tried");
+  if (node_) {
+    pulled = CopyWithinNode(*node_, rank, arriving, settings_.transfer, give_up_.get_token(),
+                            on_progress);
+    if (!pulled.ok() && !give_up_.stop_requested()) {
+      log::Warning("a peer of this node is read over the network",
+                   {{"peer", node_->name}, {"error", pulled.status().ToString()}});
+      node_.reset();
+    }
+  }
+  if (!node_) pulled = PullFromSwarm(rank, arriving, on_progress);
+  hooks_.on_transfer(pulled.status(), pulled.ok() ? pulled->counters : last.counters,
+                     pulled.ok() ? pulled->seconds : last.seconds,
+                     pulled.ok() ? pulled->transport : "");
+  if (pulled.ok()) store_.AddTransport(pulled->transport);
+  return pulled.status();
+}
+
+Result<transfer::PullReport> Attempt::PullFromSwarm(const RemoteRank& rank,
+                                                    const WeightStore::Arriving& arriving,
+                                                    const transfer::ProgressCallback& on_progress) {
+  if (!std::exchange(started_, true)) swarm_.Start([this] { give_up_.request_stop(); });
+  transfer::PullOptions options = settings_.transfer;
+  options.seed = HashName(settings_.requester);
+  return transfer::PullFromMany(
+      rank.manifest, swarm_.sources(), *arriving.arena, *arriving.available, options,
+      give_up_.get_token(),
+      {.on_progress = on_progress,
+       .on_put_aside = [this](auto id, const Status& why) { swarm_.PutAside(id, why); },
+       .on_end =
+           [&](const std::vector<transfer::SourceShare>& shares) {
+             for (const transfer::SourceShare& share : shares) {
+               log::Info("source of the pull", {{"peer", share.name},
+                                                {"bytes", share.bytes_arrived},
+                                                {"verifiedBytes", share.bytes_verified},
+                                                {"damagedChunks", share.damaged}});
+             }
+             if (const std::string names = Names(shares); !names.empty()) {
+               origin_ = "pulled from " + names;
+             }
+           }});
 }
 
 }  // namespace
@@ -162,19 +232,22 @@ Status PullFromPeers(WeightStore& store, const PeerPullSettings& settings,
       return Unavailable(give_up->reason);
     }
     const Peer& peer = std::get<PeerPicker::Take>(choice).peer;
-    const Attempt attempt = PullFrom(peer, store, settings, hooks, stop);
-    if (attempt.status.ok()) return Status();
+    Attempt attempt(store, settings, hooks, picker, stop);
+    const Outcome outcome = attempt.Run(peer);
+    if (outcome.status.ok()) return Status();
     if (stop.stop_requested()) break;
-    log::Warning("weights not pulled from this peer", {{"peer", peer.pod},
-                                                       {"address", peer.address},
-                                                       {"error", attempt.status.ToString()},
-                                                       {"transferring", attempt.transferring}});
-    if (attempt.hopeless) {
-      store.Abandon(attempt.status.message());
+    if (outcome.hopeless) {
+      store.Abandon(outcome.status.message());
       hooks.on_progress();
-      return attempt.status;
+      return outcome.status;
     }
-    picker.OnFailed(peer, attempt.status, attempt.transferring, Clock::now());
+    const std::vector<Peer> held = attempt.held();
+    log::Warning("weights not pulled", {{"peer", peer.pod},
+                                        {"address", peer.address},
+                                        {"error", outcome.status.ToString()},
+                                        {"otherPeers", held.size()}});
+    for (const Peer& other : held) picker.OnFailed(other, outcome.status, false, Clock::now());
+    if (!attempt.opened()) picker.OnFailed(peer, outcome.status, false, Clock::now());
   }
   return Status(StatusCode::kCancelled, "pull stopped");
 }

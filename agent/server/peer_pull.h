@@ -1,5 +1,5 @@
-// Pulls this instance's weights from peers: the next peer when one fails, until all ranks are in
-// place or it is time to give up.
+// Pulls this instance's weights from peers, several at once, others when some fail, until all ranks
+// are in place or it is time to give up.
 //
 // Blocks on the caller's thread. The store tells engines how far it is.
 
@@ -30,14 +30,18 @@ struct PeerPullSettings {
 struct PeerPullHooks {
   /// The operator's last answer, best first.
   std::function<std::vector<Peer>()> peers;
-  /// A peer has opened its weights and bytes begin to come.
+  /// The first peer has opened its weights and bytes begin to come.
   std::function<void(const Peer&)> on_opened;
   /// A rank is in place, or everything has changed: engines that wait should look again.
   std::function<void()> on_progress;
+  /// So many bytes of the rank under way are in place; now and then, on the pulling thread.
+  std::function<void(std::uint64_t verified_bytes)> on_verified;
   /// One transfer of one rank has ended; `counters` are what it did, whatever `status`.
   std::function<void(const Status& status, const transfer::PullCounters& counters, double seconds,
                      const std::string& transport)>
       on_transfer;
+  /// Nothing is asked of the peer any more, for now, while others go on. On the thread "peers".
+  std::function<void(const Peer&, const Status&)> on_put_aside;
 };
 
 /// Ok when every rank is in place. Cancelled when stopped. Else why no peer's weights could be had:

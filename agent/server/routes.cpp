@@ -72,7 +72,7 @@ http::Response Agent::HandleWeights(const std::string& action, const std::string
     if (!request.ok()) return http::ErrorResponse(request.status());
     Result<OpenResponse> opened =
         request->launch_identity == options_.launch_identity
-            ? store_->Open(request->requester)
+            ? store_->Open(request->requester, request->partial)
             : FailedPrecondition("this agent serves launch identity " + options_.launch_identity +
                                  ", " + request->launch_identity.substr(0, 64) + " was asked for");
     metrics_.CountLease(opened.ok());

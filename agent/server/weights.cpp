@@ -42,10 +42,12 @@ const WeightStore::Rank* WeightStore::Find(std::uint32_t rank) const {
   return const_cast<WeightStore*>(this)->Find(rank);
 }
 
-bool WeightStore::AllReady() const {
+bool WeightStore::AllReady(bool or_arriving) const {
   if (expected_ranks_ == 0 || ranks_.size() != expected_ranks_) return false;
   for (const auto& [number, rank] : ranks_) {
-    if (rank.stage != Stage::kReady) return false;
+    if (rank.stage != Stage::kReady && !(or_arriving && rank.stage == Stage::kArriving)) {
+      return false;
+    }
   }
   return true;
 }
@@ -147,19 +149,25 @@ Status WeightStore::Publish(const HelloRequest& hello, const std::string& manife
   return Status();
 }
 
-Result<std::shared_ptr<transfer::RegisteredArena>> WeightStore::Arrive(
-    const WeightManifest& manifest, std::uint32_t ranks, const std::string& origin) {
-  std::shared_ptr<transfer::RegisteredArena> registered;
+Result<WeightStore::Arriving> WeightStore::Arrive(const WeightManifest& manifest,
+                                                  std::uint32_t ranks, const std::string& origin) {
+  Arriving arriving;
   {
     const std::scoped_lock lock(mutex_);
     const Rank* const held = Find(manifest.rank);
     if (held != nullptr && held->stage != Stage::kArriving) {
       return FailedPrecondition(RankName(manifest.rank) + " has weights already: " + held->origin);
     }
-    if (held != nullptr && held->arena->bytes() == manifest.arena_bytes)
-      registered = held->registered;
+    if (held != nullptr && held->manifest == manifest) {
+      return Arriving{held->registered, held->available};
+    }
+    // Peers may be reading what was offered.
+    if (held != nullptr && held->arena->bytes() == manifest.arena_bytes &&
+        offered_ == Offered::kNothing) {
+      arriving.arena = held->registered;
+    }
   }
-  if (registered == nullptr) {
+  if (arriving.arena == nullptr) {
     auto created = memory::Arena::Create({.bytes = manifest.arena_bytes,
                                           .slab_bytes = options_.slab_bytes,
                                           .name = "rouse-rank" + std::to_string(manifest.rank),
@@ -170,25 +178,29 @@ Result<std::shared_ptr<transfer::RegisteredArena>> WeightStore::Arrive(
     std::shared_ptr<memory::Arena> arena = *std::move(created);
     ROUSE_RETURN_IF_ERROR(publisher_->Hold(arena));
     ROUSE_RETURN_IF_ERROR(arena->Seal());
-    registered = transfer::RegisteredArena::Create(context_, std::move(arena));
+    arriving.arena = transfer::RegisteredArena::Create(context_, std::move(arena));
   }
+  ROUSE_ASSIGN_OR_RETURN(arriving.available,
+                         transfer::Availability::Create(manifest.chunk_digests.size()));
   const std::scoped_lock lock(mutex_);
   Rank* const held = Find(manifest.rank);
   if (held != nullptr && held->stage != Stage::kArriving) {
     return FailedPrecondition("the engine has taken " + RankName(manifest.rank) +
                               " into its own hands meanwhile");
   }
+  WithdrawLocked();
   expected_ranks_ = ranks;
   Rank& rank = ranks_[manifest.rank];
   rank.stage = Stage::kArriving;
-  rank.arena = registered->shared_arena();
-  rank.registered = registered;
+  rank.arena = arriving.arena->shared_arena();
+  rank.registered = arriving.arena;
+  rank.available = arriving.available;
   rank.manifest = manifest;
   rank.identity = manifest.identity;
   rank.origin = origin;
   rank.from_peer = true;
   rank.generation = ++generation_;
-  return registered;
+  return arriving;
 }
 
 bool WeightStore::Has(const WeightManifest& manifest) const {
@@ -204,7 +216,8 @@ std::optional<Identity> WeightStore::IdentityOf(std::uint32_t rank) const {
 }
 
 Status WeightStore::Arrived(std::uint32_t rank,
-                            const std::shared_ptr<transfer::RegisteredArena>& arena) {
+                            const std::shared_ptr<transfer::RegisteredArena>& arena,
+                            const std::string& origin) {
   const std::scoped_lock lock(mutex_);
   Rank* const held = Find(rank);
   if (held == nullptr || held->registered != arena || held->stage != Stage::kArriving) {
@@ -213,6 +226,7 @@ Status WeightStore::Arrived(std::uint32_t rank,
   }
   held->stage = Stage::kReady;
   held->registered.reset();
+  held->origin = origin;
   bytes_.peer += held->arena->bytes();
   return Status();
 }
@@ -220,15 +234,18 @@ Status WeightStore::Arrived(std::uint32_t rank,
 void WeightStore::Abandon(const std::string& why) {
   const std::scoped_lock lock(mutex_);
   why_none_ = why;
-  std::erase_if(ranks_, [](const auto& entry) { return entry.second.stage == Stage::kArriving; });
+  const auto gone = std::erase_if(
+      ranks_, [](const auto& entry) { return entry.second.stage == Stage::kArriving; });
+  if (gone == 0) return;
+  WithdrawLocked();
+  ++generation_;
 }
 
 Result<WeightStore::Work> WeightStore::Prepare(const std::stop_token& stop) {
   ROUSE_ASSIGN_OR_RETURN(const bool digested, DigestOne(stop));
   if (digested) return Work::kDigested;
   publisher_->Expire();
-  ROUSE_ASSIGN_OR_RETURN(const bool offered, OfferAll());
-  return offered ? Work::kOffered : Work::kNone;
+  return OfferAll();
 }
 
 Result<bool> WeightStore::DigestOne(const std::stop_token& stop) {
@@ -262,18 +279,27 @@ Result<bool> WeightStore::DigestOne(const std::stop_token& stop) {
   return true;
 }
 
-Result<bool> WeightStore::OfferAll() {
+Result<WeightStore::Work> WeightStore::OfferAll() {
   std::map<std::uint32_t, Rank> ranks;
   std::uint64_t generation = 0;
+  Offered offers = Offered::kComplete;
   {
-    const std::scoped_lock lock(mutex_);
-    if (offered_ || withdrawn_ || !AllReady()) return false;
-    ranks = ranks_;
+    std::unique_lock lock(mutex_);
+    const bool all_ready = AllReady(false);
+    if (withdrawn_ || offered_ == Offered::kComplete) return Work::kNone;
     generation = generation_;
+    if (offered_ == Offered::kArriving) {
+      lock.unlock();
+      return all_ready ? OfferComplete(generation) : Work::kNone;
+    }
+    if (!all_ready) offers = Offered::kArriving;
+    if (!AllReady(true)) return Work::kNone;
+    ranks = ranks_;
   }
   // Registration may take seconds, and engines ask the store meanwhile.
   for (const auto& [number, rank] : ranks) {
-    const Status status = publisher_->Publish(rank.arena, rank.manifest);
+    const Status status = publisher_->Publish(
+        rank.arena, rank.manifest, rank.stage == Stage::kArriving ? rank.available : nullptr);
     if (!status.ok()) {
       publisher_->Withdraw();
       return status.WithContext("offer " + RankName(number) + " to peers");
@@ -283,16 +309,38 @@ Result<bool> WeightStore::OfferAll() {
   if (withdrawn_ || generation != generation_) {
     publisher_->Withdraw();  // An engine has begun anew: these are not the weights any more.
   } else {
-    offered_ = true;
+    offered_ = offers;
   }
-  return true;
+  return offers == Offered::kComplete ? Work::kOffered : Work::kOfferedArriving;
 }
 
-Result<OpenResponse> WeightStore::Open(const std::string& requester) {
+// Only one thread offers, so what is published is of this generation, or withdrawn.
+Result<WeightStore::Work> WeightStore::OfferComplete(std::uint64_t generation) {
+  publisher_->Complete();
   const std::scoped_lock lock(mutex_);
-  if (withdrawn_) return Unavailable("this agent is ending: ask another peer");
-  if (!offered_) return Unavailable("the weights of this instance are not complete yet: ask again");
-  return publisher_->Open(requester);
+  if (generation == generation_ && offered_ == Offered::kArriving) offered_ = Offered::kComplete;
+  return Work::kOffered;
+}
+
+Result<OpenResponse> WeightStore::Open(const std::string& requester, bool partial) {
+  std::uint64_t generation = 0;
+  {
+    const std::scoped_lock lock(mutex_);
+    if (withdrawn_) return Unavailable("this agent is ending: ask another peer");
+    if (offered_ == Offered::kNothing || (offered_ == Offered::kArriving && !partial)) {
+      return Unavailable("the weights of this instance are not complete yet: ask again");
+    }
+    generation = generation_;
+  }
+  // Without the lock: a source process that died is started again first, and engines ask meanwhile.
+  ROUSE_ASSIGN_OR_RETURN(OpenResponse opened, publisher_->Open(requester, partial));
+  {
+    const std::scoped_lock lock(mutex_);
+    if (offered_ != Offered::kNothing && generation == generation_) return opened;
+  }
+  // Perhaps not all ranks of one set.
+  static_cast<void>(publisher_->Close(opened.lease).ok());
+  return Unavailable("the weights of this instance have just changed: ask again");
 }
 
 void WeightStore::Withdraw() {
@@ -302,9 +350,9 @@ void WeightStore::Withdraw() {
 }
 
 void WeightStore::WithdrawLocked() {
-  if (!offered_) return;
+  if (offered_ == Offered::kNothing) return;
   publisher_->Withdraw();
-  offered_ = false;
+  offered_ = Offered::kNothing;
 }
 
 Holdings WeightStore::holdings() const {
@@ -315,13 +363,16 @@ Holdings WeightStore::holdings() const {
   if (ranks_.empty() || ranks_.size() != expected_ranks_) return holdings;
   WeightsReport report;
   for (const auto& [number, rank] : ranks_) {
-    if (rank.stage != Stage::kPublished && rank.stage != Stage::kReady) return holdings;
+    if (rank.stage == Stage::kFilling) return holdings;
+    // Nothing to tell of until peers can use it.
+    if (rank.stage == Stage::kArriving && offered_ != Offered::kArriving) return holdings;
     report.bytes += rank.arena->bytes();
     ++report.ranks;
   }
   report.form = ranks_.begin()->second.manifest.form;
   report.identity = IdentityDigest(ranks_.begin()->second.identity);
-  report.servable = offered_;
+  report.servable = offered_ == Offered::kComplete;
+  report.arriving = offered_ == Offered::kArriving;
   holdings.weights = report;
   return holdings;
 }

@@ -1,10 +1,11 @@
 // The weights this agent holds: one arena a rank, from its first byte to being served to peers.
 //
 //   an engine fills:   Create -> (the engine writes) -> Publish -> digests -> ready
-//   a peer sends:      Arrive -> (the pull writes)   -> Arrived            -> ready
+//   peers send:        Arrive -> (the pull writes)   -> Arrived            -> ready
 //
-// When every rank is ready, all are offered to peers (servable). An arena outlives the engine that
-// filled it: the next engine of the pod gets it from Weights().
+// When every rank is ready, all are offered to peers (servable); what peers send is offered while
+// it arrives, chunk by chunk as it is verified. An arena outlives the engine that filled it: the
+// next engine of the pod gets it from Weights().
 //
 // Threads: every method from any thread. Digests are taken on the caller of Prepare, without the
 // lock.
@@ -23,6 +24,7 @@
 #include "agent/engine/host.h"
 #include "agent/memory/arena.h"
 #include "agent/startup/report.h"
+#include "agent/transfer/availability.h"
 #include "agent/transfer/publisher.h"
 #include "agent/transfer/registered_arena.h"
 #include "common/manifest.h"
@@ -49,27 +51,35 @@ class WeightStore {
   Status Publish(const HelloRequest& hello, const std::string& manifest_json);
 
   // For the pull.
-  /// An arena for the weights that `manifest` describes: the one that an earlier attempt left when
-  /// it fits, else a new one, with its memory taken and sealed against the engine. Slow.
-  Result<std::shared_ptr<transfer::RegisteredArena>> Arrive(const WeightManifest& manifest,
-                                                            std::uint32_t ranks,
-                                                            const std::string& origin);
+  /// Where a rank arrives, and which of its chunks are there.
+  struct Arriving {
+    std::shared_ptr<transfer::RegisteredArena> arena;
+    std::shared_ptr<transfer::Availability> available;
+  };
+  /// An arena for the weights that `manifest` describes: the one that an earlier attempt left, with
+  /// what had arrived when it was of the same weights, else a new one, with its memory taken and
+  /// sealed against the engine. Slow.
+  Result<Arriving> Arrive(const WeightManifest& manifest, std::uint32_t ranks,
+                          const std::string& origin);
   /// Whether `manifest`'s rank is ready with exactly this content.
   bool Has(const WeightManifest& manifest) const;
   /// The identity announced for a rank that arrives or is ready.
   std::optional<Identity> IdentityOf(std::uint32_t rank) const;
-  Status Arrived(std::uint32_t rank, const std::shared_ptr<transfer::RegisteredArena>& arena);
+  /// All of it is there. `origin` says from whom, for people.
+  Status Arrived(std::uint32_t rank, const std::shared_ptr<transfer::RegisteredArena>& arena,
+                 const std::string& origin);
   /// What was to arrive will not come; `why` is what engines are told.
   void Abandon(const std::string& why);
 
-  /// Does the next piece of slow work: digests of one rank, or offering all ranks to peers. Also
-  /// what has to be done every few seconds for peers whose leases have ended. `stop` ends a
-  /// digest early.
-  enum class Work { kNone, kDigested, kOffered };
+  /// Does the next piece of slow work: digests of one rank, or offering all ranks to peers, or that
+  /// those which were offered while they arrived are complete. Also what has to be done every few
+  /// seconds for peers whose leases have ended. `stop` ends a digest early.
+  enum class Work { kNone, kDigested, kOfferedArriving, kOffered };
   Result<Work> Prepare(const std::stop_token& stop);
 
   // For peers.
-  Result<OpenResponse> Open(const std::string& requester);
+  /// Unavailable while there is nothing to offer, or nothing complete and `partial` is false.
+  Result<OpenResponse> Open(const std::string& requester, bool partial);
   Status Renew(const std::string& lease) { return publisher_->Renew(lease); }
   Status Close(const std::string& lease) { return publisher_->Close(lease); }
   void Withdraw();
@@ -83,10 +93,12 @@ class WeightStore {
 
  private:
   enum class Stage { kFilling, kArriving, kPublished, kReady };
+  enum class Offered { kNothing, kArriving, kComplete };
   struct Rank {
     Stage stage = Stage::kFilling;
     std::shared_ptr<memory::Arena> arena;
     std::shared_ptr<transfer::RegisteredArena> registered;  ///< While it arrives.
+    std::shared_ptr<transfer::Availability> available;      ///< While it arrives.
     WeightManifest manifest;
     Identity identity;
     std::string origin;
@@ -96,9 +108,10 @@ class WeightStore {
 
   Rank* Find(std::uint32_t rank);
   const Rank* Find(std::uint32_t rank) const;
-  bool AllReady() const;
+  bool AllReady(bool or_arriving) const;
   Result<bool> DigestOne(const std::stop_token& stop);
-  Result<bool> OfferAll();
+  Result<Work> OfferAll();
+  Result<Work> OfferComplete(std::uint64_t generation);
   void WithdrawLocked();
 
   const std::shared_ptr<ucx::Context> context_;
@@ -109,7 +122,7 @@ class WeightStore {
   std::uint32_t expected_ranks_ = 0;
   std::uint64_t generation_ = 0;
   std::string why_none_;
-  bool offered_ = false;
+  Offered offered_ = Offered::kNothing;
   bool withdrawn_ = false;  ///< For good: the agent ends.
   BytesBySource bytes_;
   std::string transport_;

@@ -58,6 +58,11 @@ void PeerPicker::OnFailed(const Peer& peer, const Status& why, bool transferring
   }
 }
 
+void PeerPicker::OnProgress(TimePoint now) {
+  failed_transfers_ = 0;
+  idle_since_ = now;
+}
+
 std::string PeerPicker::Reasons() const {
   std::string all;
   for (const auto& [address, record] : records_) {

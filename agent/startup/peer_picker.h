@@ -25,7 +25,7 @@ struct PeerPickerLimits {
   std::chrono::milliseconds refused_deadline{3'000};
   std::chrono::milliseconds first_pause{200};
   std::chrono::milliseconds longest_pause{5'000};
-  int max_failed_transfers = 8;
+  int max_failed_transfers = 8;  ///< In a row, without anything new in between.
 };
 
 class PeerPicker {
@@ -48,6 +48,9 @@ class PeerPicker {
 
   /// `peer` did not work out. `transferring`: it had begun to send.
   void OnFailed(const Peer& peer, const Status& why, bool transferring, TimePoint now);
+
+  /// Something arrived that was missing.
+  void OnProgress(TimePoint now);
 
  private:
   struct Record {

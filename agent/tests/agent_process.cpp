@@ -109,12 +109,30 @@ void AgentProcess::Signal(int number) const {
   if (pid_ > 0) ::kill(pid_, number);
 }
 
-void AgentProcess::SignalAll(int number) const {
+void AgentProcess::SignalChildren(int number) const {
+  if (pid_ <= 0) return;
   std::ifstream children("/proc/" + std::to_string(pid_) + "/task/" + std::to_string(pid_) +
                          "/children");
   for (pid_t child = 0; children >> child;) ::kill(child, number);
+}
+
+void AgentProcess::SignalAll(int number) const {
+  SignalChildren(number);
   Signal(number);
 }
+
+SlowSource::SlowSource(const AgentProcess& agent, std::chrono::milliseconds stopped,
+                       std::chrono::milliseconds running)
+    : agent_(agent), thread_([this, stopped, running](const std::stop_token& stop) {
+        while (!stop.stop_requested()) {
+          agent_.SignalChildren(SIGSTOP);
+          std::this_thread::sleep_for(stopped);
+          agent_.SignalChildren(SIGCONT);
+          std::this_thread::sleep_for(running);
+        }
+      }) {}
+
+SlowSource::~SlowSource() = default;
 
 std::optional<int> AgentProcess::Wait(std::chrono::milliseconds longest) {
   int status = 0;

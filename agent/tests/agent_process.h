@@ -8,6 +8,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <thread>
 
 namespace rouse::agent {
 
@@ -49,7 +50,9 @@ class AgentProcess {
   std::string log() const;
 
   void Signal(int number) const;
-  /// Also to its children (the process that holds the weights open for peers).
+  /// Only to its children (the process that holds the weights open for peers).
+  void SignalChildren(int number) const;
+  /// To both.
   void SignalAll(int number) const;
   /// The exit status (128 + signal when it was killed); nullopt when it still runs after `longest`.
   std::optional<int> Wait(std::chrono::milliseconds longest = std::chrono::seconds(20));
@@ -57,6 +60,22 @@ class AgentProcess {
  private:
   TempFolder folder_;
   pid_t pid_ = -1;
+};
+
+/// Lets an agent's weights be read only a small part of the time, until destroyed: a pull from it
+/// takes long enough for a test to do something in the middle.
+class SlowSource {
+ public:
+  explicit SlowSource(const AgentProcess& agent,
+                      std::chrono::milliseconds stopped = std::chrono::milliseconds(40),
+                      std::chrono::milliseconds running = std::chrono::milliseconds(4));
+  ~SlowSource();
+  SlowSource(const SlowSource&) = delete;
+  SlowSource& operator=(const SlowSource&) = delete;
+
+ private:
+  const AgentProcess& agent_;
+  std::jthread thread_;
 };
 
 }  // namespace rouse::agent

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <catch2/catch.hpp>
+#include <optional>
 #include <thread>
 
 #include "agent/socket/seqpacket.h"
@@ -20,6 +21,8 @@ namespace {
 
 // Three slabs of 8 MiB or less, the last chunk and the last slab cut short.
 constexpr std::size_t kArenaBytes = (20u << 20) + 512;
+// Small enough that some are in place long before the others.
+constexpr std::uint64_t kSmallChunks = 256u << 10;
 
 std::map<std::string, std::string> FromPeer(std::map<std::string, std::string> more = {}) {
   more.insert({{"ROUSE_PATH", "Peer"}});
@@ -28,13 +31,14 @@ std::map<std::string, std::string> FromPeer(std::map<std::string, std::string> m
 
 /// An agent whose engine has published `bytes`, servable.
 void PublishOn(const AgentProcess& agent, const FakeOperator& fake_operator, const std::string& pod,
-               const std::string& bytes) {
+               const std::string& bytes, std::uint64_t chunk_bytes = kChunkBytes,
+               const Identity& identity = TestIdentity()) {
   auto engine = FakeEngine::Connect(agent.socket());
   REQUIRE(engine.ok());
-  auto welcome = engine->Hello(TestIdentity());
+  auto welcome = engine->Hello(identity);
   REQUIRE(welcome.ok());
   REQUIRE(welcome->body["source"] == "Storage");
-  auto published = engine->CreateFillPublish(TestIdentity(), 0, bytes);
+  auto published = engine->CreateFillPublish(identity, 0, bytes, chunk_bytes);
   REQUIRE(published.ok());
   INFO(published->body.dump());
   REQUIRE(published->type() == "Ok");
@@ -55,6 +59,20 @@ std::string Metrics(const AgentReport& report) {
   auto answer = (*client)->Send({.target = "/metrics"});
   REQUIRE(answer.ok());
   return answer->body;
+}
+
+/// Some of the weights are in place, and not all.
+bool WaitForMidPull(const FakeOperator& fake_operator, const std::string& pod) {
+  double verified = 0;
+  const bool moving =
+      WaitForBytes(fake_operator, pod) && Eventually([&] {
+        const std::string text = Metrics(*fake_operator.Last(pod));
+        const std::string name = "\nrouse_pull_verified_bytes ";
+        const auto at = text.find(name);
+        verified = at == std::string::npos ? 0 : std::stod(text.substr(at + name.size(), 20));
+        return verified > 0;
+      });
+  return moving && verified < kArenaBytes;
 }
 
 int Probe(const std::string& address, const std::string& path) {
@@ -271,46 +289,85 @@ TEST_CASE("Two ranks are pulled, and one that waits does not hold up the other")
   CHECK(*got0 == bytes[0]);
 }
 
-TEST_CASE("When a source dies in mid-pull, the next peer sends the weights") {
+TEST_CASE("When a source dies in mid-pull, the next peer sends the rest") {
   FakeOperator fake_operator;
   const std::string bytes = TestBytes(kArenaBytes, 7);
   AgentProcess dying("demo-0", fake_operator.url(), {});
-  PublishOn(dying, fake_operator, "demo-0", bytes);
+  PublishOn(dying, fake_operator, "demo-0", bytes, kSmallChunks);
   AgentProcess living("demo-1", fake_operator.url(), {});
-  PublishOn(living, fake_operator, "demo-1", bytes);
-  FakeSourceProxy proxy(fake_operator.Last("demo-0")->address, [&](const auto& request, auto&) {
-    if (request.target == "/v1/weights/open") dying.Signal(SIGKILL);
-  });
-  fake_operator.NamePeers(
-      {{.pod = "demo-0", .node = "node-a", .address = proxy.url()},
-       {.pod = "demo-1", .node = "node-a", .address = fake_operator.Last("demo-1")->address}});
+  PublishOn(living, fake_operator, "demo-1", bytes, kSmallChunks);
+  const Peer first{
+      .pod = "demo-0", .node = "node-a", .address = fake_operator.Last("demo-0")->address};
+  const Peer second{
+      .pod = "demo-1", .node = "node-a", .address = fake_operator.Last("demo-1")->address};
+  fake_operator.NamePeers({first});
+  std::optional<SlowSource> slow(dying);
   AgentProcess target("demo-2", fake_operator.url(), FromPeer());
+  REQUIRE(WaitForMidPull(fake_operator, "demo-2"));
+  dying.SignalAll(SIGKILL);
+  slow.reset();
+  fake_operator.NamePeers({first, second});
   REQUIRE(fake_operator.WaitForServable("demo-2"));
-  CHECK(target.log().find("demo-0") != std::string::npos);
+  CHECK(fake_operator.Last("demo-2")->bytes_by_source.peer == kArenaBytes);
   const std::string metrics = Metrics(*fake_operator.Last("demo-2"));
-  CHECK(metrics.find("rouse_pull_seconds_count{outcome=\"error\"} 1") != std::string::npos);
+  CHECK(metrics.find("rouse_pull_seconds_count{outcome=\"error\"} 0") != std::string::npos);
   CHECK(metrics.find("rouse_pull_seconds_count{outcome=\"success\"} 1") != std::string::npos);
+  CHECK(metrics.find("rouse_pull_sources_put_aside_total{cause=\"lost\"} 1") != std::string::npos);
   auto engine = FakeEngine::Connect(target.socket());
-  CHECK(engine->Hello(TestIdentity())->body["reason"] == "pulled from demo-1");
+  const std::string reason = engine->Hello(TestIdentity())->body["reason"];
+  CHECK(reason.find("demo-0") != std::string::npos);
+  CHECK(reason.find("demo-1") != std::string::npos);
   auto got = engine->AwaitAndRead(0);
   REQUIRE(got.ok());
   CHECK(*got == bytes);
 }
 
+TEST_CASE("A peer of another identity does not go on with what another began") {
+  FakeOperator fake_operator;
+  AgentProcess dying("demo-0", fake_operator.url(), {});
+  PublishOn(dying, fake_operator, "demo-0", TestBytes(kArenaBytes, 7), kSmallChunks);
+  AgentProcess other("demo-1", fake_operator.url(), {});
+  Identity identity = TestIdentity();
+  identity["dtype"] = "float16";
+  PublishOn(other, fake_operator, "demo-1", TestBytes(kArenaBytes, 8), kSmallChunks, identity);
+  const Peer first{
+      .pod = "demo-0", .node = "node-a", .address = fake_operator.Last("demo-0")->address};
+  const Peer second{
+      .pod = "demo-1", .node = "node-a", .address = fake_operator.Last("demo-1")->address};
+  fake_operator.NamePeers({first});
+  std::optional<SlowSource> slow(dying);
+  AgentProcess target("demo-2", fake_operator.url(),
+                      FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}}));
+  REQUIRE(WaitForMidPull(fake_operator, "demo-2"));
+  fake_operator.NamePeers({first, second});
+  dying.SignalAll(SIGKILL);
+  slow.reset();
+  // The engine was promised the first identity, so it loads from storage.
+  CHECK(Eventually([&] {
+    auto engine = FakeEngine::Connect(target.socket());
+    return engine.ok() && engine->Hello(TestIdentity())->body["source"] == "Storage";
+  }));
+  auto engine = FakeEngine::Connect(target.socket());
+  const std::string reason = engine->Hello(TestIdentity())->body["reason"];
+  CHECK(reason.find("demo-0") != std::string::npos);
+  CHECK(reason.find("identity differs from that of the peer before: dtype") != std::string::npos);
+}
+
 TEST_CASE("When the only source dies in mid-pull, the instance says so and takes its fallback") {
   FakeOperator fake_operator;
   AgentProcess dying("demo-0", fake_operator.url(), {});
-  PublishOn(dying, fake_operator, "demo-0", TestBytes(kArenaBytes, 8));
-  FakeSourceProxy proxy(fake_operator.Last("demo-0")->address, [&](const auto& request, auto&) {
-    if (request.target == "/v1/weights/open") dying.Signal(SIGKILL);
-  });
-  fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
+  PublishOn(dying, fake_operator, "demo-0", TestBytes(kArenaBytes, 8), kSmallChunks);
+  fake_operator.NamePeers(
+      {{.pod = "demo-0", .node = "node-a", .address = fake_operator.Last("demo-0")->address}});
+  std::optional<SlowSource> slow(dying);
   SECTION("Storage") {
     AgentProcess target("demo-1", fake_operator.url(),
                         FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}}));
-    REQUIRE(WaitForBytes(fake_operator, "demo-1"));
+    REQUIRE(WaitForMidPull(fake_operator, "demo-1"));
     auto early = FakeEngine::Connect(target.socket());
     REQUIRE(early->Hello(TestIdentity())->body["source"] == "Peer");
+    dying.SignalAll(SIGKILL);
+    slow.reset();
     // It waits, hears that nothing will come, and asks again on a new connection.
     auto none = early->Ask({{"type", "AwaitWeights"}, {"rank", 0}, {"timeoutMs", 30000}});
     REQUIRE(none.ok());
@@ -325,6 +382,9 @@ TEST_CASE("When the only source dies in mid-pull, the instance says so and takes
     AgentProcess target(
         "demo-1", fake_operator.url(),
         FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}, {"ROUSE_WEIGHTS_FALLBACK", "None"}}));
+    REQUIRE(WaitForMidPull(fake_operator, "demo-1"));
+    dying.SignalAll(SIGKILL);
+    slow.reset();
     REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kFailed));
     const std::string message = fake_operator.Last("demo-1")->message;
     CHECK(message.find("fallback is None") != std::string::npos);
@@ -336,25 +396,18 @@ TEST_CASE("A target that is killed in mid-pull costs its source nothing but a le
   FakeOperator fake_operator;
   const std::string bytes = TestBytes(kArenaBytes, 9);
   AgentProcess source("demo-0", fake_operator.url(), {{"ROUSE_LEASE_SECONDS", "2"}});
-  PublishOn(source, fake_operator, "demo-0", bytes);
-  const std::string address = fake_operator.Last("demo-0")->address;
-  std::atomic<AgentProcess*> target = nullptr;
-  FakeSourceProxy proxy(address, [&](const auto& request, auto&) {
-    AgentProcess* const reader = target;
-    if (request.target == "/v1/weights/open" && reader != nullptr) reader->Signal(SIGKILL);
-  });
-  fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = proxy.url()}});
+  PublishOn(source, fake_operator, "demo-0", bytes, kSmallChunks);
   {
-    AgentProcess killed("demo-1", fake_operator.url(),
-                        FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "60"}}));
-    target = &killed;
+    const SlowSource slow(source);
+    AgentProcess killed("demo-1", fake_operator.url(), FromPeer());
+    REQUIRE(WaitForMidPull(fake_operator, "demo-1"));
+    killed.Signal(SIGKILL);
     REQUIRE(killed.Wait() == 128 + SIGKILL);
-    target = nullptr;
   }
+  fake_operator.Forget("demo-1");
   CHECK(Eventually([&] {
     return Metrics(*fake_operator.Last("demo-0")).find("rouse_leases_open 0") != std::string::npos;
   }));
-  fake_operator.NamePeers({{.pod = "demo-0", .node = "node-a", .address = address}});
   AgentProcess second("demo-2", fake_operator.url(), FromPeer());
   REQUIRE(fake_operator.WaitForServable("demo-2"));
 }
@@ -363,11 +416,13 @@ TEST_CASE("An engine whose agent was killed in mid-pull finds the weights with t
   FakeOperator fake_operator;
   const std::string bytes = TestBytes(kArenaBytes, 12);
   AgentProcess source("demo-0", fake_operator.url(), {});
-  PublishOn(source, fake_operator, "demo-0", bytes);
+  PublishOn(source, fake_operator, "demo-0", bytes, kSmallChunks);
+  std::optional<SlowSource> slow(source);
   AgentProcess first("demo-1", fake_operator.url(), FromPeer({{"ROUSE_WEIGHTS_FALLBACK", "None"}}));
-  REQUIRE(fake_operator.WaitForServable("demo-1"));
+  REQUIRE(WaitForMidPull(fake_operator, "demo-1"));
   first.Signal(SIGKILL);
   REQUIRE(first.Wait() == 128 + SIGKILL);
+  slow.reset();
   // The engine is there before the new agent knows of any peer, and must not be turned away for
   // that.
   fake_operator.NamePeers({});

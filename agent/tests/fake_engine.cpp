@@ -60,11 +60,13 @@ std::string TestBytes(std::size_t bytes, std::uint32_t seed) {
   return out;
 }
 
-WeightManifest TestManifest(const Identity& identity, std::uint32_t rank, std::uint64_t bytes) {
+WeightManifest TestManifest(const Identity& identity, std::uint32_t rank, std::uint64_t bytes,
+                            std::uint64_t chunk_bytes) {
   WeightManifest manifest;
   manifest.identity = identity;
   manifest.rank = rank;
   manifest.arena_bytes = bytes;
+  manifest.chunk_bytes = chunk_bytes;
   manifest.allocations = {{.offset = 0, .bytes = bytes}};
   manifest.tensors = {{.name = "weight",
                        .kind = TensorKind::kParameter,
@@ -140,7 +142,8 @@ Result<std::vector<OwnedFd>> FakeEngine::AllSlabs(std::uint32_t rank, std::size_
 }
 
 Result<EngineAnswer> FakeEngine::CreateFillPublish(const Identity& identity, std::uint32_t rank,
-                                                   const std::string& bytes) {
+                                                   const std::string& bytes,
+                                                   std::uint64_t chunk_bytes) {
   auto arena = Ask({{"type", "CreateArena"}, {"rank", rank}, {"bytes", bytes.size()}});
   if (!arena.ok() || arena->type() != "Arena") return arena;
   const auto sizes = arena->body["slabBytes"].get<std::vector<std::size_t>>();
@@ -152,7 +155,8 @@ Result<EngineAnswer> FakeEngine::CreateFillPublish(const Identity& identity, std
     std::memcpy(mapped.data(), bytes.data() + at, sizes[i]);
     at += sizes[i];
   }
-  const std::string text = json::Dump(ToJson(TestManifest(identity, rank, bytes.size())));
+  const std::string text =
+      json::Dump(ToJson(TestManifest(identity, rank, bytes.size(), chunk_bytes)));
   ROUSE_ASSIGN_OR_RETURN(const OwnedFd document, MakeDocument(text, "test-manifest"));
   return Ask({{"type", "Publish"}, {"rank", rank}, {"manifestBytes", text.size()}},
              {document.get()});

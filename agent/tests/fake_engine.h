@@ -32,7 +32,8 @@ Identity TestIdentity(std::uint32_t rank = 0);
 std::string TestBytes(std::size_t bytes, std::uint32_t seed);
 
 /// One tensor over a whole arena.
-WeightManifest TestManifest(const Identity& identity, std::uint32_t rank, std::uint64_t bytes);
+WeightManifest TestManifest(const Identity& identity, std::uint32_t rank, std::uint64_t bytes,
+                            std::uint64_t chunk_bytes = kChunkBytes);
 
 class FakeEngine {
  public:
@@ -52,7 +53,8 @@ class FakeEngine {
   /// Storage: an arena of these bytes, filled and published as `identity`'s. What the last answer
   /// was when something is refused.
   Result<EngineAnswer> CreateFillPublish(const Identity& identity, std::uint32_t rank,
-                                         const std::string& bytes);
+                                         const std::string& bytes,
+                                         std::uint64_t chunk_bytes = kChunkBytes);
   /// Peer: waits for the weights, maps all slabs privately, and returns their bytes.
   Result<std::string> AwaitAndRead(std::uint32_t rank, std::int64_t timeout_ms = 20'000);
 

@@ -1,7 +1,10 @@
 #include "agent/tests/fake_operator.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <thread>
+
+#include "common/seeded.h"
 
 namespace rouse::agent {
 namespace {
@@ -42,12 +45,31 @@ http::Response FakeOperator::Handle(const http::Request& request) {
   if (named_) {
     assignment.peers = *named_;
   } else {
-    for (const auto& [pod, other] : last_) {
-      if (pod == report->pod || !other.weights || !other.weights->servable) continue;
-      assignment.peers.push_back({.pod = pod, .node = other.node, .address = other.address});
+    for (const bool partial : {false, true}) {
+      for (const auto& [pod, other] : last_) {
+        if (pod == report->pod || dead_.contains(pod) || !other.weights) continue;
+        if (partial ? !other.weights->arriving : !other.weights->servable) continue;
+        assignment.peers.push_back(
+            {.pod = pod, .node = other.node, .address = other.address, .partial = partial});
+      }
+    }
+    // As the operator does, not the same ones to all.
+    if (assignment.peers.size() > 2) {
+      const auto others = assignment.peers.begin() + 1;
+      std::sort(others, assignment.peers.end(), [&](const Peer& a, const Peer& b) {
+        const auto weight = [&](const Peer& peer) {
+          return Mix(HashName(report->pod) ^ HashName(peer.pod));
+        };
+        return weight(a) < weight(b);
+      });
     }
   }
   return http::JsonResponse(json::Dump(ToJson(assignment)));
+}
+
+void FakeOperator::Forget(const std::string& pod) {
+  const std::scoped_lock lock(mutex_);
+  dead_.insert(pod);
 }
 
 std::optional<AgentReport> FakeOperator::Last(const std::string& pod) const {
@@ -65,6 +87,11 @@ int FakeOperator::reports(const std::string& pod) const {
 void FakeOperator::NamePeers(std::vector<Peer> peers) {
   const std::scoped_lock lock(mutex_);
   named_ = std::move(peers);
+}
+
+void FakeOperator::NameAll() {
+  const std::scoped_lock lock(mutex_);
+  named_.reset();
 }
 
 bool FakeOperator::WaitFor(const std::string& pod,

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -21,7 +22,8 @@ namespace rouse::agent {
 bool Eventually(const std::function<bool()>& done,
                 std::chrono::milliseconds longest = std::chrono::seconds(30));
 
-/// Keeps the last report of each pod, and names every servable pod to all others as a peer.
+/// Keeps the last report of each pod, and names every servable pod to all others as a peer, and
+/// those that still pull behind it.
 class FakeOperator {
  public:
   FakeOperator();
@@ -32,6 +34,10 @@ class FakeOperator {
   int reports(const std::string& pod) const;
   /// Names these peers instead, best first.
   void NamePeers(std::vector<Peer> peers);
+  /// From now on it names those that it knows of again.
+  void NameAll();
+  /// The pod is gone: it is named to nobody any more.
+  void Forget(const std::string& pod);
   /// Answers with 503 while true.
   void SetAway(bool away) { away_ = away; }
 
@@ -46,6 +52,7 @@ class FakeOperator {
   mutable std::mutex mutex_;
   std::map<std::string, AgentReport> last_;
   std::map<std::string, int> counts_;
+  std::set<std::string> dead_;
   std::optional<std::vector<Peer>> named_;
   std::atomic<bool> away_{false};
   std::unique_ptr<http::Server> server_;

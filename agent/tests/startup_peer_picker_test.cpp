@@ -85,3 +85,15 @@ TEST_CASE("Transfers that fail again and again come to an end") {
   CHECK(Say(picker.Next({kA, kB}, now)) ==
         "give up: 3 transfers failed: a (http://a): DataLoss: wrong bytes");
 }
+
+TEST_CASE("Transfers that fail while others bring something do not count") {
+  PeerPicker::TimePoint now;
+  PeerPicker picker(kLimits, now);
+  for (int i = 0; i < 20; ++i) {
+    picker.OnFailed(kA, Unavailable("died"), true, now);
+    now += 9s;
+    picker.OnProgress(now);
+    CHECK(Say(picker.Next({kA, kB}, now + 9s)) == "b");
+  }
+  CHECK(Say(picker.Next({}, now + 10s)) == "give up: a (http://a): Unavailable: died");
+}

@@ -16,6 +16,7 @@ SwarmPlanOptions Options(std::uint64_t arena, std::uint64_t chunk, std::uint64_t
   options.arena_bytes = arena;
   options.chunk_bytes = chunk;
   options.piece_bytes = piece;
+  options.min_bytes_per_second = 0;  // arenas of some bytes
   return options;
 }
 
@@ -315,6 +316,64 @@ TEST_CASE("a source that is silent or keeps a piece too long is put aside", "[sw
     REQUIRE(plan.in_flight() == 0);
   }
   REQUIRE_FALSE(plan.OnArrived(stuck.piece, kStart + seconds(16)));
+}
+
+TEST_CASE("a source that trickles is put aside although something always arrives", "[swarm]") {
+  SwarmPlanOptions options = Options(1000, 10, 10);
+  options.progress_deadline = seconds(2);
+  options.piece_deadline = seconds(60);
+  options.starved_deadline = milliseconds(0);
+  options.min_bytes_per_second = 20;
+  SwarmPlan plan(options);
+  plan.AddSource(Complete("trickle", 2), kStart);
+  TimePoint now = kStart;
+  StartGet owed = NextGet(plan, now);
+  StartGet next = NextGet(plan, now);
+  const auto arrive = [&](std::chrono::milliseconds later) {
+    now += later;
+    Verify(plan, owed, now);
+    owed = next;
+    next = NextGet(plan, now);
+  };
+  // 20 bytes a second are enough for ever...
+  for (int i = 0; i < 20; ++i) arrive(milliseconds(500));
+  // ...10 are not.
+  arrive(milliseconds(1000));
+  now += milliseconds(1000);
+  const PutAside aside = NextAside(plan, now);
+  REQUIRE(aside.why.code() == StatusCode::kDeadlineExceeded);
+  REQUIRE_THAT(aside.why.message(), Catch::Contains("sent only 10 bytes in 2"));
+}
+
+TEST_CASE("what is there already counts and is not asked for", "[swarm]") {
+  SwarmPlanOptions options = Options(95, 10, 10);
+  options.have = {0b11'1111'0110};
+  SwarmPlan plan(options);
+  REQUIRE(plan.counters().chunks_verified == 8);
+  REQUIRE(plan.counters().bytes_verified == 75);
+  plan.AddSource(Complete("a"), kStart);
+  const StartGet first = NextGet(plan);
+  const StartGet second = NextGet(plan);
+  REQUIRE(first.offset == 0);
+  REQUIRE(second.offset == 30);
+  REQUIRE(Waits(plan));
+  Verify(plan, first);
+  Verify(plan, second);
+  REQUIRE(plan.Next(kStart) == SwarmAction{Finish{}});
+  REQUIRE(plan.counters().bytes_arrived == 20);
+}
+
+TEST_CASE("where looks at a bitmap take long they become rarer", "[swarm]") {
+  SwarmPlan plan(Options(1000, 10, 10));
+  const SourceId id = plan.AddSource(Partial("a"), kStart);
+  REQUIRE(plan.Next(kStart) == SwarmAction{RefreshAvailability{id}});
+  const std::uint64_t nothing = 0;
+  plan.OnAvailability(id, {&nothing, 1}, kStart + milliseconds(1));
+  REQUIRE(Waits(plan, kStart + milliseconds(15)));
+  REQUIRE(plan.Next(kStart + milliseconds(16)) == SwarmAction{RefreshAvailability{id}});
+  plan.OnAvailability(id, {&nothing, 1}, kStart + milliseconds(116));
+  REQUIRE(Waits(plan, kStart + milliseconds(16 + 199)));
+  REQUIRE(plan.Next(kStart + milliseconds(16 + 200)) == SwarmAction{RefreshAvailability{id}});
 }
 
 TEST_CASE("a source whose bitmap never arrives is put aside", "[swarm]") {

@@ -70,6 +70,7 @@ class World {
     options_.progress_deadline = milliseconds(200);
     options_.piece_deadline = milliseconds(300);
     options_.starved_deadline = milliseconds(Draw(0, 1) * 500);
+    options_.min_bytes_per_second = 0;  // arenas of some bytes
     if (Chance(80)) options_.seed = Draw(1, 1000);
     chunks_ = ChunkCount(options_.arena_bytes, options_.chunk_bytes);
     return options_;

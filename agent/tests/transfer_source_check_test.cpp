@@ -20,6 +20,14 @@ TEST_CASE("a description that can be true is accepted", "[transfer]") {
   REQUIRE(CheckSource(Good()).ok());
 }
 
+TEST_CASE("a partial description brings one bit for each chunk", "[transfer]") {
+  PullSource source = Good();
+  source.rank.availability = RemoteSlab{.address = 0x7f0000c00000, .bytes = 8, .rkey = "bitmap"};
+  REQUIRE(CheckSource(source).ok());
+  source.rank.availability->bytes = 1u << 30;  // What would be read into our memory.
+  REQUIRE_THAT(CheckSource(source).message(), Catch::Contains("availability.bytes"));
+}
+
 TEST_CASE("an impossible description is refused with source and field", "[transfer]") {
   PullSource source = Good();
   std::string field;

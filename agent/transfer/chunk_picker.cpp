@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "agent/transfer/seeded.h"
+#include "common/seeded.h"
 
 namespace rouse::transfer {
 

@@ -42,6 +42,8 @@ class ChunkPicker {
   /// Picks a chunk to ask of the source, which is then no longer wanted; with `urgent_only` one
   /// that must be asked for again.
   std::optional<std::uint64_t> Take(SourceId source, bool urgent_only);
+  /// A chunk that nobody has been asked for is not wanted.
+  void Drop(std::uint64_t chunk) { SetWanted(position_of_[chunk], false); }
   /// A chunk that was taken is wanted again, before others.
   void Return(std::uint64_t chunk);
   /// The same, because the source sent it damaged.

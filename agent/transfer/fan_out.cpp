@@ -5,7 +5,7 @@
 #include <tuple>
 #include <unordered_map>
 
-#include "agent/transfer/seeded.h"
+#include "common/seeded.h"
 
 namespace rouse::transfer {
 namespace {

@@ -72,7 +72,8 @@ Result<std::unique_ptr<memory::Arena>> ImportFromNode(const NodeSource& source,
 Result<PullReport> CopyFromNode(const NodeSource& source, const WeightManifest& manifest,
                                 const memory::Arena& from, memory::Arena& to,
                                 memory::CopyEngine& engine, const PullOptions& options,
-                                std::stop_token stop, const ProgressCallback& on_progress) {
+                                std::stop_token stop, const ProgressCallback& on_progress,
+                                Availability* available) {
   const std::string what = "copy from " + source.name;
   ROUSE_RETURN_IF_ERROR(memory::CheckManifest(manifest, to.bytes(), true).WithContext(what));
   const Clock::time_point started = Clock::now();
@@ -82,6 +83,11 @@ Result<PullReport> CopyFromNode(const NodeSource& source, const WeightManifest& 
   ChunkVerifier verifier(manifest);
   const auto verify = [&](const memory::Piece& piece) -> Status {
     ROUSE_RETURN_IF_ERROR(verifier(piece));
+    if (available != nullptr) {
+      const std::uint64_t first = piece.offset / manifest.chunk_bytes;
+      const std::uint64_t count = ChunkCount(piece.bytes, manifest.chunk_bytes);
+      for (std::uint64_t i = 0; i < count; ++i) available->Set(first + i);
+    }
     if (on_progress) on_progress({.counters = verifier.counters(), .seconds = elapsed()});
     return {};
   };

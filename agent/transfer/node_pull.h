@@ -29,11 +29,13 @@ Result<std::unique_ptr<memory::Arena>> ImportFromNode(const NodeSource& source,
                                                       std::shared_ptr<const memory::Memory> memory,
                                                       std::chrono::milliseconds deadline);
 
-/// Copies `from` into `to` and compares every chunk with the manifest's digests as it arrives.
+/// Copies `from` into `to` and compares every chunk with the manifest's digests as it arrives; sets
+/// what is verified in `available`, if given.
 /// Errors as Pull's; DataLoss names the chunk.
 Result<PullReport> CopyFromNode(const NodeSource& source, const WeightManifest& manifest,
                                 const memory::Arena& from, memory::Arena& to,
                                 memory::CopyEngine& engine, const PullOptions& options,
-                                std::stop_token stop, const ProgressCallback& on_progress);
+                                std::stop_token stop, const ProgressCallback& on_progress,
+                                Availability* available = nullptr);
 
 }  // namespace rouse::transfer

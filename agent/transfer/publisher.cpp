@@ -124,10 +124,15 @@ Status Publisher::Describe(Published& published) {
     slabs.push_back(std::move(slab));
   }
   published.description.slabs = std::move(slabs);
+  if (published.available != nullptr) {
+    ROUSE_ASSIGN_OR_RETURN(published.description.availability,
+                           process_->Offer(published.available->slab()));
+  }
   return {};
 }
 
-Status Publisher::Publish(std::shared_ptr<memory::Arena> arena, WeightManifest manifest) {
+Status Publisher::Publish(std::shared_ptr<memory::Arena> arena, WeightManifest manifest,
+                          std::shared_ptr<Availability> available) {
   const std::uint32_t rank = manifest.rank;
   const std::string what = "publish rank " + std::to_string(rank);
   ROUSE_RETURN_IF_ERROR(memory::CheckManifest(manifest, arena->bytes(), true).WithContext(what));
@@ -138,11 +143,21 @@ Status Publisher::Publish(std::shared_ptr<memory::Arena> arena, WeightManifest m
     return Status(StatusCode::kAlreadyExists, what + ": it is published");
   }
   ROUSE_RETURN_IF_ERROR(EnsureProcess().WithContext(what));
-  Published published{.arena = std::move(arena),
-                      .description = {.manifest = std::move(manifest), .slabs = {}}};
+  Published published{
+      .arena = std::move(arena),
+      .available = std::move(available),
+      .description = {.manifest = std::move(manifest), .slabs = {}, .availability = {}}};
   ROUSE_RETURN_IF_ERROR(Describe(published).WithContext(what));
   published_.emplace(rank, std::move(published));
   return {};
+}
+
+void Publisher::Complete() {
+  const std::lock_guard lock(mutex_);
+  for (auto& [rank, published] : published_) {
+    published.available.reset();
+    published.description.availability.reset();
+  }
 }
 
 void Publisher::Withdraw() {
@@ -152,12 +167,16 @@ void Publisher::Withdraw() {
   Collect(Now());
 }
 
-Result<OpenResponse> Publisher::Open(const std::string& requester) {
+Result<OpenResponse> Publisher::Open(const std::string& requester, bool partial) {
   ROUSE_ASSIGN_OR_RETURN(const std::string id, RandomId());
   const std::lock_guard lock(mutex_);
   const TimePoint now = Now();
   Collect(now);
   if (published_.empty()) return Unavailable("no weights are published here yet");
+  for (const auto& [rank, published] : published_) {
+    if (published.available == nullptr || partial) continue;
+    return Unavailable("the weights of this instance are not complete yet: ask again");
+  }
   ROUSE_RETURN_IF_ERROR(EnsureProcess());
   ROUSE_RETURN_IF_ERROR(leases_.Open(id, requester, now));
   OpenResponse answer;
@@ -176,6 +195,9 @@ Result<SharedSlabs> Publisher::Share(const NodeRequest& request) {
   const auto it = published_.find(request.rank);
   if (it == published_.end()) {
     return NotFound("rank " + std::to_string(request.rank) + " is not published");
+  }
+  if (it->second.available != nullptr) {
+    return Unavailable("rank " + std::to_string(request.rank) + " is still arriving");
   }
   const memory::Arena& arena = *it->second.arena;
   if (request.first >= arena.slab_count() || request.count > arena.slab_count() - request.first) {

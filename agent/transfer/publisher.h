@@ -3,7 +3,10 @@
 //   auto publisher = Publisher::Create({});
 //   publisher->Hold(arena);                                          // before it is sealed
 //   publisher->Publish(arena, manifest_with_digests);                // once for each rank
-//   OpenResponse answer = *publisher->Open("default/demo-1");        // POST /v1/weights/open
+//   OpenResponse answer = *publisher->Open("default/demo-1", true);  // POST /v1/weights/open
+//
+// An arena that still arrives is published with the bitmap of what has been verified, which peers
+// read one-sidedly; Complete says when it has all arrived.
 //
 // A published arena stays mapped and registered, in a process of its own (source_process.h says
 // why), while it is published or a lease lives. When that process dies it is started again by the
@@ -21,6 +24,7 @@
 #include <vector>
 
 #include "agent/memory/arena.h"
+#include "agent/transfer/availability.h"
 #include "agent/transfer/lease_table.h"
 #include "agent/transfer/node_share.h"
 #include "agent/transfer/source_process.h"
@@ -51,16 +55,22 @@ class Publisher {
 
   /// Offers one rank's arena. The manifest must describe it and bring the digest of every chunk
   /// (InvalidArgument). AlreadyExists when this rank is published. The arena is sealed if it is not
-  /// yet.
-  Status Publish(std::shared_ptr<memory::Arena> arena, WeightManifest manifest);
+  /// yet. `available` is given while chunks are missing.
+  Status Publish(std::shared_ptr<memory::Arena> arena, WeightManifest manifest,
+                 std::shared_ptr<Availability> available = nullptr);
+
+  /// From now on every rank is offered as complete. Who has opened one before goes on to read its
+  /// bitmap, which is full.
+  void Complete();
 
   /// Stops offering anything. The arenas stay readable until the last lease has ended.
   void Withdraw();
 
-  /// Everything that is published, under a new lease. Unavailable when that is nothing;
-  /// ResourceExhausted when too many leases are open. Whether all ranks are there, and whether the
-  /// requester may have them, is for the caller to check first.
-  Result<OpenResponse> Open(const std::string& requester);
+  /// Everything that is published, under a new lease. Unavailable when that is nothing, or when
+  /// some of it still arrives and not `partial` too may be answered; ResourceExhausted when too
+  /// many leases are open. Whether all ranks are there, and whether the requester may have them, is
+  /// for the caller to check first.
+  Result<OpenResponse> Open(const std::string& requester, bool partial = false);
   /// NotFound when the lease has ended: open again.
   Status Renew(const std::string& lease);
   Status Close(const std::string& lease);
@@ -76,7 +86,8 @@ class Publisher {
  private:
   struct Published {
     std::shared_ptr<memory::Arena> arena;
-    RemoteRank description;  // its slabs belong to process_
+    std::shared_ptr<Availability> available;  // none: complete
+    RemoteRank description;                   // its slabs belong to process_
   };
 
   struct Held {

@@ -17,8 +17,12 @@ struct PullSource {
 };
 
 /// Whether a peer's description can be what it says: digests for every chunk, slabs that add up to
-/// the arena, none over 4 GiB or wrapping around, keys and address of a possible length.
-/// InvalidArgument names the source and the field. Pull does this first.
+/// the arena, none over 4 GiB or wrapping around, a bit of availability for every chunk if any,
+/// keys and address of a possible length. InvalidArgument names the source and the field. A pull
+/// does this before it connects.
 Status CheckSource(const PullSource& source);
+/// The same of parts that are somewhere already.
+Status CheckSource(const std::string& name, const std::string& worker_address,
+                   const RemoteRank& rank);
 
 }  // namespace rouse::transfer

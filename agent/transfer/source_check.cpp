@@ -39,19 +39,30 @@ Status CheckRank(const RemoteRank& rank) {
     return InvalidArgument("slabs: add up to " + std::to_string(total) + " bytes, arenaBytes is " +
                            std::to_string(rank.manifest.arena_bytes));
   }
+  if (!rank.availability) return {};
+  ROUSE_RETURN_IF_ERROR(CheckSlab(*rank.availability, "availability"));
+  const std::uint64_t words = (rank.manifest.chunk_digests.size() + 63) / 64;
+  if (rank.availability->bytes != words * sizeof(std::uint64_t)) {
+    return InvalidArgument("availability.bytes: is " + std::to_string(rank.availability->bytes) +
+                           ", expected " + std::to_string(words * sizeof(std::uint64_t)));
+  }
   return {};
 }
 
 }  // namespace
 
-Status CheckSource(const PullSource& source) {
-  const std::string what = "description of " + source.name;
-  if (source.worker_address.empty() || source.worker_address.size() > kMaxAddressBytes) {
-    return InvalidArgument(what + ": workerAddress: has " +
-                           std::to_string(source.worker_address.size()) + " bytes, expected 1 to " +
-                           std::to_string(kMaxAddressBytes));
+Status CheckSource(const std::string& name, const std::string& worker_address,
+                   const RemoteRank& rank) {
+  const std::string what = "description of " + name;
+  if (worker_address.empty() || worker_address.size() > kMaxAddressBytes) {
+    return InvalidArgument(what + ": workerAddress: has " + std::to_string(worker_address.size()) +
+                           " bytes, expected 1 to " + std::to_string(kMaxAddressBytes));
   }
-  return CheckRank(source.rank).WithContext(what);
+  return CheckRank(rank).WithContext(what);
+}
+
+Status CheckSource(const PullSource& source) {
+  return CheckSource(source.name, source.worker_address, source.rank);
 }
 
 }  // namespace rouse::transfer

@@ -23,19 +23,22 @@ namespace {
 
 constexpr int kChildSocket = 3;
 constexpr char kCommand[] = "weight-source";
-// Registering with RDMA hardware takes about a second; nothing else takes long.
-constexpr timeval kAnswerDeadline = {.tv_sec = 60, .tv_usec = 0};
 
-Result<json::Json> ReceiveAnswer(int socket) {
-  ROUSE_ASSIGN_OR_RETURN(auto message, WireReceive(socket));
-  if (!message) return Unavailable("the weight source process has ended");
-  ROUSE_RETURN_IF_ERROR(WireStatus(message->body));
-  return std::move(message->body);
+// `in_step` stays true unless an answer may still come that would be taken for another's.
+Result<json::Json> ReceiveAnswer(int socket, bool* in_step) {
+  auto message = WireReceive(socket);
+  if (!message.ok()) {
+    *in_step = false;
+    return message.status();
+  }
+  if (!*message) return Unavailable("the weight source process has ended");
+  ROUSE_RETURN_IF_ERROR(WireStatus((*message)->body));
+  return std::move((*message)->body);
 }
 
-Result<json::Json> Ask(int socket, const json::Json& body, int fd = -1) {
+Result<json::Json> Ask(int socket, const json::Json& body, int fd, bool* in_step) {
   ROUSE_RETURN_IF_ERROR(WireSend(socket, body, fd));
-  return ReceiveAnswer(socket);
+  return ReceiveAnswer(socket, in_step);
 }
 
 struct Pair {
@@ -43,13 +46,14 @@ struct Pair {
   memory::OwnedFd theirs;
 };
 
-Result<Pair> MakePair() {
+Result<Pair> MakePair(std::chrono::seconds answer_deadline) {
   int ends[2];
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) {
     return FromErrno(errno, "make a socket pair for the weight source process");
   }
   Pair pair{.ours = memory::OwnedFd(ends[0]), .theirs = memory::OwnedFd(ends[1])};
-  ::setsockopt(ends[0], SOL_SOCKET, SO_RCVTIMEO, &kAnswerDeadline, sizeof(kAnswerDeadline));
+  const timeval deadline = {.tv_sec = answer_deadline.count(), .tv_usec = 0};
+  ::setsockopt(ends[0], SOL_SOCKET, SO_RCVTIMEO, &deadline, sizeof(deadline));
   return pair;
 }
 
@@ -74,55 +78,88 @@ bool IsSourceProcess(int argc, char** argv) {
   return argc == 2 && std::strcmp(argv[1], kCommand) == 0;
 }
 
-Result<std::unique_ptr<SourceProcess>> SourceProcess::Start(const std::string& program) {
-  ROUSE_ASSIGN_OR_RETURN(Pair pair, MakePair());
+Result<std::unique_ptr<SourceProcess>> SourceProcess::Start(const std::string& program,
+                                                            std::chrono::seconds answer_deadline) {
+  ROUSE_ASSIGN_OR_RETURN(Pair pair, MakePair(answer_deadline));
   ROUSE_ASSIGN_OR_RETURN(const pid_t pid, Spawn(program, pair.theirs.get()));
-  return std::unique_ptr<SourceProcess>(new SourceProcess(pid, std::move(pair.ours)));
+  return std::unique_ptr<SourceProcess>(
+      new SourceProcess(pid, std::move(pair.ours), answer_deadline));
 }
 
 SourceProcess::~SourceProcess() {
   End();
+  EndKeeper();
+}
+
+// Nothing in it needs an orderly end, and one that hangs must not hold us. The server goes with it.
+void SourceProcess::EndKeeper() {
+  server_ = memory::OwnedFd();
+  if (keeper_ < 0) return;
   ::kill(keeper_, SIGKILL);
   ::waitpid(keeper_, nullptr, 0);
+  keeper_ = -1;
+}
+
+Result<json::Json> SourceProcess::AskKeeper(const json::Json& request, int fd) {
+  if (keeper_ < 0) return Unavailable("the keeper of weights has ended: " + ended_);
+  bool in_step = true;
+  auto answer = Ask(keeper_socket_.get(), request, fd, &in_step);
+  if (!in_step) {
+    EndKeeper();
+    ended_ = answer.status().message();
+  }
+  return answer;
+}
+
+Result<json::Json> SourceProcess::AskServer(const json::Json& request, int fd) {
+  if (!serving()) return Unavailable("the weight source process has ended: " + ended_);
+  bool in_step = true;
+  auto answer = Ask(server_.get(), request, fd, &in_step);
+  if (!in_step) {
+    End();
+    ended_ = answer.status().message();
+  }
+  return answer;
 }
 
 Status SourceProcess::Serve() {
   End();
-  ROUSE_ASSIGN_OR_RETURN(Pair pair, MakePair());
-  ROUSE_RETURN_IF_ERROR(Ask(keeper_socket_.get(), {{"do", "serve"}}, pair.theirs.get()).status());
+  ROUSE_ASSIGN_OR_RETURN(Pair pair, MakePair(answer_deadline_));
+  ROUSE_RETURN_IF_ERROR(AskKeeper({{"do", "serve"}}, pair.theirs.get()).status());
   // Else the server's end stays open here, and its death would go unnoticed.
   pair.theirs = memory::OwnedFd();
-  ROUSE_ASSIGN_OR_RETURN(const json::Json hello, ReceiveAnswer(pair.ours.get()));
+  bool in_step = true;  // of no matter: the socket goes with a failure
+  ROUSE_ASSIGN_OR_RETURN(const json::Json hello, ReceiveAnswer(pair.ours.get(), &in_step));
   json::Reader in(hello, "hello of the weight source process");
   const std::string address = in.String("workerAddress");
   ROUSE_RETURN_IF_ERROR(in.status());
   ROUSE_ASSIGN_OR_RETURN(worker_address_, Base64Decode(address, "workerAddress"));
   server_ = std::move(pair.ours);
+  ended_.clear();
   return {};
 }
 
 void SourceProcess::End() {
   if (!serving()) return;
   server_ = memory::OwnedFd();
-  static_cast<void>(Ask(keeper_socket_.get(), {{"do", "end"}}).ok());
+  static_cast<void>(AskKeeper({{"do", "end"}}).ok());
 }
 
 Status SourceProcess::Hold(const memory::Slab& slab) {
-  ROUSE_RETURN_IF_ERROR(
-      Ask(keeper_socket_.get(), {{"do", "hold"}, {"bytes", slab.bytes()}}, slab.fd()).status());
+  ROUSE_RETURN_IF_ERROR(AskKeeper({{"do", "hold"}, {"bytes", slab.bytes()}}, slab.fd()).status());
   if (!serving()) return {};
-  return Ask(server_.get(), {{"offer", false}, {"bytes", slab.bytes()}}, slab.fd()).status();
+  return AskServer({{"offer", false}, {"bytes", slab.bytes()}}, slab.fd()).status();
 }
 
 Status SourceProcess::Release(const std::string& key) {
-  ROUSE_RETURN_IF_ERROR(Ask(keeper_socket_.get(), {{"do", "release"}, {"slab", key}}).status());
+  ROUSE_RETURN_IF_ERROR(AskKeeper({{"do", "release"}, {"slab", key}}).status());
   if (!serving()) return {};
-  return Ask(server_.get(), {{"release", key}}).status();
+  return AskServer({{"release", key}}, -1).status();
 }
 
 Result<RemoteSlab> SourceProcess::Offer(const memory::Slab& slab) {
   ROUSE_ASSIGN_OR_RETURN(const json::Json answer,
-                         Ask(server_.get(), {{"offer", true}, {"bytes", slab.bytes()}}, slab.fd()));
+                         AskServer({{"offer", true}, {"bytes", slab.bytes()}}, slab.fd()));
   json::Reader in(answer, "answer of the weight source process");
   const std::string address = in.String("address");
   const std::string rkey = in.String("rkey");
@@ -135,11 +172,15 @@ Result<RemoteSlab> SourceProcess::Offer(const memory::Slab& slab) {
 }
 
 bool SourceProcess::KeeperAlive() {
-  return Ask(keeper_socket_.get(), {{"do", "look"}}).ok();
+  return AskKeeper({{"do", "look"}}).ok();
 }
 
 bool SourceProcess::Alive(std::string* why) {
-  const auto answer = Ask(keeper_socket_.get(), {{"do", "look"}});
+  if (!serving() && !ended_.empty()) {
+    *why = ended_;
+    return false;
+  }
+  const auto answer = AskKeeper({{"do", "look"}});
   if (!answer.ok()) {
     *why = "its keeper: " + answer.status().message();
     return false;

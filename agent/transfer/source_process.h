@@ -21,12 +21,14 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
 
 #include "agent/memory/owned_fd.h"
 #include "agent/memory/slab.h"
+#include "common/json.h"
 #include "common/messages.h"
 #include "common/result.h"
 
@@ -41,8 +43,12 @@ int RunSourceProcess();
 /// The parent's side. Threads: one at a time.
 class SourceProcess {
  public:
-  /// Starts `program` (which calls IsSourceProcess first in its main) as keeper.
-  static Result<std::unique_ptr<SourceProcess>> Start(const std::string& program);
+  /// Starts `program` (which calls IsSourceProcess first in its main) as keeper. `answer_deadline`
+  /// is for each answer: registering with RDMA hardware takes about a second, nothing else takes
+  /// long. A child that gives no answer in time, or one that makes no sense, is killed: what it
+  /// says next would be taken for the answer to something else.
+  static Result<std::unique_ptr<SourceProcess>> Start(
+      const std::string& program, std::chrono::seconds answer_deadline = std::chrono::seconds(60));
   /// Ends both and waits for them.
   ~SourceProcess();
   SourceProcess(const SourceProcess&) = delete;
@@ -70,12 +76,17 @@ class SourceProcess {
   bool Alive(std::string* why);
 
  private:
-  SourceProcess(pid_t keeper, memory::OwnedFd socket)
-      : keeper_(keeper), keeper_socket_(std::move(socket)) {}
+  SourceProcess(pid_t keeper, memory::OwnedFd socket, std::chrono::seconds answer_deadline)
+      : answer_deadline_(answer_deadline), keeper_(keeper), keeper_socket_(std::move(socket)) {}
+  Result<json::Json> AskKeeper(const json::Json& request, int fd = -1);
+  Result<json::Json> AskServer(const json::Json& request, int fd);
+  void EndKeeper();
 
-  const pid_t keeper_;
+  const std::chrono::seconds answer_deadline_;
+  pid_t keeper_;  ///< -1 once it was ended.
   memory::OwnedFd keeper_socket_;
-  memory::OwnedFd server_;  // the socket to it; none while there is no server
+  memory::OwnedFd server_;  ///< The socket to it; none while there is no server.
+  std::string ended_;       ///< Why a child was killed last.
   std::string worker_address_;
 };
 

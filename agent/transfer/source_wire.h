@@ -16,6 +16,7 @@ struct WireMessage {
 };
 
 /// Sends one message, with `fd` beside it unless it is -1. Unavailable when the other side is gone.
+/// The socket is a blocking one.
 Status WireSend(int socket, const json::Json& body, int fd = -1);
 
 /// Waits for one message; nullopt when the other side has closed. DeadlineExceeded after the

@@ -28,6 +28,8 @@ void SwarmPlan::CheckDeadlines(TimePoint now) {
     } else if (source.refreshing && now >= *source.refreshing + options_.piece_deadline) {
       GiveUp(id, DeadlineExceeded("its availability did not arrive in " +
                                   Seconds(options_.piece_deadline) + so_far()));
+    } else {
+      CheckRate(id, now);
     }
   }
   for (std::size_t i = 0; i < flight_.size();) {
@@ -39,6 +41,25 @@ void SwarmPlan::CheckDeadlines(TimePoint now) {
                             Seconds(options_.piece_deadline) + so_far()));
     i = 0;  // its other pieces are gone from the list
   }
+}
+
+// Each window is one progress_deadline long; Ask begins one whenever nothing was owed.
+void SwarmPlan::CheckRate(SourceId id, TimePoint now) {
+  Source& source = sources_[id];
+  if (source.report.in_flight == 0 || now < source.window_start + options_.progress_deadline) {
+    return;
+  }
+  const double seconds = std::chrono::duration<double>(now - source.window_start).count();
+  const auto least =
+      static_cast<std::uint64_t>(static_cast<double>(options_.min_bytes_per_second) * seconds);
+  if (source.window_bytes < least) {
+    GiveUp(id, DeadlineExceeded("sent only " + std::to_string(source.window_bytes) + " bytes in " +
+                                std::to_string(seconds).substr(0, 5) + " s, fewer than " +
+                                std::to_string(options_.min_bytes_per_second) + " a second"));
+    return;
+  }
+  source.window_start = now;
+  source.window_bytes = 0;
 }
 
 std::optional<RefreshAvailability> SwarmPlan::DueRefresh(TimePoint now) {
@@ -55,7 +76,9 @@ std::optional<RefreshAvailability> SwarmPlan::DueRefresh(TimePoint now) {
 TimePoint SwarmPlan::RefreshDue(const Source& source, SourceId id, TimePoint now) const {
   if (!source.refreshed) return now;
   const bool hungry = picker_.Offers(id) < source.info.max_in_flight;
-  return *source.refreshed + (hungry ? options_.refresh_hungry : options_.refresh_sated);
+  const auto pause = hungry ? options_.refresh_hungry : options_.refresh_sated;
+  return *source.refreshed +
+         std::max(pause, std::min(16 * source.refresh_took, options_.refresh_slowest));
 }
 
 // Whether nothing is under way that could bring a missing chunk.
@@ -107,6 +130,9 @@ TimePoint SwarmPlan::NextDeadline(TimePoint now) const {
     if (source.aside) continue;
     if (source.report.in_flight > 0) {
       until = std::min(until, source.last_arrival + options_.progress_deadline);
+      if (options_.min_bytes_per_second > 0) {
+        until = std::min(until, source.window_start + options_.progress_deadline);
+      }
     }
     if (source.refreshing) {
       until = std::min(until, *source.refreshing + options_.piece_deadline);

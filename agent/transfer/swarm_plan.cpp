@@ -17,6 +17,13 @@ SwarmPlan::SwarmPlan(SwarmPlanOptions options)
       chunks_(verified_.size()) {
   counters_.bytes_total = options_.arena_bytes;
   counters_.chunks_total = chunks_.size();
+  verified_.Merge(options_.have, [&](std::uint64_t chunk) {
+    chunks_[chunk].state = ChunkState::kVerified;
+    picker_.Drop(chunk);
+    ++counters_.chunks_verified;
+    counters_.bytes_verified +=
+        ChunkRangeOf(chunk, options_.arena_bytes, options_.chunk_bytes).bytes;
+  });
 }
 
 SourceId SwarmPlan::AddSource(SwarmSource source, TimePoint now) {
@@ -63,6 +70,7 @@ std::optional<std::uint64_t> SwarmPlan::OnArrived(std::uint64_t piece, TimePoint
   --source.report.in_flight;
   source.report.bytes_arrived += arrived.bytes;
   source.last_arrival = now;
+  source.window_bytes += arrived.bytes;
   counters_.bytes_arrived += arrived.bytes;
   Chunk& chunk = chunks_[arrived.chunk];
   if (--chunk.pieces_left > 0) return std::nullopt;
@@ -76,6 +84,8 @@ void SwarmPlan::OnAvailability(SourceId id, std::span<const std::uint64_t> words
   // From when it was asked for, so that looks at several sources stay together in time: one
   // wake-up.
   source.refreshed = source.refreshing.value_or(now);
+  source.refresh_took =
+      std::chrono::duration_cast<std::chrono::microseconds>(now - *source.refreshed);
   source.refreshing.reset();
   picker_.Offer(id, words);
 }
@@ -181,7 +191,11 @@ StartGet SwarmPlan::Ask(SourceId id, TimePoint now) {
   source.ready.pop_front();
   piece.started = now;
   // The source owed nothing while nothing was asked of it.
-  if (source.report.in_flight == 0) source.last_arrival = now;
+  if (source.report.in_flight == 0) {
+    source.last_arrival = now;
+    source.window_start = now;
+    source.window_bytes = 0;
+  }
   ++source.report.in_flight;
   flight_.push_back(piece);
   return {.piece = piece.id, .offset = piece.offset, .bytes = piece.bytes, .source = id};

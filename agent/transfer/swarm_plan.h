@@ -51,15 +51,23 @@ struct SwarmPlanOptions {
   std::chrono::milliseconds progress_deadline{10'000};  ///< Longest time without any arrival from a
                                                         ///< source that owes us something.
   std::chrono::milliseconds piece_deadline{30'000};     ///< Longest time for one piece or bitmap.
+  /// Least that a source must send in each progress_deadline through which it always owes us
+  /// something: one that trickles is put aside like one that is silent. Zero: any will do.
+  std::uint64_t min_bytes_per_second = 256u << 10;
   /// Longest time with chunks missing, none of them under way and no source that has one. Zero:
   /// fail at once.
   std::chrono::milliseconds starved_deadline{10'000};
   /// Time between two looks at the bitmap of a source that has too little to keep it busy, and of
-  /// one that has enough.
+  /// one that has enough. A look that took long is not repeated before sixteen times as long, at
+  /// most refresh_slowest, so that where the peer answers in software looks stay a small part of
+  /// its work.
   std::chrono::microseconds refresh_hungry{1'000};
   std::chrono::microseconds refresh_sated{8'000};
+  std::chrono::microseconds refresh_slowest{200'000};
   /// Decides the order of equally rare chunks; must differ between targets. None: ascending.
   std::optional<std::uint64_t> seed;
+  /// Chunks that an earlier pull has verified, in the form of ChunkSet::words().
+  std::vector<std::uint64_t> have;
 };
 
 struct SwarmSource {
@@ -134,13 +142,17 @@ class SwarmPlan {
     SourceReport report;
     std::deque<Piece> ready;  // cut, to be asked for
     TimePoint last_arrival;
+    TimePoint window_start;  // of the rate: since when it has always owed us something
+    std::uint64_t window_bytes = 0;
     std::optional<TimePoint> refreshing;  // since when
     std::optional<TimePoint> refreshed;   // when the last one that was answered was asked for
+    std::chrono::microseconds refresh_took{0};
     bool aside = false;
   };
 
   void GiveUp(SourceId id, Status why);
   void CheckDeadlines(TimePoint now);
+  void CheckRate(SourceId id, TimePoint now);
   std::optional<RefreshAvailability> DueRefresh(TimePoint now);
   TimePoint RefreshDue(const Source& source, SourceId id, TimePoint now) const;
   std::optional<StartGet> NextGet(TimePoint now);

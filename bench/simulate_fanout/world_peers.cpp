@@ -4,8 +4,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "agent/transfer/seeded.h"
 #include "bench/simulate_fanout/world.h"
+#include "common/seeded.h"
 
 namespace rouse::fanout {
 
@@ -48,7 +48,7 @@ void World::AddInstances() {
     if (options_.mode == Mode::kStar) plan.piece_deadline = std::chrono::hours(1);
     if (options_.mode == Mode::kStar) plan.progress_deadline = std::chrono::hours(1);
     if (options_.mode != Mode::kSwarm) plan.starved_deadline = std::chrono::hours(1);
-    plan.seed = transfer::Mix(options_.seed ^ transfer::Mix(i));
+    plan.seed = Mix(options_.seed ^ Mix(i));
     instance.plan = std::make_unique<transfer::SwarmPlan>(plan);
   }
 }
@@ -60,11 +60,11 @@ void World::ChooseDeaths() {
       1, static_cast<std::size_t>(std::lround(options_.dying * options_.targets)));
   std::vector<std::uint32_t> targets(options_.targets);
   std::iota(targets.begin(), targets.end(), 1);
-  transfer::Shuffle(targets, transfer::Mix(options_.seed));
+  Shuffle(targets, Mix(options_.seed));
   const double pull = static_cast<double>(options_.arena_bytes) / options_.nic_rate * 1e9;
   std::uint64_t random = options_.seed;
   for (std::size_t i = 0; i < count; ++i) {
-    random = transfer::Mix(random);
+    random = Mix(random);
     const double share = static_cast<double>(random >> 11) / 9007199254740992.0;  // 2^53
     Push(static_cast<Nanoseconds>(share * pull), What::kDeath, targets[i]);
   }

@@ -53,7 +53,8 @@ AgentReport SomeReport() {
                                    .identity = std::string(64, '0'),
                                    .bytes = 7,
                                    .ranks = 1,
-                                   .servable = true},
+                                   .servable = true,
+                                   .arriving = false},
           .bytes_by_source = {.peer = 7, .storage = 0},
           .transport = "tcp",
           .transport_fallback = "this node has mlx5_0:1",
@@ -61,7 +62,9 @@ AgentReport SomeReport() {
 }
 
 Assignment SomeAssignment() {
-  return {.path = StartPath::kPeer, .peers = {{"a", "b", "c"}}, .report_after_ms = 9999};
+  return {.path = StartPath::kPeer,
+          .peers = {{"a", "b", "c"}, {"d", "e", "f", true, Distance::kRack}},
+          .report_after_ms = 9999};
 }
 
 OpenResponse SomeOpenResponse() {
@@ -71,6 +74,12 @@ OpenResponse SomeOpenResponse() {
           .ranks = {{.manifest = SomeManifest(),
                      .slabs = {{.address = 0xffff800000000000, .bytes = 4u << 20, .rkey = "k"},
                                {.address = 0x1000, .bytes = 1u << 20, .rkey = "q"}}}}};
+}
+
+OpenResponse SomePartialResponse() {
+  OpenResponse response = SomeOpenResponse();
+  response.ranks[0].availability = RemoteSlab{.address = 0x2000, .bytes = 8, .rkey = "b"};
+  return response;
 }
 
 ModelFiles SomeFiles() {
@@ -87,7 +96,10 @@ TEST_CASE("every message reads back as it was written") {
   CHECK(*AgentReportFromJson(ToJson(bare)) == bare);
   CHECK(*AssignmentFromJson(ToJson(SomeAssignment())) == SomeAssignment());
   CHECK(*OpenRequestFromJson(ToJson(OpenRequest{"x", "ns/p"})) == OpenRequest{"x", "ns/p"});
+  CHECK(*OpenRequestFromJson(ToJson(OpenRequest{"x", "ns/p", true})) ==
+        OpenRequest{"x", "ns/p", true});
   CHECK(*OpenResponseFromJson(ToJson(SomeOpenResponse())) == SomeOpenResponse());
+  CHECK(*OpenResponseFromJson(ToJson(SomePartialResponse())) == SomePartialResponse());
   CHECK(*LeaseRequestFromJson(ToJson(LeaseRequest{"l"})) == LeaseRequest{"l"});
   CHECK(*ModelFilesFromJson(ToJson(SomeFiles())) == SomeFiles());
   CHECK(*ManifestFromJson(ToJson(SomeManifest()), "m") == SomeManifest());
@@ -118,14 +130,17 @@ TEST_CASE("leaving out any field of a message is an error that names it, unless 
   const std::vector<Message> messages = {
       {ToJson(SomeReport()),
        [](const auto& j) { return AgentReportFromJson(j).status(); },
-       {"/message", "/transport", "/transportFallback", "/weights", "/timeline",
-        "/timeline/lanes"}},
-      {ToJson(SomeAssignment()), [](const auto& j) { return AssignmentFromJson(j).status(); }},
+       {"/message", "/transport", "/transportFallback", "/weights", "/weights/arriving",
+        "/timeline", "/timeline/lanes"}},
+      {ToJson(SomeAssignment()),
+       [](const auto& j) { return AssignmentFromJson(j).status(); },
+       {"/peers/0/partial", "/peers/0/distance", "/peers/1/partial", "/peers/1/distance"}},
       {ToJson(OpenRequest{"x", "ns/p"}),
-       [](const auto& j) { return OpenRequestFromJson(j).status(); }},
-      {ToJson(SomeOpenResponse()),
+       [](const auto& j) { return OpenRequestFromJson(j).status(); },
+       {"/partial"}},
+      {ToJson(SomePartialResponse()),
        [](const auto& j) { return OpenResponseFromJson(j).status(); },
-       {"/ranks/0/manifest/scalars"}},
+       {"/ranks/0/manifest/scalars", "/ranks/0/availability"}},
       {ToJson(LeaseRequest{"l"}), [](const auto& j) { return LeaseRequestFromJson(j).status(); }},
       {ToJson(SomeFiles()), [](const auto& j) { return ModelFilesFromJson(j).status(); }},
       {ToJson(SomeManifest()),
@@ -246,6 +261,15 @@ TEST_CASE("a lease too short to be renewed in time is refused by name") {
   OpenResponse response = SomeOpenResponse();
   response.lease_ms = kMinLeaseMs - 1;
   CHECK(OpenResponseFromJson(ToJson(response)).status().message().find("leaseMs: ") == 0);
+}
+
+TEST_CASE("a bitmap of another size than the manifest's chunks need is refused") {
+  OpenResponse response = SomePartialResponse();
+  response.ranks[0].availability->bytes = 16;
+  CHECK(OpenResponseFromJson(ToJson(response))
+            .status()
+            .message()
+            .find("ranks[0].availability.bytes: is 16, expected 8") == 0);
 }
 
 TEST_CASE("a rank that its manifest contradicts is refused") {

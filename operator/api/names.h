@@ -11,6 +11,11 @@ inline constexpr char kLabelModelService[] = "rouse.dev/modelservice";
 inline constexpr char kLabelRole[] = "rouse.dev/role";
 inline constexpr char kLabelLaunchIdentity[] = "rouse.dev/launch-identity";
 
+/// Where a pod runs. Kubernetes copies the zone from the node to the pod (PodTopologyLabels
+/// admission, on by default from 1.35); the rack is for the cluster's own admission to copy.
+inline constexpr char kLabelZone[] = "topology.kubernetes.io/zone";
+inline constexpr char kLabelRack[] = "topology.kubernetes.io/rack";
+
 /// What the operator writes when it creates a pod.
 inline constexpr char kAnnotationPath[] = "rouse.dev/path";
 inline constexpr char kAnnotationPathReason[] = "rouse.dev/path-reason";

@@ -141,6 +141,8 @@ Result<Instance> InstanceFromPod(const Json& pod) {
   out.decided_at = DecidedAt(metadata);
 
   out.node = Text(At(pod, "spec"), "nodeName");
+  out.zone = Text(labels, api::kLabelZone);
+  out.rack = Text(labels, api::kLabelRack);
   out.ip = Text(status, "podIP");
   out.phase = Text(status, "phase");
   out.phase_message = Text(status, "reason");

@@ -37,6 +37,8 @@ struct Instance {
 
   // What the kubelet says.
   std::string node;
+  std::string zone;   ///< Labels topology.kubernetes.io/zone and .../rack of the pod, which
+  std::string rack;   ///< Kubernetes or the user copies from its node; empty: unknown.
   std::string ip;     ///< Of the pod; empty until the kubelet has told.
   std::string phase;  ///< "Pending", "Running", "Succeeded", "Failed", "Unknown".
   std::string phase_message;

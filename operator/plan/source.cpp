@@ -1,12 +1,20 @@
 #include "operator/plan/source.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <tuple>
+
+#include "common/seeded.h"
 
 namespace rouse::plan {
 namespace {
 
 constexpr std::size_t kMaxPeers = 64;  // More than any agent tries; bounds the answer.
+
+bool CanBeAsked(const Instance& instance) {
+  return !instance.deleting && !instance.agent_down && instance.weights &&
+         !instance.address.empty() && instance.agent_state != AgentState::kFailed;
+}
 
 }  // namespace
 
@@ -38,9 +46,20 @@ std::string FailureOf(const Instance& instance, const Policy& policy, TimePoint 
 }
 
 bool IsServable(const Instance& instance) {
-  return !instance.deleting && !instance.agent_down && instance.weights &&
-         instance.weights->servable && !instance.address.empty() &&
-         instance.agent_state != AgentState::kFailed;
+  return CanBeAsked(instance) && instance.weights->servable;
+}
+
+bool IsArriving(const Instance& instance) {
+  return CanBeAsked(instance) && instance.weights->arriving && !instance.weights->servable;
+}
+
+Distance DistanceBetween(const Instance& a, const Instance& b) {
+  const auto same = [](const std::string& x, const std::string& y) { return !x.empty() && x == y; };
+  if (same(a.node, b.node)) return Distance::kNode;
+  // Racks of two zones may have one name.
+  if (same(a.rack, b.rack) && a.zone == b.zone) return Distance::kRack;
+  if (same(a.zone, b.zone)) return Distance::kZone;
+  return Distance::kFarther;
 }
 
 bool IsComing(const Instance& instance, api::Fallback fallback, const Policy& policy,
@@ -60,25 +79,41 @@ bool IsComing(const Instance& instance, api::Fallback fallback, const Policy& po
 }
 
 std::vector<Peer> PeersFor(const Instance& target, const std::vector<const Instance*>& others) {
-  std::vector<const Instance*> sources;
+  struct Candidate {
+    const Instance* instance = nullptr;
+    Distance distance = Distance::kFarther;
+    bool partial = false;
+    std::uint64_t hash = 0;
+
+    auto Rank() const { return std::make_tuple(distance, partial, !instance->ready, hash); }
+  };
+  std::vector<Candidate> sources;
+  const std::uint64_t own = HashName(target.name);
   for (const Instance* other : others) {
-    if (other->uid != target.uid && other->ns == target.ns && other->service == target.service &&
-        other->owner_uid == target.owner_uid && !other->owner_uid.empty() &&
-        other->launch_identity == target.launch_identity && IsServable(*other)) {
-      sources.push_back(other);
+    if (other->uid == target.uid || other->ns != target.ns || other->service != target.service ||
+        other->owner_uid != target.owner_uid || other->owner_uid.empty() ||
+        other->launch_identity != target.launch_identity) {
+      continue;
     }
+    if (!IsServable(*other) && !IsArriving(*other)) continue;
+    sources.push_back({.instance = other,
+                       .distance = DistanceBetween(target, *other),
+                       .partial = !IsServable(*other),
+                       .hash = Mix(own ^ HashName(other->name))});
   }
-  std::sort(sources.begin(), sources.end(), [&](const Instance* a, const Instance* b) {
-    const auto rank = [&](const Instance* i) {
-      return std::make_tuple(target.node.empty() || i->node != target.node, !i->ready,
-                             std::cref(i->name));
-    };
-    return rank(a) < rank(b);
-  });
+  std::sort(sources.begin(), sources.end(),
+            [](const Candidate& a, const Candidate& b) { return a.Rank() < b.Rank(); });
+  const auto complete = std::find_if(sources.begin(), sources.end(),
+                                     [](const Candidate& source) { return !source.partial; });
+  if (complete != sources.end()) std::rotate(sources.begin(), complete, complete + 1);
   if (sources.size() > kMaxPeers) sources.resize(kMaxPeers);
   std::vector<Peer> peers;
-  for (const Instance* source : sources) {
-    peers.push_back({.pod = source->name, .node = source->node, .address = source->address});
+  for (const Candidate& source : sources) {
+    peers.push_back({.pod = source.instance->name,
+                     .node = source.instance->node,
+                     .address = source.instance->address,
+                     .partial = source.partial,
+                     .distance = source.distance});
   }
   return peers;
 }

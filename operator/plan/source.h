@@ -21,9 +21,17 @@ bool IsServable(const Instance& instance);
 bool IsComing(const Instance& instance, api::Fallback fallback, const Policy& policy,
               TimePoint now);
 
-/// The instances that `target` may pull from, best first: on its node, then ready ones, then by
-/// name. `others` may hold any instances; those of another service, owner or launch identity, and
-/// the target itself, are left out.
+/// It is pulling its weights and hands on what it has verified, and says where.
+bool IsArriving(const Instance& instance);
+
+/// How far from each other two instances run.
+Distance DistanceBetween(const Instance& a, const Instance& b);
+
+/// The instances that `target` may pull from, best first: the nearest servable one, so that a
+/// target never has only others to ask that have nothing either; then nearest first, servable ones
+/// before arriving ones, ready before not ready, else in an order that differs between targets, so
+/// that they do not all ask the same. `others` may hold any instances; those of another service,
+/// owner or launch identity, and the target itself, are left out. At most 64.
 std::vector<Peer> PeersFor(const Instance& target, const std::vector<const Instance*>& others);
 
 }  // namespace rouse::plan

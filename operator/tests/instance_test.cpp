@@ -10,7 +10,8 @@ namespace {
 Json PodJson() {
   return Json::parse(R"({
     "metadata": {"name": "demo-1", "namespace": "default", "uid": "u", "creationTimestamp": "2026-01-02T03:04:05Z",
-      "labels": {"rouse.dev/modelservice": "demo", "rouse.dev/role": "Active", "rouse.dev/launch-identity": "id"},
+      "labels": {"rouse.dev/modelservice": "demo", "rouse.dev/role": "Active", "rouse.dev/launch-identity": "id",
+        "topology.kubernetes.io/zone": "zone-1", "topology.kubernetes.io/rack": "rack-7"},
       "annotations": {"rouse.dev/path": "Peer", "rouse.dev/decided-at-us": "1800000000000001",
         "rouse.dev/agent-state": "Serving", "rouse.dev/agent-address": "http://10.0.0.1:7410",
         "rouse.dev/weights": "{\"form\":\"Loaded\",\"identity\":\"x\",\"bytes\":9,\"ranks\":1,\"servable\":true}",
@@ -35,6 +36,8 @@ TEST_CASE("a pod is read with everything that decisions depend on") {
   CHECK(i->path == StartPath::kPeer);
   CHECK(api::ToMicros(i->decided_at) == 1'800'000'000'000'001);
   CHECK(i->node == "node-a");
+  CHECK(i->zone == "zone-1");
+  CHECK(i->rack == "rack-7");
   CHECK(i->ready);
   CHECK_FALSE(i->deleting);
   CHECK_FALSE(i->agent_down);

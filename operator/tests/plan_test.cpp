@@ -1,4 +1,5 @@
 #include <catch2/catch.hpp>
+#include <map>
 
 #include "operator/plan/planner.h"
 #include "operator/plan/source.h"
@@ -410,7 +411,7 @@ TEST_CASE("a guard is neither a replica nor in the way of one") {
   CHECK(std::get<CreateInstance>(plan.actions[0]).pod == "demo-1");
 }
 
-TEST_CASE("peers are offered from the same node first, then ready ones, then by name") {
+TEST_CASE("peers are offered from the same node first, then ready ones") {
   State state(5);
   state.Serving("demo-0", "node-b").Serving("demo-1", "node-a").Serving("demo-2", "node-a");
   state.Serving("demo-3", "node-b").Serving("demo-4", "node-b").Serving("demo-5", "node-a");
@@ -429,7 +430,7 @@ TEST_CASE("peers are offered from the same node first, then ready ones, then by 
   };
   CHECK(names() == Lines{"demo-2", "demo-1", "demo-0"});
   target.node = "node-c";
-  CHECK(names() == Lines{"demo-0", "demo-2", "demo-1"});
+  CHECK(names().back() == "demo-1");
   target.uid = "uid-demo-2";
   CHECK(names() == Lines{"demo-0", "demo-1"});
 }
@@ -467,6 +468,61 @@ TEST_CASE(
   state["demo-0"].transport_fallback.clear();
   state["demo-1"] = State(2).Serving("demo-1")["demo-1"];
   CHECK(ConditionOf(MakePlan(state.Done(), kNow), "Degraded").status == "False");
+}
+
+TEST_CASE("peers that still pull are offered too, nearest first, behind one that has everything") {
+  State state(6);
+  state.Serving("far", "node-z");
+  for (const char* name : {"same-node", "same-rack", "same-zone", "elsewhere", "empty", "failed"}) {
+    state.Starting(name, StartPath::kPeer, AgentState::kPulling);
+    state[name].node = std::string("node-of-") + name;
+    state[name].zone = "z1";
+    state[name].weights = WeightsReport{.bytes = 1000, .ranks = 1, .arriving = true};
+  }
+  state["same-node"].node = "node-a";
+  state["same-rack"].rack = "r1";
+  state["elsewhere"].zone = "z2";
+  state["elsewhere"].rack = "r1";  // of another zone: another rack
+  state["empty"].weights.reset();
+  state["failed"].agent_state = AgentState::kFailed;
+  Instance target = state.Pod("target", seconds(1));
+  target.node = "node-a";
+  target.rack = "r1";
+  target.zone = "z1";
+  std::vector<const Instance*> all;
+  for (const Instance& i : state.Done().instances) all.push_back(&i);
+  const std::vector<Peer> peers = PeersFor(target, all);
+  Lines said;
+  for (const Peer& peer : peers) {
+    said.push_back(peer.pod + (peer.partial ? " partial " : " complete ") +
+                   std::string(json::NameOf<Distance>(peer.distance, kDistances)));
+  }
+  CHECK(said == Lines{"far complete Farther", "same-node partial Node", "same-rack partial Rack",
+                      "same-zone partial Zone", "elsewhere partial Farther"});
+}
+
+TEST_CASE("targets are sent to different peers, and never to more than an answer holds") {
+  State state(200);
+  for (int i = 0; i < 100; ++i) {
+    const std::string name = "demo-" + std::to_string(i);
+    state.Starting(name, StartPath::kPeer, AgentState::kPulling);
+    state[name].node = "node-" + std::to_string(i);
+    state[name].weights = WeightsReport{.bytes = 1000, .ranks = 1, .arriving = true};
+  }
+  state.Serving("demo-100", "node-s");
+  std::vector<const Instance*> all;
+  for (const Instance& i : state.Done().instances) all.push_back(&i);
+  std::map<std::string, int> asked;
+  for (const Instance* target : all) {
+    const std::vector<Peer> peers = PeersFor(*target, all);
+    CHECK(peers.size() == 64);
+    if (target->name != "demo-100") CHECK(peers.front().pod == "demo-100");
+    for (std::size_t i = 1; i < 8; ++i) ++asked[peers[i].pod];
+  }
+  for (const auto& [name, count] : asked) {
+    INFO(name);
+    CHECK(count < 25);  // 7 on average
+  }
 }
 
 TEST_CASE("a spec that cannot be read is told in the status, the rest of which stays") {

@@ -90,8 +90,9 @@ TEST_CASE("a report is kept on the pod and answered with the other instances, ne
   const auto assignment = AssignmentFromJson(Json::parse(response.body));
   REQUIRE(assignment.ok());
   CHECK(assignment->path == StartPath::kStorage);
-  CHECK(assignment->peers == std::vector<Peer>{{"demo-0", "node-a", "http://10.0.0.0:7410"},
-                                               {"demo-2", "node-b", "http://10.0.0.2:7410"}});
+  CHECK(assignment->peers ==
+        std::vector<Peer>{{"demo-0", "node-a", "http://10.0.0.0:7410", false, Distance::kNode},
+                          {"demo-2", "node-b", "http://10.0.0.2:7410", false, Distance::kFarther}});
   CHECK(assignment->report_after_ms == 10'000);
 }
 

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-namespace rouse::transfer {
+namespace rouse {
 
 /// One step of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators",
 /// 2014): maps different inputs to different, unrelated outputs.
@@ -34,4 +34,4 @@ void Shuffle(std::vector<T>& items, std::uint64_t seed) {
   }
 }
 
-}  // namespace rouse::transfer
+}  // namespace rouse

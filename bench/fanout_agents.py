@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""How well the fan-out simulator's model fits: the same small scenario with 32 real agents on loopback.
+
+    bench/fanout_agents.py [--build build/release] [--out docs/benchmarks/fanout-agents.json]
+
+Every agent's weights can be read for a small part of the time only, which makes loopback a network of slow,
+equal ports that need little of the processor. One pull over such a port gives the rate; the simulator is given
+that rate and says how long 32 should take. Needs a quiet machine: 66 processes on busy cores are slower than
+their ports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from figures import REPOSITORY, Figure, write
+
+
+def run(command: list[str]) -> dict:
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    build = Path(os.environ.get("ROUSE_BUILD", REPOSITORY / "build" / "release"))
+    parser.add_argument("--build", type=Path, default=build)
+    parser.add_argument(
+        "--out", type=Path, default=REPOSITORY / "docs" / "benchmarks" / "fanout-agents.json"
+    )
+    options = parser.parse_args()
+
+    load = os.getloadavg()[0]
+    real = run([str(options.build / "agent" / "agent_fan_out_program_test"), "[model]"])
+    rate = real["arenaBytes"] / real["oneSeconds"]
+    simulated = run(
+        [
+            str(options.build / "bench" / "rouse-bench-fanout"),
+            f"--targets={real['targets']}",
+            f"--arena-bytes={real['arenaBytes']}",
+            f"--unit-bytes={real['chunkBytes']}",
+            f"--nic-rate={rate}",
+            f"--nvlink-rate={rate}",
+            "--gets=4",
+        ]
+    )
+    last = simulated["lastReadySeconds"]
+    write(
+        "fanout-agents",
+        [
+            Figure("one pull between two agents", round(real["oneSeconds"], 3), "s"),
+            Figure(
+                f"time to last of {real['targets']} agents from one source, against the simulator",
+                round(real["lastSeconds"], 3),
+                "s",
+                f"simulated: {last:.3f} s",
+                round(real["lastSeconds"] / last, 3),
+            ),
+        ],
+        options.out,
+        loadBefore=round(load, 2),
+        settings={
+            "arenaBytes": real["arenaBytes"],
+            "chunkBytes": real["chunkBytes"],
+            "portBytesPerSecond": round(rate),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
