@@ -29,6 +29,12 @@ struct ReadyWeights {
   std::string manifest;  ///< JSON, with digests.
 };
 
+/// A checkpoint that streams: its shape, and descriptors of the slots that it streams through.
+struct OpenedStream {
+  StreamShape shape;
+  std::vector<memory::OwnedFd> slots;
+};
+
 class EngineHost {
  public:
   virtual ~EngineHost() = default;
@@ -55,6 +61,14 @@ class EngineHost {
   /// Checks the manifest, seals the arena, and has the digests taken later.
   virtual Status Publish(const HelloRequest& hello, const memory::OwnedFd& manifest,
                          std::uint64_t manifest_bytes) = 0;
+
+  /// Begins to read the checkpoint for the rank, or lets it join its world's ranks. nullopt while
+  /// it is being opened, and while a batch is read (EngineServer::Wake says when to ask again); an
+  /// error when the engine has to load by itself.
+  virtual Result<std::optional<OpenedStream>> OpenStream(const HelloRequest& hello,
+                                                         const OpenStreamRequest& request) = 0;
+  virtual Result<std::optional<StreamedBatch>> NextBatch(const NextBatchRequest& request) = 0;
+  virtual void CloseStream(const CloseStreamRequest& request) = 0;
 };
 
 }  // namespace rouse::agent

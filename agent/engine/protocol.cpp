@@ -7,14 +7,28 @@ namespace rouse::agent {
 namespace {
 
 constexpr std::size_t kMaxErrorText = 8192;
+constexpr std::int64_t kMaxBatches = 1 << 30;
 
-enum class Type { kHello, kPhase, kAwaitWeights, kCreateArena, kGetSlabs, kPublish };
+enum class Type {
+  kHello,
+  kPhase,
+  kAwaitWeights,
+  kCreateArena,
+  kGetSlabs,
+  kPublish,
+  kOpenStream,
+  kNextBatch,
+  kCloseStream
+};
 constexpr json::EnumName<Type> kTypes[] = {{Type::kHello, "Hello"},
                                            {Type::kPhase, "Phase"},
                                            {Type::kAwaitWeights, "AwaitWeights"},
                                            {Type::kCreateArena, "CreateArena"},
                                            {Type::kGetSlabs, "GetSlabs"},
-                                           {Type::kPublish, "Publish"}};
+                                           {Type::kPublish, "Publish"},
+                                           {Type::kOpenStream, "OpenStream"},
+                                           {Type::kNextBatch, "NextBatch"},
+                                           {Type::kCloseStream, "CloseStream"}};
 
 std::uint32_t Rank(json::Reader& in) {
   return static_cast<std::uint32_t>(in.Int("rank", 0, kMaxWorldSize - 1));
@@ -36,6 +50,19 @@ Result<EngineRequest> Hello(json::Reader& in) {
   }
   ROUSE_ASSIGN_OR_RETURN(hello.identity, IdentityFromJson(identity, "identity"));
   return EngineRequest(std::move(hello));
+}
+
+OpenStreamRequest OpenStream(json::Reader& in) {
+  OpenStreamRequest open{.rank = Rank(in), .folder = in.String("folder")};
+  for (const json::Json& entry : in.Array("files")) {
+    json::Reader file(entry, in.Path("files") + "." + std::to_string(open.files.size()));
+    open.files.push_back(
+        {.name = file.String("name"), .bytes = static_cast<std::uint64_t>(file.Int("bytes"))});
+    in.Take(file.status());
+  }
+  if (open.files.empty()) in.Fail("files", "names no file");
+  open.timeout_ms = in.Int("timeoutMs", 0, kMaxAwaitMs);
+  return open;
 }
 
 Result<EngineRequest> Decode(Type type, json::Reader& in) {
@@ -66,6 +93,20 @@ Result<EngineRequest> Decode(Type type, json::Reader& in) {
       request = PublishRequest{.rank = Rank(in),
                                .manifest_bytes = static_cast<std::uint64_t>(
                                    in.Int("manifestBytes", 1, kMaxManifestBytes))};
+      break;
+    case Type::kOpenStream:
+      request = OpenStream(in);
+      break;
+    case Type::kNextBatch:
+      request =
+          NextBatchRequest{.rank = Rank(in),
+                           .batch = static_cast<std::size_t>(in.Int("batch", 0, kMaxBatches)),
+                           .released = static_cast<std::size_t>(in.Int("released", 0, kMaxBatches)),
+                           .timeout_ms = in.Int("timeoutMs", 0, kMaxAwaitMs)};
+      break;
+    case Type::kCloseStream:
+      request = CloseStreamRequest{.rank = Rank(in),
+                                   .reason = in.String("reason").substr(0, kMaxStreamReason)};
       break;
   }
   ROUSE_RETURN_IF_ERROR(in.status());
@@ -125,6 +166,29 @@ json::Json ArenaReply(std::uint64_t arena_bytes, const std::vector<std::uint64_t
 
 json::Json SlabsReply(std::size_t first, std::size_t count) {
   return {{"type", "Slabs"}, {"first", first}, {"count", count}};
+}
+
+json::Json StreamReply(const StreamShape& shape) {
+  return {{"type", "Stream"},         {"slots", shape.slots},     {"slotBytes", shape.slot_bytes},
+          {"batches", shape.batches}, {"tensors", shape.tensors}, {"bytes", shape.bytes},
+          {"dtypes", shape.dtypes}};
+}
+
+json::Json BatchReply(const StreamedBatch& batch) {
+  json::Json pieces = json::Json::array();
+  for (const StreamedPiece& piece : batch.pieces) {
+    pieces.push_back({{"name", piece.name},
+                      {"dtype", piece.dtype},
+                      {"shape", piece.shape},
+                      {"begin", piece.begin},
+                      {"bytes", piece.bytes},
+                      {"at", piece.at}});
+  }
+  return {{"type", "Batch"}, {"batch", batch.batch}, {"slot", batch.slot}, {"pieces", pieces}};
+}
+
+json::Json PendingReply() {
+  return {{"type", "Pending"}};
 }
 
 }  // namespace rouse::agent

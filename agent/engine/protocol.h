@@ -23,6 +23,7 @@ inline constexpr std::int64_t kMaxWorldSize = 1024;
 inline constexpr std::int64_t kMaxArenaBytes = INT64_C(1) << 44;  ///< 16 TiB; memory ends earlier.
 inline constexpr std::int64_t kMaxManifestBytes = 64 << 20;
 inline constexpr std::int64_t kMaxAwaitMs = 3'600'000;
+inline constexpr std::size_t kMaxStreamReason = 4096;
 
 struct HelloRequest {
   std::int64_t pid = 0;
@@ -53,8 +54,56 @@ struct PublishRequest {
   std::uint32_t rank = 0;
   std::uint64_t manifest_bytes = 0;
 };
+/// A file of the checkpoint as the engine sees it.
+struct CheckpointFile {
+  std::string name;
+  std::uint64_t bytes = 0;
+
+  auto operator<=>(const CheckpointFile&) const = default;
+};
+struct OpenStreamRequest {
+  std::uint32_t rank = 0;
+  std::string folder;
+  std::vector<CheckpointFile> files;
+  std::int64_t timeout_ms = 0;
+};
+struct NextBatchRequest {
+  std::uint32_t rank = 0;
+  std::size_t batch = 0;
+  std::size_t released = 0;  ///< The engine uses none of the first so many batches any more.
+  std::int64_t timeout_ms = 0;
+};
+struct CloseStreamRequest {
+  std::uint32_t rank = 0;
+  std::string reason;  ///< Why the engine loads by itself instead; empty if it does not.
+};
 using EngineRequest = std::variant<HelloRequest, PhaseRequest, AwaitWeightsRequest,
-                                   CreateArenaRequest, GetSlabsRequest, PublishRequest>;
+                                   CreateArenaRequest, GetSlabsRequest, PublishRequest,
+                                   OpenStreamRequest, NextBatchRequest, CloseStreamRequest>;
+
+/// A checkpoint that the agent reads for the engine (docs/protocols.md §3).
+struct StreamShape {
+  std::size_t slots = 0;
+  std::uint64_t slot_bytes = 0;
+  std::size_t batches = 0;
+  std::size_t tensors = 0;
+  std::uint64_t bytes = 0;          ///< Of all tensors.
+  std::vector<std::string> dtypes;  ///< That occur, as in the files.
+};
+/// Bytes of one tensor, [begin, begin + bytes) of it, at `at` in the slot.
+struct StreamedPiece {
+  std::string name;
+  std::string dtype;
+  std::vector<std::uint64_t> shape;
+  std::uint64_t begin = 0;
+  std::uint64_t bytes = 0;
+  std::uint64_t at = 0;
+};
+struct StreamedBatch {
+  std::size_t batch = 0;
+  std::size_t slot = 0;
+  std::vector<StreamedPiece> pieces;  ///< None: all has come, and was right.
+};
 
 /// "Hello", "Phase", ... as on the wire.
 std::string_view TypeName(const EngineRequest& request);
@@ -70,5 +119,9 @@ json::Json WeightsReply(std::uint64_t arena_bytes, const std::vector<std::uint64
                         std::uint64_t manifest_bytes);
 json::Json ArenaReply(std::uint64_t arena_bytes, const std::vector<std::uint64_t>& slab_bytes);
 json::Json SlabsReply(std::size_t first, std::size_t count);
+json::Json StreamReply(const StreamShape& shape);
+json::Json BatchReply(const StreamedBatch& batch);
+/// What was asked for is on its way: ask again.
+json::Json PendingReply();
 
 }  // namespace rouse::agent

@@ -42,6 +42,12 @@ struct HeldHello {
   Clock::time_point until;
 };
 
+/// A question about a stream whose answer is on its way.
+struct Streaming {
+  std::variant<OpenStreamRequest, NextBatchRequest> request;
+  Clock::time_point until;
+};
+
 struct Connection {
   OwnedFd socket;
   EngineSession session;
@@ -50,10 +56,11 @@ struct Connection {
   std::optional<Answer> answer;
   std::optional<Awaiting> awaiting;
   std::optional<HeldHello> held;
+  std::optional<Streaming> streaming;
   bool over = false;
 
   /// It has asked, and its answer depends on the weights: nothing is read until then.
-  bool Waits() const { return awaiting || held; }
+  bool Waits() const { return awaiting || held || streaming; }
 };
 
 }  // namespace
@@ -87,6 +94,10 @@ class EngineServer::Loop {
   void Expire(Connection& connection, Clock::time_point now);
   void LookAgain(Connection& connection, Clock::time_point now);
   void LookForWeights(Connection& connection, Clock::time_point now);
+  void LookForStream(Connection& connection, Clock::time_point now);
+  void AwaitStream(Connection& connection,
+                   std::variant<OpenStreamRequest, NextBatchRequest> request,
+                   std::int64_t timeout_ms);
   void OnMessage(Connection& connection, SeqpacketMessage message);
   void Perform(Connection& connection, EngineStep step, std::vector<OwnedFd>& fds);
   void SendReply(Connection& connection, std::string_view type, const json::Json& body,
@@ -150,6 +161,7 @@ int EngineServer::Loop::Timeout(Clock::time_point now) const {
     if (connection.answer) next = std::min(next, connection.answer->until);
     if (connection.awaiting) next = std::min(next, connection.awaiting->until);
     if (connection.held) next = std::min(next, connection.held->until);
+    if (connection.streaming) next = std::min(next, connection.streaming->until);
   }
   const auto wait = std::chrono::ceil<std::chrono::milliseconds>(next - now).count();
   return static_cast<int>(std::clamp<std::int64_t>(wait, 0, 60'000));
@@ -199,6 +211,7 @@ void EngineServer::Loop::Expire(Connection& connection, Clock::time_point now) {
 
 void EngineServer::Loop::LookAgain(Connection& connection, Clock::time_point now) {
   if (connection.awaiting) return LookForWeights(connection, now);
+  if (connection.streaming) return LookForStream(connection, now);
   const WeightOffer offer = host_.Offer(connection.held->hello.rank);
   if (!offer.settled && now < connection.held->until) return;
   std::vector<OwnedFd> none;
@@ -231,6 +244,47 @@ void EngineServer::Loop::LookForWeights(Connection& connection, Clock::time_poin
   SendReply(connection, "AwaitWeights",
             WeightsReply(ready.shape.arena_bytes, ready.shape.slab_bytes, ready.manifest.size()),
             std::move(fds));
+}
+
+void EngineServer::Loop::AwaitStream(Connection& connection,
+                                     std::variant<OpenStreamRequest, NextBatchRequest> request,
+                                     std::int64_t timeout_ms) {
+  const auto now = Clock::now();
+  connection.streaming = Streaming{std::move(request), now + std::chrono::milliseconds(timeout_ms)};
+  LookForStream(connection, now);
+}
+
+void EngineServer::Loop::LookForStream(Connection& connection, Clock::time_point now) {
+  const auto& request = connection.streaming->request;
+  const bool opens = std::holds_alternative<OpenStreamRequest>(request);
+  const std::string_view type = opens ? "OpenStream" : "NextBatch";
+  json::Json reply;
+  std::vector<OwnedFd> fds;
+  if (opens) {
+    auto stream =
+        host_.OpenStream(*connection.session.hello(), std::get<OpenStreamRequest>(request));
+    if (stream.ok() && stream->has_value()) {
+      connection.session.OnStreamOpened();
+      Wake();  // Other ranks may have waited for this one.
+      reply = StreamReply((*stream)->shape);
+      fds = std::move((*stream)->slots);
+    } else if (!stream.ok()) {
+      reply = ErrorReply(stream.status());
+    }
+  } else {
+    const auto batch = host_.NextBatch(std::get<NextBatchRequest>(request));
+    if (!batch.ok()) {
+      reply = ErrorReply(batch.status());
+    } else if (batch->has_value()) {
+      reply = BatchReply(**batch);
+    }
+  }
+  if (reply.is_null()) {
+    if (now < connection.streaming->until) return;
+    reply = PendingReply();
+  }
+  connection.streaming.reset();
+  SendReply(connection, type, reply, std::move(fds));
 }
 
 void EngineServer::Loop::OnMessage(Connection& connection, SeqpacketMessage message) {
@@ -286,6 +340,16 @@ void EngineServer::Loop::Perform(Connection& connection, EngineStep step,
         host_.Publish(*connection.session.hello(), fds.front(), publish->request.manifest_bytes);
     if (done.ok()) connection.session.OnPublished();
     SendReply(connection, "Publish", done.ok() ? OkReply() : ErrorReply(done));
+  } else if (auto* open = std::get_if<step::OpenStream>(&step)) {
+    const std::int64_t timeout_ms = open->request.timeout_ms;
+    AwaitStream(connection, std::move(open->request), timeout_ms);
+  } else if (auto* next = std::get_if<step::NextBatch>(&step)) {
+    AwaitStream(connection, next->request, next->request.timeout_ms);
+  } else if (auto* end = std::get_if<step::CloseStream>(&step)) {
+    connection.session.OnStreamClosed();
+    host_.CloseStream(end->request);
+    Wake();
+    SendReply(connection, "CloseStream", OkReply());
   }
 }
 
@@ -313,6 +377,7 @@ void EngineServer::Loop::Drop(Connection& connection, const std::string& why) {
   connection.over = true;
   const auto rank = connection.session.rank();
   if (rank) host_.OnRankDisconnected(*rank);
+  Wake();  // Other ranks may have waited for it.
   log::Info("engine connection ended",
             {{"reason", why}, {"rank", rank ? nlohmann::json(*rank) : nlohmann::json()}});
 }

@@ -45,6 +45,14 @@ std::optional<Status> EngineSession::OutOfTurn(const EngineRequest& request) con
         "Publish without an arena that this connection created and has not "
         "published yet: send CreateArena first");
   }
+  if (std::holds_alternative<OpenStreamRequest>(request) && streams_) {
+    return FailedPrecondition("OpenStream before the last stream was closed");
+  }
+  if ((std::holds_alternative<NextBatchRequest>(request) ||
+       std::holds_alternative<CloseStreamRequest>(request)) &&
+      !streams_) {
+    return FailedPrecondition(name + " without a stream: send OpenStream first");
+  }
   return std::nullopt;
 }
 
@@ -58,11 +66,12 @@ EngineStep EngineSession::OnRequest(const Result<EngineRequest>& request,
   Status problem = request.status();
   if (problem.ok()) problem = OutOfTurn(*request).value_or(Status());
   if (problem.ok()) {
-    if (const auto* create = std::get_if<CreateArenaRequest>(&*request);
-        create != nullptr && !offer.storage_allowed) {
-      problem = FailedPrecondition(
-          "CreateArena: loading from storage is not allowed for this "
-          "instance (weights fallback None)");
+    const bool from_storage = std::holds_alternative<CreateArenaRequest>(*request) ||
+                              std::holds_alternative<OpenStreamRequest>(*request);
+    if (from_storage && !offer.storage_allowed) {
+      problem = FailedPrecondition(std::string(TypeName(*request)) +
+                                   ": loading from storage is not allowed for this "
+                                   "instance (weights fallback None)");
     }
   }
   if (!problem.ok()) {
@@ -79,6 +88,9 @@ EngineStep EngineSession::OnRequest(const Result<EngineRequest>& request,
         if constexpr (std::is_same_v<Body, CreateArenaRequest>) return step::CreateArena{body};
         if constexpr (std::is_same_v<Body, GetSlabsRequest>) return step::SendSlabs{body};
         if constexpr (std::is_same_v<Body, PublishRequest>) return step::Publish{body};
+        if constexpr (std::is_same_v<Body, OpenStreamRequest>) return step::OpenStream{body};
+        if constexpr (std::is_same_v<Body, NextBatchRequest>) return step::NextBatch{body};
+        if constexpr (std::is_same_v<Body, CloseStreamRequest>) return step::CloseStream{body};
       },
       *request);
 }

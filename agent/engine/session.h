@@ -63,11 +63,21 @@ struct SendSlabs {
 struct Publish {
   PublishRequest request;
 };
+struct OpenStream {
+  OpenStreamRequest request;
+};
+struct NextBatch {
+  NextBatchRequest request;
+};
+struct CloseStream {
+  CloseStreamRequest request;
+};
 }  // namespace step
 
 using EngineStep =
     std::variant<step::Reply, step::Welcome, step::Refuse, step::RecordPhase, step::AwaitWeights,
-                 step::CreateArena, step::SendSlabs, step::Publish>;
+                 step::CreateArena, step::SendSlabs, step::Publish, step::OpenStream,
+                 step::NextBatch, step::CloseStream>;
 
 class EngineSession {
  public:
@@ -78,6 +88,8 @@ class EngineSession {
   void OnWeightsDelivered() { holds_arena_ = true; }
   void OnArenaCreated();
   void OnPublished() { may_publish_ = false; }
+  void OnStreamOpened() { streams_ = true; }
+  void OnStreamClosed() { streams_ = false; }
 
   /// The rank of an accepted Hello.
   std::optional<std::uint32_t> rank() const {
@@ -93,6 +105,7 @@ class EngineSession {
   bool from_peer_ = false;
   bool holds_arena_ = false;
   bool may_publish_ = false;
+  bool streams_ = false;
   int errors_ = 0;
 };
 

@@ -76,6 +76,14 @@ Status Agent::Wire() {
     const Status copied = CopyTree(options_.plugin_source, options_.plugin_dir);
     if (!copied.ok()) Apply(event::Failure{"put the plugin in place: " + copied.message()});
   }
+  stream_ = std::make_unique<CheckpointStream>(
+      CheckpointStreamOptions{.folder = options_.model_dir},
+      CheckpointStreamHooks{
+          .on_change =
+              [this] {
+                if (engine_ != nullptr) engine_->Wake();
+              },
+          .on_read = [this](const LoadOutcome& outcome) { OnCheckpointRead(outcome); }});
   auto engine = EngineServer::Start(options_.engine_socket, *this);
   if (engine.ok()) {
     engine_ = *std::move(engine);
@@ -111,6 +119,7 @@ Agent::~Agent() {
   for (std::jthread* thread : {&pull_, &hydrate_, &prepare_}) {
     if (thread->joinable()) thread->join();
   }
+  if (stream_ != nullptr) stream_->End();  // It wakes the engine's thread, which asks it.
   engine_.reset();
   probe_.reset();     // May wait for an engine that hangs.
   reporter_.reset();  // After all that report changes.
@@ -208,6 +217,7 @@ void Agent::OnRankConnected(const HelloRequest& hello, bool from_peer) {
 }
 
 void Agent::OnRankDisconnected(std::uint32_t rank) {
+  stream_->Leave(rank);
   Apply(event::RankDisconnected{rank});
 }
 
@@ -245,9 +255,55 @@ Result<std::vector<memory::OwnedFd>> Agent::Slabs(std::uint32_t rank, std::size_
 Status Agent::Publish(const HelloRequest& hello, const memory::OwnedFd& manifest,
                       std::uint64_t manifest_bytes) {
   ROUSE_ASSIGN_OR_RETURN(const std::string text, ReadDocument(manifest.get(), manifest_bytes));
-  ROUSE_RETURN_IF_ERROR(store_->Publish(hello, text));
+  ROUSE_RETURN_IF_ERROR(store_->Publish(hello, text, stream_->Delivered(hello.rank)));
   NotifyWork();
   return Status();
+}
+
+Result<std::optional<OpenedStream>> Agent::OpenStream(const HelloRequest& hello,
+                                                      const OpenStreamRequest& request) {
+  auto opened = stream_->Open(hello, request);
+  if (!opened.ok()) OnLoadedByEngine(hello.rank, opened.status().message());
+  return opened;
+}
+
+Result<std::optional<StreamedBatch>> Agent::NextBatch(const NextBatchRequest& request) {
+  return stream_->Next(request);
+}
+
+void Agent::CloseStream(const CloseStreamRequest& request) {
+  stream_->Close(request.rank);
+  if (!request.reason.empty()) OnLoadedByEngine(request.rank, request.reason);
+}
+
+void Agent::OnLoadedByEngine(std::uint32_t rank, const std::string& reason) {
+  log::Warning("the engine loads the checkpoint by itself", {{"rank", rank}, {"reason", reason}});
+  store_->AddTransport("storage/engine (" + reason + ")");
+  if (reporter_ != nullptr) reporter_->Changed();
+}
+
+// On the thread that reads.
+void Agent::OnCheckpointRead(const LoadOutcome& outcome) {
+  const std::int64_t now = NowUs();
+  metrics_.CountStorage(outcome.status.ok(), outcome.bytes, outcome.seconds);
+  store_->AddStorageBytes(outcome.bytes);
+  if (outcome.status.ok()) {
+    log::Info("checkpoint read", {{"bytes", outcome.bytes},
+                                  {"seconds", outcome.seconds},
+                                  {"way", outcome.way},
+                                  {"reason", outcome.reason}});
+    store_->AddTransport("storage/" + outcome.way);
+  } else {
+    log::Warning("checkpoint not read",
+                 {{"bytes", outcome.bytes}, {"error", outcome.status.ToString()}});
+  }
+  {
+    const std::scoped_lock lock(mutex_);
+    const auto took = static_cast<std::int64_t>(outcome.seconds * 1e6);
+    machine_.AddLane({"Read", now - took, now});
+    KeepTimeline();
+  }
+  if (reporter_ != nullptr) reporter_->Changed();
 }
 
 }  // namespace rouse::agent

@@ -5,7 +5,8 @@
 // is read from it.
 //
 // Threads: "engine-socket", "report", "engine-probe", "hydrate" and "pull" (both end when done),
-// "weights" (digests), UCX's and cpprestsdk's. One lock guards the machine.
+// "weights" (digests), "storage" (the checkpoint), UCX's and cpprestsdk's. One lock guards the
+// machine.
 
 #pragma once
 
@@ -21,6 +22,7 @@
 
 #include "agent/engine/host.h"
 #include "agent/engine/server.h"
+#include "agent/server/checkpoint_stream.h"
 #include "agent/server/engine_probe.h"
 #include "agent/server/metrics.h"
 #include "agent/server/peer_pull.h"
@@ -104,6 +106,12 @@ class Agent final : private EngineHost {
                                              std::size_t count) override;
   Status Publish(const HelloRequest& hello, const memory::OwnedFd& manifest,
                  std::uint64_t manifest_bytes) override;
+  Result<std::optional<OpenedStream>> OpenStream(const HelloRequest& hello,
+                                                 const OpenStreamRequest& request) override;
+  Result<std::optional<StreamedBatch>> NextBatch(const NextBatchRequest& request) override;
+  void CloseStream(const CloseStreamRequest& request) override;
+  void OnCheckpointRead(const LoadOutcome& outcome);
+  void OnLoadedByEngine(std::uint32_t rank, const std::string& reason);
 
   AgentOptions options_;
   Metrics metrics_;
@@ -120,6 +128,7 @@ class Agent final : private EngineHost {
   bool work_ = false;
 
   std::unique_ptr<Reporter> reporter_;
+  std::unique_ptr<CheckpointStream> stream_;
   std::unique_ptr<EngineServer> engine_;
   std::unique_ptr<EngineProbe> probe_;
   std::jthread hydrate_;

@@ -39,6 +39,16 @@ struct Metrics::Families {
                                         .Name("rouse_pull_seconds")
                                         .Help("Time to pull and verify one rank's weights.")
                                         .Register(registry);
+  Family<Counter>& storage_bytes =
+      BuildCounter()
+          .Name("rouse_storage_read_bytes_total")
+          .Help("Bytes of checkpoints that the agent has read for its engine.")
+          .Register(registry);
+  Family<Histogram>& storage_seconds =
+      BuildHistogram()
+          .Name("rouse_storage_read_seconds")
+          .Help("Time to read a checkpoint for the engine, at the engine's pace.")
+          .Register(registry);
   Family<Counter>& mismatches = BuildCounter()
                                     .Name("rouse_digest_mismatch_total")
                                     .Help("Chunks that arrived with a wrong digest.")
@@ -108,6 +118,7 @@ Metrics::Metrics() : families_(std::make_unique<Families>()) {
     families_->pull_seconds.Add({{"outcome", Outcome(ok)}}, families_->pull_buckets);
   }
   families_->file_bytes.Add({});
+  families_->storage_bytes.Add({});
   SetState(AgentState::kStarting);
   SetWeights(0, 0, 0);
 }
@@ -152,6 +163,12 @@ void Metrics::CountPutAside(StatusCode why) {
                             : why == StatusCode::kDeadlineExceeded ? "slow"
                                                                    : "lost";
   families_->put_aside.Add({{"cause", cause}}).Increment();
+}
+
+void Metrics::CountStorage(bool ok, std::uint64_t bytes, double seconds) {
+  families_->storage_bytes.Add({}).Increment(static_cast<double>(bytes));
+  families_->storage_seconds.Add({{"outcome", Outcome(ok)}}, families_->pull_buckets)
+      .Observe(seconds);
 }
 
 void Metrics::CountLease(bool opened) {

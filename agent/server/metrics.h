@@ -30,6 +30,8 @@ class Metrics {
   void SetPulled(std::uint64_t verified_bytes);
   /// A source of a pull was put aside, and why.
   void CountPutAside(StatusCode why);
+  /// The agent has read, or tried to read, a checkpoint for its engine.
+  void CountStorage(bool ok, std::uint64_t bytes, double seconds);
   void CountLease(bool opened);
   void CountEngineRequest(std::string_view type, bool ok);
   void CountReport(bool ok);

@@ -123,7 +123,8 @@ Result<std::vector<memory::OwnedFd>> WeightStore::Slabs(std::uint32_t rank, std:
   return fds;
 }
 
-Status WeightStore::Publish(const HelloRequest& hello, const std::string& manifest_json) {
+Status WeightStore::Publish(const HelloRequest& hello, const std::string& manifest_json,
+                            bool read_here) {
   ROUSE_ASSIGN_OR_RETURN(const json::Json document, json::Parse(manifest_json, "manifest"));
   ROUSE_ASSIGN_OR_RETURN(WeightManifest manifest, ManifestFromJson(document, "manifest"));
   manifest.chunk_digests.clear();  // Ours are taken from the bytes, whatever the engine says.
@@ -145,7 +146,8 @@ Status WeightStore::Publish(const HelloRequest& hello, const std::string& manife
   ROUSE_RETURN_IF_ERROR(held->arena->Seal());
   held->manifest = std::move(manifest);
   held->stage = Stage::kPublished;
-  bytes_.storage += held->arena->bytes();
+  // What the engine's own loader has read is not known: as much as the weights are.
+  if (!read_here) bytes_.storage += held->arena->bytes();
   return Status();
 }
 
@@ -380,6 +382,11 @@ Holdings WeightStore::holdings() const {
 void WeightStore::AddTransport(const std::string& transport) {
   const std::scoped_lock lock(mutex_);
   transport_ = transport;
+}
+
+void WeightStore::AddStorageBytes(std::uint64_t bytes) {
+  const std::scoped_lock lock(mutex_);
+  bytes_.storage += bytes;
 }
 
 std::uint64_t WeightStore::published_bytes() const {

@@ -48,7 +48,8 @@ class WeightStore {
   Result<ArenaShape> Create(const HelloRequest& hello, std::uint64_t bytes);
   Result<std::vector<memory::OwnedFd>> Slabs(std::uint32_t rank, std::size_t first,
                                              std::size_t count) const;
-  Status Publish(const HelloRequest& hello, const std::string& manifest_json);
+  /// `read_here`: the agent has read these weights itself, and counted their bytes.
+  Status Publish(const HelloRequest& hello, const std::string& manifest_json, bool read_here);
 
   // For the pull.
   /// Where a rank arrives, and which of its chunks are there.
@@ -87,6 +88,8 @@ class WeightStore {
 
   Holdings holdings() const;
   void AddTransport(const std::string& transport);
+  /// Bytes that the agent has read from storage for its engine.
+  void AddStorageBytes(std::uint64_t bytes);
   /// Bytes of ranks that an engine published, and of ranks that arrived from a peer.
   std::uint64_t published_bytes() const;
   std::uint64_t pulled_bytes() const;

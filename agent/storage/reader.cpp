@@ -79,6 +79,7 @@ class Reader {
       }
       if (free_.size() == slots_.size()) {  // nothing under way, so the sink is what we wait for
         ROUSE_RETURN_IF_ERROR(sink_.WaitForMemory(kTick));
+        if (options_.sink_sets_pace) last_arrival_ = Clock::now();
         continue;
       }
       results.clear();

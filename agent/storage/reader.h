@@ -30,7 +30,10 @@ struct ReadOptions {
   /// threads anyway: reading them is copying, which takes processors and no waiting.
   bool use_io_uring = true;
   std::chrono::milliseconds progress_deadline{60'000};  ///< Longest time without any arrival.
-  std::chrono::milliseconds deadline{3'600'000};        ///< Longest time for all of it.
+  /// The sink has memory when somebody is through with what was read before: as long as all reading
+  /// waits for that, no progress is asked for.
+  bool sink_sets_pace = false;
+  std::chrono::milliseconds deadline{3'600'000};  ///< Longest time for all of it.
 };
 
 struct ReadProgress {

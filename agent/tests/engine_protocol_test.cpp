@@ -36,6 +36,19 @@ TEST_CASE("Each request is decoded") {
   CHECK(std::get<GetSlabsRequest>(*slabs).count == 64);
   const auto publish = DecodeEngineRequest(R"({"type":"Publish","rank":0,"manifestBytes":9})", 1);
   CHECK(std::get<PublishRequest>(*publish).manifest_bytes == 9);
+  const auto open = DecodeEngineRequest(
+      R"({"type":"OpenStream","rank":1,"folder":"/m","files":[{"name":"a","bytes":5}],"timeoutMs":3})",
+      0);
+  REQUIRE(open.ok());
+  CHECK(std::get<OpenStreamRequest>(*open).folder == "/m");
+  CHECK(std::get<OpenStreamRequest>(*open).files == std::vector<CheckpointFile>{{"a", 5}});
+  const auto next = DecodeEngineRequest(
+      R"({"type":"NextBatch","rank":1,"batch":4,"released":2,"timeoutMs":3})", 0);
+  CHECK(std::get<NextBatchRequest>(*next).batch == 4);
+  CHECK(std::get<NextBatchRequest>(*next).released == 2);
+  const auto close =
+      DecodeEngineRequest(R"({"type":"CloseStream","rank":1,"reason":"because"})", 0);
+  CHECK(std::get<CloseStreamRequest>(*close).reason == "because");
 }
 
 TEST_CASE("What is wrong with a request is named") {
@@ -48,6 +61,13 @@ TEST_CASE("What is wrong with a request is named") {
       {"", 0, "engine request"},
       {"[]", 0, "object"},
       {R"({"type":"Nonsense"})", 0, "expected one of Hello, Phase"},
+      {R"({"type":"OpenStream","rank":0,"folder":"/m","files":[],"timeoutMs":0})", 0, "files"},
+      {R"({"type":"OpenStream","rank":0,"folder":"/m","files":[5],"timeoutMs":0})", 0, "files.0"},
+      {R"({"type":"OpenStream","rank":0,"folder":"/m","files":[{"name":"a","bytes":-1}],"timeoutMs":0})",
+       0, "files.0.bytes"},
+      {R"({"type":"NextBatch","rank":0,"batch":-1,"released":0,"timeoutMs":0})", 0, "batch"},
+      {R"({"type":"NextBatch","rank":0,"batch":0,"released":1e9,"timeoutMs":0})", 0, "released"},
+      {R"({"type":"CloseStream","rank":0})", 0, "reason"},
       {R"({"type":7})", 0, "type"},
       {kHello, 1, "came with 1 descriptors, expected 0"},
       {R"({"type":"Publish","rank":0,"manifestBytes":9})", 0,

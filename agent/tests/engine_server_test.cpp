@@ -51,10 +51,25 @@ class FakeHost final : public EngineHost {
   Status Publish(const HelloRequest&, const OwnedFd& manifest, std::uint64_t bytes) override {
     return ReadDocument(manifest.get(), bytes).status();
   }
+  Result<std::optional<OpenedStream>> OpenStream(const HelloRequest&,
+                                                 const OpenStreamRequest& request) override {
+    if (request.folder != "/model") return FailedPrecondition("another folder");
+    if (!arrived) return std::optional<OpenedStream>();
+    OpenedStream opened{.shape = {.slots = 2}, .slots = {}};
+    for (int i = 0; i < 2; ++i) opened.slots.push_back(*MakeDocument("slot", "slot"));
+    return std::optional(std::move(opened));
+  }
+  Result<std::optional<StreamedBatch>> NextBatch(const NextBatchRequest& request) override {
+    if (request.batch > 1) return DataLoss("a file is cut off");
+    if (!arrived) return std::optional<StreamedBatch>();
+    return std::optional(StreamedBatch{.batch = request.batch});
+  }
+  void CloseStream(const CloseStreamRequest&) override { ++streams_closed; }
 
   std::atomic<int> connected{0};
   std::atomic<int> answered{0};
   std::atomic<int> errors{0};
+  std::atomic<int> streams_closed{0};
   std::atomic<bool> arrived{false};
   std::atomic<bool> settled{true};
 };
@@ -134,11 +149,12 @@ TEST_CASE("Valid JSON of any shape is answered or refused") {
   const json::Json values[] = {
       nullptr,    true,    -1, 1e308, "x", json::Json::array({1}), json::Json::object(),
       UINT64_MAX, "Hello", 1};
-  const char* const types[] = {"Hello",   "Phase", "AwaitWeights", "CreateArena", "GetSlabs",
-                               "Publish", "x"};
-  const char* const keys[] = {"rank",          "first",    "count",   "bytes", "timeoutMs",
-                              "manifestBytes", "name",     "atUs",    "pid",   "worldSize",
-                              "identity",      "protocol", "version", "engine"};
+  const char* const types[] = {"Hello",   "Phase",      "AwaitWeights", "CreateArena", "GetSlabs",
+                               "Publish", "OpenStream", "NextBatch",    "CloseStream", "x"};
+  const char* const keys[] = {"rank",          "first",    "count",    "bytes",  "timeoutMs",
+                              "manifestBytes", "name",     "atUs",     "pid",    "worldSize",
+                              "identity",      "protocol", "version",  "engine", "folder",
+                              "files",         "batch",    "released", "reason"};
   int answered = 0;
   for (int client = 0; client < 100; ++client) {
     FakeEngine engine = fixture.Connect();
@@ -332,6 +348,57 @@ TEST_CASE("A manifest that is no memory, or of another size, is refused") {
   CHECK(publish(other.get())->message().find("3 bytes, 2 were announced") != std::string::npos);
   const OwnedFd good = *MakeDocument("{}", "x");
   CHECK(publish(good.get())->type() == "Ok");
+}
+
+TEST_CASE("A stream's answers come when they are there, and say so when they are not") {
+  Fixture fixture;
+  const auto connect = [&] {
+    FakeEngine engine = fixture.Connect();
+    REQUIRE(engine.Hello(TestIdentity())->type() == "Welcome");
+    return engine;
+  };
+  const auto open = [](const std::string& folder, int timeout_ms) {
+    return json::Json{{"type", "OpenStream"},
+                      {"rank", 0},
+                      {"folder", folder},
+                      {"files", {{{"name", "a.safetensors"}, {"bytes", 9}}}},
+                      {"timeoutMs", timeout_ms}};
+  };
+  const auto next = [](int batch, int timeout_ms) {
+    return json::Json{{"type", "NextBatch"},
+                      {"rank", 0},
+                      {"batch", batch},
+                      {"released", 0},
+                      {"timeoutMs", timeout_ms}};
+  };
+  FakeEngine engine = connect();
+  CHECK(engine.Ask(next(0, 0))->message().find("send OpenStream first") != std::string::npos);
+  CHECK(engine.Ask(open("/other", 0))->message() == "another folder");
+  CHECK(engine.Ask(next(0, 0))->code() == "FailedPrecondition");  // Nothing was opened.
+  CHECK(engine.Ask(open("/model", 20))->type() == "Pending");
+  REQUIRE(engine.Send(json::Dump(open("/model", 60'000))).ok());
+  CHECK(engine.Receive(50ms).status().code() == StatusCode::kDeadlineExceeded);
+  fixture.host.arrived = true;
+  fixture.server->Wake();
+  const auto stream = engine.Receive();
+  REQUIRE(stream->type() == "Stream");
+  CHECK(stream->fds.size() == 2);
+  CHECK(engine.Ask(open("/model", 0))->message().find("last stream") != std::string::npos);
+  CHECK(engine.Ask(next(0, 0))->type() == "Batch");
+  CHECK(engine.Ask(next(2, 0))->code() == "DataLoss");
+  fixture.host.arrived = false;
+  CHECK(engine.Ask(next(1, 0))->type() == "Pending");
+  // Another rank that comes or goes may be what this one waits for.
+  REQUIRE(engine.Send(json::Dump(next(1, 60'000))).ok());
+  CHECK(engine.Receive(50ms).status().code() == StatusCode::kDeadlineExceeded);
+  FakeEngine other = connect();
+  fixture.host.arrived = true;
+  other.Close();
+  CHECK(engine.Receive()->type() == "Batch");
+  CHECK(engine.Ask({{"type", "CloseStream"}, {"rank", 0}, {"reason", ""}})->type() == "Ok");
+  CHECK(fixture.host.streams_closed == 1);
+  CHECK(engine.Ask(next(1, 0))->code() == "FailedPrecondition");
+  CHECK(engine.Ask(open("/model", 0))->type() == "Stream");
 }
 
 TEST_CASE("A stale socket is replaced, anything else at its path is not") {

@@ -92,6 +92,32 @@ TEST_CASE("Requests out of turn are answered with an error and change nothing") 
   CHECK_FALSE(ErrorOf(session.OnRequest(Request(PublishRequest{}), kNothing)).empty());
 }
 
+TEST_CASE("A stream is opened, asked for its batches and closed, where storage is allowed") {
+  const auto open = Request(OpenStreamRequest{.rank = 0, .folder = "/m", .files = {{"a", 1}}});
+  EngineSession session;
+  CHECK(ErrorOf(session.OnRequest(open, kNothing)).find("before Hello") != std::string::npos);
+  REQUIRE(std::holds_alternative<step::Welcome>(session.OnRequest(Hello(), kNothing)));
+  for (const auto& early : {Request(NextBatchRequest{}), Request(CloseStreamRequest{})}) {
+    CHECK(ErrorOf(session.OnRequest(early, kNothing)).find("OpenStream first") !=
+          std::string::npos);
+  }
+  WeightOffer strict = kNothing;
+  strict.storage_allowed = false;
+  CHECK(ErrorOf(session.OnRequest(open, strict)).find("fallback None") != std::string::npos);
+  CHECK(std::holds_alternative<step::OpenStream>(session.OnRequest(open, kNothing)));
+  session.OnStreamOpened();
+  CHECK(ErrorOf(session.OnRequest(open, kNothing)).find("last stream") != std::string::npos);
+  CHECK(ErrorOf(session.OnRequest(Request(NextBatchRequest{.rank = 1}), kNothing)).find("rank 1") !=
+        std::string::npos);
+  CHECK(std::holds_alternative<step::NextBatch>(
+      session.OnRequest(Request(NextBatchRequest{}), kNothing)));
+  CHECK(std::holds_alternative<step::CloseStream>(
+      session.OnRequest(Request(CloseStreamRequest{}), kNothing)));
+  session.OnStreamClosed();
+  CHECK_FALSE(ErrorOf(session.OnRequest(Request(NextBatchRequest{}), kNothing)).empty());
+  CHECK(std::holds_alternative<step::OpenStream>(session.OnRequest(open, kNothing)));
+}
+
 TEST_CASE(
     "An engine that was promised a peer's weights may still load from storage, where that is "
     "allowed") {

@@ -198,9 +198,24 @@ class Arena:
         if self._library.rouse_arena_unmap(self._handle) < 0:
             raise RouseError(_message(self._library))
 
-    def buffer(self) -> ctypes.Array[ctypes.c_ubyte]:
-        """The whole range as one writable buffer, which keeps the range alive."""
-        buffer = (ctypes.c_ubyte * self.size).from_address(self.address)
+    def map_nothing(self, offset: int, size: int) -> None:
+        """Lets go of the memory that is mapped in [offset, offset + size); it reads as zeros then."""
+        if size <= 0:
+            return
+        fd = os.memfd_create("rouse-nothing", os.MFD_CLOEXEC)
+        try:
+            os.truncate(fd, size)  # No page of it is ever taken.
+            self.map(offset, size, fd, MAP_PRIVATE)
+        finally:
+            os.close(fd)
+
+    def buffer(self, offset: int = 0, size: int | None = None) -> ctypes.Array[ctypes.c_ubyte]:
+        """A part of the range (default: all of it) as a writable buffer, which keeps the whole range
+        alive. Each call makes an object of its own."""
+        size = self.size - offset if size is None else size
+        if offset < 0 or size <= 0 or size > self.size - offset:
+            raise ValueError(f"[{offset}, {offset + size}) is not in an arena of {self.size} bytes")
+        buffer = (ctypes.c_ubyte * size).from_address(self.address + offset)
         buffer.arena = self  # ctypes' own objects take attributes
         return buffer
 

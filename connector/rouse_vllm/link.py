@@ -12,6 +12,7 @@ from rouse_vllm import identity, library, manifest, tensors
 from rouse_vllm.errors import ManifestError
 from rouse_vllm.manifest import Manifest, Scalar
 from rouse_vllm.session import Session, Welcome
+from rouse_vllm.stream import CheckpointStream
 
 
 def now_us() -> int:
@@ -100,6 +101,10 @@ class Link:
 
     def phase(self, name: str) -> None:
         self._connected().phase(name, now_us())
+
+    def stream(self, folder: str, files: list[tuple[str, int]]) -> CheckpointStream:
+        """Has the agent read the checkpoint."""
+        return CheckpointStream(self._connected(), folder, files)
 
     def take(self, model: nn.Module) -> Manifest:
         """Fills the model with the weights that the agent pulled. Nothing is changed when it fails

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import copy
 import os
+import time
+from collections.abc import Generator
 from pathlib import Path
 
+import torch
 import vllm
 from torch import nn
 from vllm.config import ModelConfig, VllmConfig
@@ -17,11 +20,13 @@ from vllm.config.load import LoadConfig
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
+from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 
 from rouse_vllm import IMPORTED_AT_VARIABLE, identity, manifest, tensors
 from rouse_vllm.errors import AgentRefused, ManifestError, RouseError, Unsupported
 from rouse_vllm.link import Link, Rank, Settings, now_us
 from rouse_vllm.session import PEER, STORAGE
+from rouse_vllm.stream import CheckpointStream
 from rouse_vllm.version import TESTED_VLLM, is_tested_vllm
 
 # Below "vllm", whose logging is the one that vLLM sets up.
@@ -213,6 +218,94 @@ class RouseModelLoader(DefaultModelLoader):
                 (now_us() - started_us) / 1e6,
             )
         self._phase("WeightsReady")
+
+    def _get_weights_iterator(
+        self, source: DefaultModelLoader.Source
+    ) -> Generator[tuple[str, torch.Tensor], None, None]:
+        """Called by vLLM for each folder of weight files: through the agent where it can."""
+        if self.counter_before_loading_weights == 0.0:
+            self.counter_before_loading_weights = time.perf_counter()
+        stream = self._stream(source)
+        if stream is None:
+            yield from super()._get_weights_iterator(source)
+            return
+        used = 0
+        try:
+            for name, tensor in stream.read():
+                if not should_skip_weight(name, self.local_expert_ids):
+                    used += 1
+                    yield source.prefix + name, tensor
+                del tensor  # A variable of ours would keep its slot in use.
+        except RouseError as error:
+            if used > 0:
+                raise RuntimeError(
+                    f"the checkpoint was read in part only, {used} tensors of it, before the agent "
+                    f"failed: {error}. Start the engine again"
+                ) from error
+            self._load_alone(error, stream)
+            yield from super()._get_weights_iterator(source)
+        else:
+            logger.info(
+                "Rouse: the agent read %d tensors, %.1f MiB; %.1f MiB were copied for the model to keep",
+                stream.tensors,
+                stream.shape.bytes / 2**20,
+                stream.bytes_kept / 2**20,
+            )
+        finally:
+            self._close(stream)
+
+    def _stream(self, source: DefaultModelLoader.Source) -> CheckpointStream | None:
+        """The agent's stream of these files, or None when vLLM shall read them by itself."""
+        if self._link is None:
+            return None
+        try:
+            files = self._files_to_stream(source)
+            return self._link.stream(source.model_or_path, files)
+        except RouseError as error:
+            self._load_alone(error)
+        return None
+
+    def _files_to_stream(self, source: DefaultModelLoader.Source) -> list[tuple[str, int]]:
+        """Names and sizes of the files that vLLM would read. Unsupported where it reads them in a way
+        of its own."""
+        if self.load_config.load_format != "auto":
+            raise Unsupported(f"storageFormat is {self.load_config.load_format}")
+        if self.load_config.safetensors_load_strategy is not None:
+            raise Unsupported(
+                f"safetensors_load_strategy is {self.load_config.safetensors_load_strategy}"
+            )
+        if self.load_config.model_loader_extra_config.get("enable_multithread_load"):
+            raise Unsupported("enable_multithread_load is set")
+        if not os.path.isdir(source.model_or_path) or source.subfolder is not None:
+            raise Unsupported(f"{source.model_or_path} is not the model's own folder")
+        _, paths, use_safetensors = self._prepare_weights(
+            source.model_or_path,
+            source.subfolder,
+            source.revision,
+            source.fall_back_to_pt,
+            source.allow_patterns_overrides,
+        )
+        if not use_safetensors:
+            raise Unsupported("the weight files are no safetensors files")
+        return [(os.path.basename(path), os.path.getsize(path)) for path in paths]
+
+    def _load_alone(self, error: RouseError, stream: CheckpointStream | None = None) -> None:
+        """Says why vLLM reads the checkpoint by itself."""
+        logger.warning("Rouse: vLLM reads the checkpoint, not the agent: %s", error)
+        try:
+            if stream is not None:
+                stream.close(str(error))
+            if isinstance(error, (AgentRefused, Unsupported)):
+                return
+        except RouseError as closing:
+            error = closing
+        self._give_up(error)  # The conversation is in no known state any more.
+
+    def _close(self, stream: CheckpointStream) -> None:
+        try:
+            stream.close()
+        except RouseError as error:
+            self._give_up(error)
 
     def _phase(self, name: str) -> None:
         if self._link is None:

@@ -43,6 +43,29 @@ class SlabPlan:
     slab_bytes: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class StreamShape:
+    """A checkpoint that the agent reads for us."""
+
+    slot_bytes: int
+    slots: int
+    batches: int
+    bytes: int
+    dtypes: tuple[str, ...]  # that occur, as safetensors calls them
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes [begin, begin + size) of a tensor, at `at` in a slot."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    size: int
+    at: int
+
+
 class Session:
     """One connection of one rank."""
 
@@ -155,6 +178,66 @@ class Session:
         finally:
             os.close(fd)
 
+    def open_stream(
+        self, folder: str, files: list[tuple[str, int]]
+    ) -> tuple[StreamShape, list[int]]:
+        """Asks the agent to read these files of the folder; returns the slots' descriptors too, which
+        are the caller's to close."""
+        request = {
+            "type": "OpenStream",
+            "rank": self.rank,
+            "folder": folder,
+            "files": [{"name": name, "bytes": size} for name, size in files],
+        }
+        answer, fds = self._ask_until_ready(request, "Stream")
+        try:
+            shape = StreamShape(
+                slot_bytes=_count(answer, "slotBytes"),
+                slots=_count(answer, "slots"),
+                batches=_count(answer, "batches"),
+                bytes=_count(answer, "bytes"),
+                dtypes=_texts(answer, "dtypes"),
+            )
+            if len(fds) != shape.slots or not fds or shape.slot_bytes == 0:
+                raise ProtocolError(f"Stream came with {len(fds)} slots of {shape.slots}")
+            return shape, fds
+        except Exception:
+            _close_all(fds)
+            raise
+
+    def next_batch(
+        self, batch: int, released: int, shape: StreamShape
+    ) -> tuple[int, list[Piece]] | None:
+        """Waits for a batch; returns its slot and what lies there, None after the last. The slots of
+        the first `released` batches are given back: nothing refers to them any more."""
+        request = {"type": "NextBatch", "rank": self.rank, "batch": batch, "released": released}
+        answer, fds = self._ask_until_ready(request, "Batch")
+        if fds:
+            _close_all(fds)
+            raise ProtocolError(f"Batch came with {len(fds)} descriptors, expected none")
+        slot, entries = _count(answer, "slot"), answer.get("pieces")
+        if _count(answer, "batch") != batch or slot >= shape.slots or not isinstance(entries, list):
+            raise ProtocolError(f"asked for batch {batch}, got something else")
+        pieces = [_piece(entry, shape) for entry in entries]
+        return (slot, pieces) if pieces else None
+
+    def close_stream(self, reason: str) -> None:
+        self._ask({"type": "CloseStream", "rank": self.rank, "reason": reason}, "Ok")
+
+    def _ask_until_ready(
+        self, request: dict[str, Any], expected: str
+    ) -> tuple[dict[str, Any], list[int]]:
+        """As _ask_for_fds, again and again while the agent says that the answer is on its way. How
+        long that may be is the agent's to know, which reads; a silent agent is noticed."""
+        request = request | {"timeoutMs": int(AWAIT_SLICE_S * 1000)}
+        while True:
+            answer, fds = self._ask_for_fds(
+                request, expected, AWAIT_SLICE_S + ANSWER_TIMEOUT_S, pending=True
+            )
+            if answer["type"] == expected:
+                return answer, fds
+            _close_all(fds)
+
     def _ask(
         self, request: dict[str, Any], expected: str, fds: list[int] | None = None
     ) -> dict[str, Any]:
@@ -166,21 +249,27 @@ class Session:
         return answer
 
     def _ask_for_fds(
-        self, request: dict[str, Any], expected: str, timeout_s: float, fds: list[int] | None = None
+        self,
+        request: dict[str, Any],
+        expected: str,
+        timeout_s: float,
+        fds: list[int] | None = None,
+        pending: bool = False,
     ) -> tuple[dict[str, Any], list[int]]:
-        """Returns an answer of the expected type; its descriptors are the caller's to close."""
+        """Returns an answer of the expected type (or, if `pending`, Pending); its descriptors are the
+        caller's to close."""
         if self._socket < 0:
             raise AgentUnreachable("the connection to the agent was closed before")
         library.send(self._socket, json.dumps(request).encode(), fds or [], timeout_s)
         raw, received = library.receive(self._socket, timeout_s)
         try:
-            return _answer(raw, request["type"], expected), received
+            return _answer(raw, request["type"], expected, pending), received
         except Exception:
             _close_all(received)
             raise
 
 
-def _answer(raw: bytes, asked: str, expected: str) -> dict[str, Any]:
+def _answer(raw: bytes, asked: str, expected: str, pending: bool = False) -> dict[str, Any]:
     try:
         answer = json.loads(raw)
     except ValueError as error:
@@ -190,7 +279,7 @@ def _answer(raw: bytes, asked: str, expected: str) -> dict[str, Any]:
     kind = answer.get("type")
     if kind == "Error":
         raise AgentRefused(_text(answer, "code"), _text(answer, "message"))
-    if kind != expected:
+    if kind != expected and not (pending and kind == "Pending"):
         raise ProtocolError(f"the agent answered {asked} with {kind!r}, expected {expected!r}")
     return answer
 
@@ -205,6 +294,32 @@ def _text(answer: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise ProtocolError(f"{answer.get('type')}.{name}: missing, or no string")
     return value
+
+
+def _texts(answer: dict[str, Any], name: str) -> tuple[str, ...]:
+    values = answer.get(name)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ProtocolError(f"{answer.get('type')}.{name}: missing, or no list of strings")
+    return tuple(values)
+
+
+def _piece(entry: Any, shape: StreamShape) -> Piece:
+    if not isinstance(entry, dict):
+        raise ProtocolError("Batch.pieces: expected objects")
+    sizes = entry.get("shape")
+    if not isinstance(sizes, list) or not all(type(x) is int and x >= 0 for x in sizes):
+        raise ProtocolError("Batch.pieces.shape: expected counts")
+    piece = Piece(
+        name=_text(entry, "name"),
+        dtype=_text(entry, "dtype"),
+        shape=tuple(sizes),
+        begin=_count(entry, "begin"),
+        size=_count(entry, "bytes"),
+        at=_count(entry, "at"),
+    )
+    if piece.dtype not in shape.dtypes or piece.at + piece.size > shape.slot_bytes:
+        raise ProtocolError(f"tensor {piece.name}: is not in its slot, or of an unknown type")
+    return piece
 
 
 def _count(answer: dict[str, Any], name: str) -> int:

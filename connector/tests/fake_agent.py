@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fake_stream import FakeStream
+
 from rouse_vllm.identity import differing
 
 SLAB_BYTES = 1 << 20
@@ -80,6 +82,8 @@ class FakeAgent:
     identity: dict[str, str] | None = None
     overrides: dict[str, Callable[[dict[str, Any], Answer], Answer]] = field(default_factory=dict)
     storage_allowed: bool = True
+    #: Of the slots that checkpoints stream through.
+    slot_bytes: int = 256 * 1024
 
     requests: list[dict[str, Any]] = field(default_factory=list)
     published: Weights | None = None
@@ -88,6 +92,7 @@ class FakeAgent:
 
     def __enter__(self) -> FakeAgent:
         self._arena: Weights | None = None
+        self.stream: FakeStream | None = None
         self._connections: list[socket.socket] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(str(self.path))
@@ -100,6 +105,8 @@ class FakeAgent:
         self.die()
         for thread in self._threads:
             thread.join(timeout=10)
+        if self.stream is not None:
+            self.stream.close()
 
     def die(self) -> None:
         """Everything that the kernel does when an agent is killed."""
@@ -197,6 +204,17 @@ class FakeAgent:
             ]
         if kind == "Publish":
             return self._publish(request, fds), []
+        if kind == "OpenStream":
+            if self.stream is not None:
+                self.stream.close()
+            names = [file["name"] for file in request["files"]]
+            self.stream = FakeStream(Path(request["folder"]), names, self.slot_bytes)
+            return self.stream.shape(), self.stream.slots
+        if kind == "NextBatch":
+            assert self.stream is not None
+            return self.stream.batch(request), []
+        if kind == "CloseStream":
+            return {"type": "Ok"}, []
         raise AssertionError(f"unknown request {kind}")
 
     def _hello(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -162,8 +162,11 @@ def test_a_source_and_a_target_say_what_the_protocol_has_them_say(
     monkeypatch.setenv(rouse_vllm.IMPORTED_AT_VARIABLE, "1234567")
     with FakeAgent(tmp_path / "s0") as agent:
         load(moe, agent.path)
+    assert agent.stream is not None
+    batches = ["NextBatch"] * (len(agent.stream.batches) + 1)
     assert agent.types() == [
-        "Hello", "Phase", "Phase", "CreateArena", "GetSlabs", "Publish", "Phase", "Phase",
+        "Hello", "Phase", "Phase", "OpenStream", *batches, "CloseStream",
+        "CreateArena", "GetSlabs", "Publish", "Phase", "Phase",
     ]  # fmt: skip
     assert agent.published is not None
     with FakeAgent(tmp_path / "s1", weights=agent.published.pulled()) as other:
@@ -460,7 +463,7 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-ASKED_OF_A_SOURCE = ["Hello", "Phase", "CreateArena", "GetSlabs", "Publish"]
+ASKED_OF_A_SOURCE = ["Hello", "Phase", "OpenStream", "CreateArena", "GetSlabs", "Publish"]
 ASKED_OF_A_TARGET = ["Hello", "Phase", "AwaitWeights", "GetSlabs"]
 NONSENSE = [
     pytest.param(die, id="dies"),
@@ -565,7 +568,7 @@ def test_weights_that_will_not_come_send_the_engine_to_storage_when_the_agent_sa
     agent.overrides["AwaitWeights"] = lost
     with agent:
         assert same(load(moe, agent.path), source)
-    assert [t for t in agent.types() if t != "Phase"] == [
+    assert [t for t in agent.types() if t != "Phase" and "Stream" not in t and t != "NextBatch"] == [
         "Hello", "AwaitWeights", "Hello", "CreateArena", "GetSlabs", "Publish",
     ]  # fmt: skip
     assert agent.published is not None

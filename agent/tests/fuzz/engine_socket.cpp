@@ -86,6 +86,25 @@ class Shell {
     session_.OnPublished();
     may_publish_ = false;
   }
+  void Perform(const step::OpenStream& open, bool knew) {
+    Check(knew && offer_.storage_allowed, "checkpoints are read where storage is allowed");
+    Check(!streams_, "one stream at a time");
+    Check(open.request.rank == session_.rank(), "of its own rank");
+    Check(!open.request.files.empty(), "a checkpoint has files");
+    if (fails_) return;
+    session_.OnStreamOpened();
+    streams_ = true;
+  }
+  void Perform(const step::NextBatch& next, bool knew) {
+    Check(knew && streams_, "batches go to who has opened a stream");
+    Check(next.request.rank == session_.rank(), "of its own rank");
+  }
+  void Perform(const step::CloseStream& close, bool knew) {
+    Check(knew && streams_, "an open stream is closed");
+    Check(close.request.reason.size() <= kMaxStreamReason, "a reason is bounded");
+    session_.OnStreamClosed();
+    streams_ = false;
+  }
 
   WeightOffer offer_;
   bool fails_;
@@ -93,6 +112,7 @@ class Shell {
   bool from_peer_ = false;
   bool holds_ = false;
   bool may_publish_ = false;
+  bool streams_ = false;
   bool closed_ = false;
 };
 
