@@ -24,6 +24,7 @@ NOT_A_BENCHMARK = {
     "fanout_agents",
     "gpu_rivals",
     "gpu_load_rivals",
+    "storage_stream",
 }
 # Run when they are named: they need a GPU, or a Python with others' packages (--python).
 NAMED_ONLY = {"gpu_transfer", "gpu_broadcast", "host_rivals"}
@@ -42,6 +43,7 @@ def build() -> None:
         configure.append(f"-DROUSE_CUDA_ROOT={cuda}")
     subprocess.run(configure, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
     make = ["cmake", "--build", str(BUILD), "--target", "bench/all", "rouse-operator"]
+    make += ["rouse-agent", "rouse_connector"]
     subprocess.run(make, cwd=REPOSITORY, check=True)
 
 

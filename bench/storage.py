@@ -14,8 +14,9 @@ safetensors maps the files and hands out views, so its tensors are cloned: only 
 memory that is not the file's own.
 
 Nearly all of our time goes into taking the arena's memory: pages of a memfd come one by one, zeroed, and cost
-more than a process's own. The last figure leaves that out; it is what reading into pinned staging memory, which
-is used again and again, amounts to.
+more than a process's own. One figure leaves that out; it is what reading into pinned staging memory, which
+is used again and again, amounts to. The last one is what a start from storage does: the agent reads into a few slots,
+whose memory is taken once, and the engine's process copies every tensor out of them (storage_stream.py).
 """
 
 from __future__ import annotations
@@ -141,7 +142,13 @@ def importable(python: str, folder: Path) -> dict[str, str]:
     return found
 
 
-def measure(options: argparse.Namespace, folder: Path) -> tuple[list[Figure], dict]:
+def install_plugin(build: Path, prefix: Path) -> Path:
+    command = ["cmake", "--install", str(build), "--component", "plugin", "--prefix", str(prefix)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return prefix / "share/rouse/plugin"
+
+
+def measure(options: argparse.Namespace, folder: Path, plugin: Path) -> tuple[list[Figure], dict]:
     versions = importable(options.python, folder)
     program = [str(options.program), str(folder)]
     # What to run, and which of its times counts.
@@ -153,6 +160,13 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[Figure], di
             "readSeconds",
         ),
     }
+    if versions:  # PYTHON has torch then
+        agent = options.build / "agent" / "rouse-agent"
+        script = REPOSITORY / "bench" / "storage_stream.py"
+        ours["by the agent, and on into the engine's own memory"] = (
+            [options.python, str(script), str(folder), str(agent), str(plugin)],
+            "seconds",
+        )
     rates: dict[str, list[float]] = {}
     ways = set()
     for _ in range(options.rounds):
@@ -174,7 +188,7 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[Figure], di
 
     figures = []
     for way in ours:
-        what = f"checkpoint into an arena {way}"
+        what = f"checkpoint read {way}" if "agent" in way else f"checkpoint into an arena {way}"
         for name, version in versions.items():
             ratio = statistics.median(a / b for a, b in zip(rates[way], rates[name]))
             against = f"{name} {version} into host memory: {median(name)} GB/s"
@@ -190,6 +204,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     build = Path(os.environ.get("ROUSE_BUILD", REPOSITORY / "build" / "release"))
+    parser.add_argument("--build", type=Path, default=build)
     parser.add_argument("--program", type=Path, default=build / "bench" / "rouse-bench-storage")
     parser.add_argument("--gib", type=float, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -211,7 +226,9 @@ def main() -> None:
         folder = options.checkpoint or made
         where = ["findmnt", "-n", "-o", "FSTYPE", "--target", str(folder)]
         kind = subprocess.run(where, capture_output=True, text=True).stdout.split()[-1:]
-        figures, extra = measure(options, folder)
+        with tempfile.TemporaryDirectory(prefix="rouse-bench-plugin-") as prefix:
+            plugin = install_plugin(options.build, Path(prefix))
+            figures, extra = measure(options, folder, plugin)
     finally:
         if made:
             shutil.rmtree(made)

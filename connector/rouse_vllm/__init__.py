@@ -7,7 +7,8 @@ one. The engine is started with
 
 Further keys there, all optional: connectTimeoutS (seconds to wait for the agent, 30), weightsTimeoutS
 (seconds to wait for weights that peers send, 600), storageFormat (the load format that is used for
-storage, "auto"), and those that vLLM's own loader takes.
+storage; with "auto", the default, the agent reads safetensors files, with any other one vLLM reads),
+and those that vLLM's own loader takes.
 """
 
 import os

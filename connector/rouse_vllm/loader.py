@@ -1,7 +1,8 @@
 """Load format "rouse": weights from the agent when it has them, else from storage and to the agent.
 
 Loading never depends on the agent where there are weight files: whatever goes wrong between engine
-and agent is logged, and the weights are loaded as vLLM would load them.
+and agent is logged, and the weights are loaded as vLLM would load them. From storage the agent reads
+for us (stream.py); once a tensor of its stream is in the model, a failure is an error.
 """
 
 from __future__ import annotations

@@ -51,7 +51,9 @@ def numbered(count: int, size: int) -> dict[str, torch.Tensor]:
 # ---- Tensors ---------------------------------------------------------------------------------------
 
 
-def test_every_type_of_tensor_comes_as_safetensors_gives_it(agent: FakeAgent, tmp_path: Path) -> None:
+def test_every_type_of_tensor_comes_as_safetensors_gives_it(
+    agent: FakeAgent, tmp_path: Path
+) -> None:
     generator = torch.Generator().manual_seed(3)
     tensors = {}
     for kind, dtype in stream.DTYPES.items():
@@ -93,7 +95,9 @@ def test_tensors_at_odd_places_are_aligned(agent: FakeAgent, tmp_path: Path) -> 
     assert came["wide"].tolist() == [1.5, -2.5] and came["byte"].tolist() == [7]
 
 
-def test_a_tensor_that_is_larger_than_a_slot_is_put_together(agent: FakeAgent, tmp_path: Path) -> None:
+def test_a_tensor_that_is_larger_than_a_slot_is_put_together(
+    agent: FakeAgent, tmp_path: Path
+) -> None:
     tensors = write(
         tmp_path / "model",
         {"a": torch.arange(5), "b": torch.arange(100_000), "c": torch.arange(7)},
@@ -114,6 +118,15 @@ def mapped_slots() -> int:
     return total
 
 
+REFERENCES: list[Callable[[torch.Tensor], Any]] = [
+    lambda tensor: tensor,
+    lambda tensor: torch.nn.Parameter(tensor, requires_grad=False),
+    lambda tensor: tensor[10:900:7],
+    lambda tensor: tensor.numpy(),
+    lambda tensor: None,
+]
+
+
 def test_what_is_kept_stays_what_it_was_however_it_is_referred_to(
     agent: FakeAgent, tmp_path: Path
 ) -> None:
@@ -122,13 +135,7 @@ def test_what_is_kept_stays_what_it_was_however_it_is_referred_to(
     kept: dict[str, Any] = {}
     reading = open_stream(agent, tmp_path / "model")
     for i, (name, tensor) in enumerate(reading.read()):
-        kept[name] = [
-            lambda: tensor,  # noqa: B023
-            lambda: torch.nn.Parameter(tensor, requires_grad=False),  # noqa: B023
-            lambda: tensor[10:900:7],  # noqa: B023
-            lambda: tensor.numpy(),  # noqa: B023
-            lambda: None,
-        ][i % 5]()
+        kept[name] = REFERENCES[i % len(REFERENCES)](tensor)
         del tensor
     reading.close()
     for name, value in kept.items():
@@ -315,7 +322,9 @@ def test_before_the_first_tensor_vllms_own_loader_takes_over(
     if fault is refuse:  # The conversation goes on: the weights are published all the same.
         assert agent.published is not None
         reasons = [r["reason"] for r in agent.requests if r["type"] == "CloseStream"]
-        assert reasons == ([] if asked == "OpenStream" else ["DataLoss: model.safetensors: is cut off"])
+        assert reasons == (
+            [] if asked == "OpenStream" else ["DataLoss: model.safetensors: is cut off"]
+        )
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -49,6 +49,19 @@ def test_the_first_instance_starts_from_storage(told: Told):
     assert told.first.bytes_by_source.get("peer", 0) == 0
 
 
+def test_the_agent_reads_the_checkpoint_for_the_first_instance(told: Told):
+    assert told.first.annotation("transport") in ("storage/io_uring", "storage/threads")
+    # What was really read: the files, and of each batch a part of a block more.
+    read = told.first.bytes_by_source["storage"]
+    assert read < 1.05 * make_checkpoint.weight_bytes()
+    weights, (lane,) = (
+        next(x for x in told.first.timeline["phases"] if x["name"] == "Weights"),
+        [x for x in told.first.timeline["lanes"] if x["name"] == "Read"],
+    )
+    assert weights["startUs"] <= lane["startUs"] <= lane["endUs"] <= weights["endUs"]
+    assert not [x for x in told.second.timeline["lanes"] if x["name"] == "Read"]
+
+
 def test_the_second_instance_takes_all_its_weights_from_the_first(told: Told):
     assert told.second.path == "Peer"
     assert told.second.bytes_by_source["peer"] >= make_checkpoint.weight_bytes()
