@@ -65,6 +65,11 @@ bool IsComplete(const OpenResponse& opened) {
                       [](const RemoteRank& rank) { return rank.availability.has_value(); });
 }
 
+bool NothingThere(const transfer::Availability& available) {
+  const std::vector<std::uint64_t> words = available.Words();
+  return std::all_of(words.begin(), words.end(), [](std::uint64_t word) { return word == 0; });
+}
+
 /// The short way to a peer of this node that has everything. What it brought stays, whatever the
 /// outcome.
 Result<transfer::PullReport> CopyWithinNode(const transfer::NodeSource& node,
@@ -173,7 +178,8 @@ Status Attempt::PullRank(const RemoteRank& rank, const WeightStore::Arriving& ar
     hooks_.on_verified(progress.counters.bytes_verified);
   };
   Result<transfer::PullReport> pulled = Unavailable("not tried");
-  if (node_) {
+  // What an earlier attempt has brought may be being read: it must not be written again.
+  if (node_ && NothingThere(*arriving.available)) {
     pulled = CopyWithinNode(*node_, rank, arriving, settings_.transfer, give_up_.get_token(),
                             on_progress);
     if (!pulled.ok() && !give_up_.stop_requested()) {
@@ -181,6 +187,8 @@ Status Attempt::PullRank(const RemoteRank& rank, const WeightStore::Arriving& ar
                    {{"peer", node_->name}, {"error", pulled.status().ToString()}});
       node_.reset();
     }
+  } else {
+    node_.reset();
   }
   if (!node_) pulled = PullFromSwarm(rank, arriving, on_progress);
   hooks_.on_transfer(pulled.status(), pulled.ok() ? pulled->counters : last.counters,
