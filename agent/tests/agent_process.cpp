@@ -138,7 +138,7 @@ SlowSource::SlowSource(const AgentProcess& agent, std::chrono::milliseconds stop
           agent_.SignalChildren(SIGSTOP);
           std::this_thread::sleep_for(stopped);
           agent_.SignalChildren(SIGCONT);
-          std::this_thread::sleep_for(running);
+          if (!stop.stop_requested()) std::this_thread::sleep_for(running);
         }
       }) {}
 

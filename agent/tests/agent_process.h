@@ -67,8 +67,8 @@ class AgentProcess {
 class SlowSource {
  public:
   explicit SlowSource(const AgentProcess& agent,
-                      std::chrono::milliseconds stopped = std::chrono::milliseconds(40),
-                      std::chrono::milliseconds running = std::chrono::milliseconds(4));
+                      std::chrono::milliseconds stopped = std::chrono::milliseconds(200),
+                      std::chrono::milliseconds running = std::chrono::milliseconds(1));
   ~SlowSource();
   SlowSource(const SlowSource&) = delete;
   SlowSource& operator=(const SlowSource&) = delete;
