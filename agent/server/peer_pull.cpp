@@ -1,9 +1,7 @@
 #include "agent/server/peer_pull.h"
 
 #include <algorithm>
-#include <condition_variable>
 #include <filesystem>
-#include <mutex>
 #include <optional>
 #include <utility>
 
@@ -12,6 +10,7 @@
 #include "agent/transfer/node_pull.h"
 #include "common/log.h"
 #include "common/seeded.h"
+#include "common/stoppable_sleep.h"
 
 namespace rouse::agent {
 namespace {
@@ -20,13 +19,6 @@ using Clock = std::chrono::steady_clock;
 
 /// The list of peers may change at any time, so no wait is longer than this.
 constexpr std::chrono::milliseconds kLookAgain{100};
-
-void SleepUntil(const std::stop_token& stop, Clock::time_point at) {
-  std::mutex mutex;
-  std::condition_variable_any never;
-  std::unique_lock lock(mutex);
-  never.wait_until(lock, stop, std::min(at, Clock::now() + kLookAgain), [] { return false; });
-}
 
 /// Weights of one launch with another identity are no replacement for what engines were promised.
 Status CheckIdentity(const WeightStore& store, const OpenResponse& opened) {
@@ -231,7 +223,7 @@ Status PullFromPeers(WeightStore& store, const PeerPullSettings& settings,
   while (!stop.stop_requested()) {
     const auto choice = picker.Next(hooks.peers(), Clock::now());
     if (const auto* wait = std::get_if<PeerPicker::WaitUntil>(&choice)) {
-      SleepUntil(stop, wait->at);
+      SleepUntil(std::min(wait->at, Clock::now() + kLookAgain), stop);
       continue;
     }
     if (const auto* give_up = std::get_if<PeerPicker::GiveUp>(&choice)) {
