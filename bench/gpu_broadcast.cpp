@@ -21,6 +21,7 @@
 #include "agent/nccl/nccl_broadcaster.h"
 #include "agent/transfer/broadcast_pull.h"
 #include "agent/transfer/node_share.h"
+#include "bench/gpu_bench.h"
 
 namespace {
 
@@ -33,22 +34,6 @@ struct Options {
   int rounds = 3;
   std::string library = "libnccl.so.2";
 };
-
-void Must(const Status& status) {
-  if (status.ok()) return;
-  std::cerr << "pid " << ::getpid() << ": " << status.ToString() << std::endl;
-  std::exit(1);
-}
-
-template <typename T>
-T Must(Result<T> result) {
-  Must(result.status());
-  return *std::move(result);
-}
-
-double Since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 /// Lines of JSON over a socket; a peer that is gone ends this process too.
 class Line {
@@ -74,20 +59,6 @@ memory::ArenaOptions Shape(const Options& options, std::shared_ptr<const cuda::D
       .bytes = options.gib << 30, .memory = cuda::DeviceMemory(std::move(device)), .name = "bench"};
 }
 
-// Random bytes, another 8 of them in front of each 64 MiB, so that no two chunks need be alike.
-void Fill(const cuda::Device& device, memory::Arena& arena) {
-  std::vector<std::byte> piece(64u << 20);
-  std::uint64_t state = 1;
-  for (std::size_t i = 0; i < piece.size(); i += 8) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    std::memcpy(piece.data() + i, &state, 8);
-  }
-  for (std::uint64_t at = 0; at < arena.bytes(); at += piece.size()) {
-    std::memcpy(piece.data(), &at, sizeof at);
-    Must(cuda::Upload(device, arena.span().data() + at, piece));
-  }
-}
-
 // So that no round passes by the bytes of the one before.
 void Spoil(const cuda::Device& device, memory::Arena& arena) {
   const std::array<std::byte, 8> nothing{};
@@ -99,15 +70,7 @@ void Spoil(const cuda::Device& device, memory::Arena& arena) {
 WeightManifest ManifestOf(memory::CopyEngine& engine, const memory::Arena& arena) {
   WeightManifest manifest;
   manifest.arena_bytes = arena.bytes();
-  manifest.chunk_digests.resize(ChunkCount(arena.bytes(), kChunkBytes));
-  constexpr std::uint64_t kBlocks = kChunkBytes / memory::kDigestBlockBytes;
-  Must(engine.Digest(arena, {}, [&](const memory::Piece& piece) -> Status {
-    for (std::uint64_t at = 0; at < piece.blocks.size(); at += kBlocks) {
-      manifest.chunk_digests[piece.offset / kChunkBytes + at / kBlocks] =
-          memory::DigestOfBlocks(piece.blocks.subspan(at, kBlocks));
-    }
-    return {};
-  }));
+  manifest.chunk_digests = Must(memory::DigestChunks(engine, arena));
   return manifest;
 }
 

@@ -1,34 +1,17 @@
 // Reads a checkpoint into GPU memory, as an agent that starts from storage would, several times;
 // one JSON object a line. Driven by gpu_storage.py.
 
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <chrono>
-#include <cstring>
 #include <iostream>
 
 #include "agent/cuda/copy_engine.h"
 #include "agent/cuda/device_sink.h"
 #include "agent/storage/reader.h"
+#include "bench/gpu_bench.h"
 #include "common/json.h"
 
-namespace {
-
 using namespace rouse;
-
-template <typename T>
-T Must(Result<T> result) {
-  if (result.ok()) return *std::move(result);
-  std::cerr << result.status().ToString() << std::endl;
-  std::exit(1);
-}
-
-double Since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-}  // namespace
 
 int main(int argc, char** argv) {
   std::string folder;

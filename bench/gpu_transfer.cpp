@@ -18,6 +18,7 @@
 #include "agent/cuda/handles.h"
 #include "agent/transfer/node_pull.h"
 #include "agent/transfer/node_share.h"
+#include "bench/gpu_bench.h"
 
 namespace {
 
@@ -32,23 +33,11 @@ struct Options {
   int target_gpu = 0;
 };
 
-void Must(const Status& status) {
-  if (status.ok()) return;
-  std::cerr << "pid " << ::getpid() << ": " << status.ToString() << std::endl;
-  std::exit(1);
-}
-
-template <typename T>
-T Must(Result<T> result) {
-  Must(result.status());
-  return *std::move(result);
-}
-
 template <typename F>
 double Seconds(F&& run) {
   const auto started = Clock::now();
   run();
-  return std::chrono::duration<double>(Clock::now() - started).count();
+  return Since(started);
 }
 
 void Say(const std::string& what, double value) {
@@ -76,20 +65,6 @@ memory::ArenaOptions Shape(const Options& options, std::shared_ptr<const cuda::D
           .memory = cuda::DeviceMemory(std::move(device)),
           .slab_bytes = options.slab_mib << 20,
           .name = "bench"};
-}
-
-// Random bytes, another 8 of them in front of each 64 MiB, so that no two chunks need be alike.
-void Fill(const cuda::Device& device, memory::Arena& arena) {
-  std::vector<std::byte> piece(64u << 20);
-  std::uint64_t state = 1;
-  for (std::size_t i = 0; i < piece.size(); i += 8) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    std::memcpy(piece.data() + i, &state, 8);
-  }
-  for (std::uint64_t at = 0; at < arena.bytes(); at += piece.size()) {
-    std::memcpy(piece.data(), &at, sizeof at);
-    Must(cuda::Upload(device, arena.span().data() + at, piece));
-  }
 }
 
 int Source(const Options& options, const std::string& folder, const Token& token) {

@@ -3,11 +3,10 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <condition_variable>
-#include <mutex>
 
 #include "agent/server/clock.h"
 #include "common/json.h"
+#include "common/stoppable_sleep.h"
 
 namespace rouse::agent {
 namespace {
@@ -18,10 +17,7 @@ constexpr milliseconds kHealthTimeout{5'000};
 constexpr milliseconds kLongestCanaryPause{10'000};
 
 void Pause(const std::stop_token& stop, milliseconds time) {
-  std::mutex mutex;
-  std::condition_variable_any never;
-  std::unique_lock lock(mutex);
-  never.wait_for(lock, stop, time, [] { return false; });
+  SleepUntil(std::chrono::steady_clock::now() + time, stop);
 }
 
 }  // namespace

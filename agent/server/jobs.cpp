@@ -6,6 +6,7 @@
 #include "agent/server/agent.h"
 #include "agent/server/clock.h"
 #include "common/log.h"
+#include "common/stoppable_sleep.h"
 
 namespace rouse::agent {
 namespace {
@@ -49,11 +50,7 @@ Status Agent::HydrateFromPeers(const std::stop_token& stop) {
       return Unavailable(give_up->reason);
     }
     if (const auto* wait = std::get_if<PeerPicker::WaitUntil>(&choice)) {
-      std::mutex mutex;
-      std::condition_variable_any never;
-      std::unique_lock lock(mutex);
-      never.wait_until(lock, stop, std::min(wait->at, Clock::now() + kLookAgain),
-                       [] { return false; });
+      SleepUntil(std::min(wait->at, Clock::now() + kLookAgain), stop);
       continue;
     }
     const Peer& peer = std::get<PeerPicker::Take>(choice).peer;

@@ -1,9 +1,7 @@
 #include "agent/server/peer_pull.h"
 
 #include <algorithm>
-#include <condition_variable>
 #include <filesystem>
-#include <mutex>
 #include <optional>
 #include <utility>
 
@@ -12,6 +10,7 @@
 #include "agent/transfer/node_pull.h"
 #include "common/log.h"
 #include "common/seeded.h"
+#include "common/stoppable_sleep.h"
 
 namespace rouse::agent {
 namespace {
@@ -20,13 +19,6 @@ using Clock = std::chrono::steady_clock;
 
 /// The list of peers may change at any time, so no wait is longer than this.
 constexpr std::chrono::milliseconds kLookAgain{100};
-
-void SleepUntil(const std::stop_token& stop, Clock::time_point at) {
-  std::mutex mutex;
-  std::condition_variable_any never;
-  std::unique_lock lock(mutex);
-  never.wait_until(lock, stop, std::min(at, Clock::now() + kLookAgain), [] { return false; });
-}
 
 /// Weights of one launch with another identity are no replacement for what engines were promised.
 Status CheckIdentity(const WeightStore& store, const OpenResponse& opened) {
@@ -63,6 +55,11 @@ std::optional<transfer::NodeSource> OnThisNode(const Peer& peer, const OpenRespo
 bool IsComplete(const OpenResponse& opened) {
   return std::none_of(opened.ranks.begin(), opened.ranks.end(),
                       [](const RemoteRank& rank) { return rank.availability.has_value(); });
+}
+
+bool NothingThere(const transfer::Availability& available) {
+  const std::vector<std::uint64_t> words = available.Words();
+  return std::all_of(words.begin(), words.end(), [](std::uint64_t word) { return word == 0; });
 }
 
 /// The short way to a peer of this node that has everything. What it brought stays, whatever the
@@ -173,7 +170,8 @@ Status Attempt::PullRank(const RemoteRank& rank, const WeightStore::Arriving& ar
     hooks_.on_verified(progress.counters.bytes_verified);
   };
   Result<transfer::PullReport> pulled = Unavailable("not tried");
-  if (node_) {
+  // What an earlier attempt has brought may be being read: it must not be written again.
+  if (node_ && NothingThere(*arriving.available)) {
     pulled = CopyWithinNode(*node_, rank, arriving, settings_.transfer, give_up_.get_token(),
                             on_progress);
     if (!pulled.ok() && !give_up_.stop_requested()) {
@@ -181,6 +179,8 @@ Status Attempt::PullRank(const RemoteRank& rank, const WeightStore::Arriving& ar
                    {{"peer", node_->name}, {"error", pulled.status().ToString()}});
       node_.reset();
     }
+  } else {
+    node_.reset();
   }
   if (!node_) pulled = PullFromSwarm(rank, arriving, on_progress);
   hooks_.on_transfer(pulled.status(), pulled.ok() ? pulled->counters : last.counters,
@@ -223,7 +223,7 @@ Status PullFromPeers(WeightStore& store, const PeerPullSettings& settings,
   while (!stop.stop_requested()) {
     const auto choice = picker.Next(hooks.peers(), Clock::now());
     if (const auto* wait = std::get_if<PeerPicker::WaitUntil>(&choice)) {
-      SleepUntil(stop, wait->at);
+      SleepUntil(std::min(wait->at, Clock::now() + kLookAgain), stop);
       continue;
     }
     if (const auto* give_up = std::get_if<PeerPicker::GiveUp>(&choice)) {

@@ -23,6 +23,19 @@ namespace rouse::agent {
 
 namespace fs = std::filesystem;
 
+namespace {
+
+void SignalBelow(pid_t pid, int number) {
+  const std::string id = std::to_string(pid);
+  std::ifstream children("/proc/" + id + "/task/" + id + "/children");
+  for (pid_t child = 0; children >> child;) {
+    SignalBelow(child, number);
+    ::kill(child, number);
+  }
+}
+
+}  // namespace
+
 TempFolder::TempFolder() {
   char name[] = "/tmp/rouse-agent-test-XXXXXX";
   if (::mkdtemp(name) == nullptr) throw std::runtime_error("mkdtemp failed");
@@ -110,10 +123,7 @@ void AgentProcess::Signal(int number) const {
 }
 
 void AgentProcess::SignalChildren(int number) const {
-  if (pid_ <= 0) return;
-  std::ifstream children("/proc/" + std::to_string(pid_) + "/task/" + std::to_string(pid_) +
-                         "/children");
-  for (pid_t child = 0; children >> child;) ::kill(child, number);
+  if (pid_ > 0) SignalBelow(pid_, number);
 }
 
 void AgentProcess::SignalAll(int number) const {
@@ -128,7 +138,7 @@ SlowSource::SlowSource(const AgentProcess& agent, std::chrono::milliseconds stop
           agent_.SignalChildren(SIGSTOP);
           std::this_thread::sleep_for(stopped);
           agent_.SignalChildren(SIGCONT);
-          std::this_thread::sleep_for(running);
+          if (!stop.stop_requested()) std::this_thread::sleep_for(running);
         }
       }) {}
 

@@ -50,9 +50,9 @@ class AgentProcess {
   std::string log() const;
 
   void Signal(int number) const;
-  /// Only to its children (the process that holds the weights open for peers).
+  /// Only to its children and theirs (the processes that hold the weights open for peers).
   void SignalChildren(int number) const;
-  /// To both.
+  /// To all of them.
   void SignalAll(int number) const;
   /// The exit status (128 + signal when it was killed); nullopt when it still runs after `longest`.
   std::optional<int> Wait(std::chrono::milliseconds longest = std::chrono::seconds(20));
@@ -67,8 +67,8 @@ class AgentProcess {
 class SlowSource {
  public:
   explicit SlowSource(const AgentProcess& agent,
-                      std::chrono::milliseconds stopped = std::chrono::milliseconds(40),
-                      std::chrono::milliseconds running = std::chrono::milliseconds(4));
+                      std::chrono::milliseconds stopped = std::chrono::milliseconds(200),
+                      std::chrono::milliseconds running = std::chrono::milliseconds(1));
   ~SlowSource();
   SlowSource(const SlowSource&) = delete;
   SlowSource& operator=(const SlowSource&) = delete;

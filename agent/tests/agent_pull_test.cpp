@@ -22,6 +22,8 @@ namespace {
 // Three slabs of 8 MiB or less, the last chunk and the last slab cut short.
 constexpr std::size_t kArenaBytes = (20u << 20) + 512;
 // Small enough that some are in place long before the others.
+// Takes so long that a test can act while it moves.
+constexpr std::size_t kLongArenaBytes = (64u << 20) + 512;
 constexpr std::uint64_t kSmallChunks = 256u << 10;
 
 std::map<std::string, std::string> FromPeer(std::map<std::string, std::string> more = {}) {
@@ -72,7 +74,7 @@ bool WaitForMidPull(const FakeOperator& fake_operator, const std::string& pod) {
         verified = at == std::string::npos ? 0 : std::stod(text.substr(at + name.size(), 20));
         return verified > 0;
       });
-  return moving && verified < kArenaBytes;
+  return moving && verified < kLongArenaBytes;
 }
 
 int Probe(const std::string& address, const std::string& path) {
@@ -291,7 +293,7 @@ TEST_CASE("Two ranks are pulled, and one that waits does not hold up the other")
 
 TEST_CASE("When a source dies in mid-pull, the next peer sends the rest") {
   FakeOperator fake_operator;
-  const std::string bytes = TestBytes(kArenaBytes, 7);
+  const std::string bytes = TestBytes(kLongArenaBytes, 7);
   AgentProcess dying("demo-0", fake_operator.url(), {});
   PublishOn(dying, fake_operator, "demo-0", bytes, kSmallChunks);
   AgentProcess living("demo-1", fake_operator.url(), {});
@@ -308,7 +310,7 @@ TEST_CASE("When a source dies in mid-pull, the next peer sends the rest") {
   slow.reset();
   fake_operator.NamePeers({first, second});
   REQUIRE(fake_operator.WaitForServable("demo-2"));
-  CHECK(fake_operator.Last("demo-2")->bytes_by_source.peer == kArenaBytes);
+  CHECK(fake_operator.Last("demo-2")->bytes_by_source.peer == kLongArenaBytes);
   const std::string metrics = Metrics(*fake_operator.Last("demo-2"));
   CHECK(metrics.find("rouse_pull_seconds_count{outcome=\"error\"} 0") != std::string::npos);
   CHECK(metrics.find("rouse_pull_seconds_count{outcome=\"success\"} 1") != std::string::npos);
@@ -325,11 +327,11 @@ TEST_CASE("When a source dies in mid-pull, the next peer sends the rest") {
 TEST_CASE("A peer of another identity does not go on with what another began") {
   FakeOperator fake_operator;
   AgentProcess dying("demo-0", fake_operator.url(), {});
-  PublishOn(dying, fake_operator, "demo-0", TestBytes(kArenaBytes, 7), kSmallChunks);
+  PublishOn(dying, fake_operator, "demo-0", TestBytes(kLongArenaBytes, 7), kSmallChunks);
   AgentProcess other("demo-1", fake_operator.url(), {});
   Identity identity = TestIdentity();
   identity["dtype"] = "float16";
-  PublishOn(other, fake_operator, "demo-1", TestBytes(kArenaBytes, 8), kSmallChunks, identity);
+  PublishOn(other, fake_operator, "demo-1", TestBytes(kLongArenaBytes, 8), kSmallChunks, identity);
   const Peer first{
       .pod = "demo-0", .node = "node-a", .address = fake_operator.Last("demo-0")->address};
   const Peer second{
@@ -356,7 +358,7 @@ TEST_CASE("A peer of another identity does not go on with what another began") {
 TEST_CASE("When the only source dies in mid-pull, the instance says so and takes its fallback") {
   FakeOperator fake_operator;
   AgentProcess dying("demo-0", fake_operator.url(), {});
-  PublishOn(dying, fake_operator, "demo-0", TestBytes(kArenaBytes, 8), kSmallChunks);
+  PublishOn(dying, fake_operator, "demo-0", TestBytes(kLongArenaBytes, 8), kSmallChunks);
   fake_operator.NamePeers(
       {{.pod = "demo-0", .node = "node-a", .address = fake_operator.Last("demo-0")->address}});
   std::optional<SlowSource> slow(dying);
@@ -394,7 +396,7 @@ TEST_CASE("When the only source dies in mid-pull, the instance says so and takes
 
 TEST_CASE("A target that is killed in mid-pull costs its source nothing but a lease") {
   FakeOperator fake_operator;
-  const std::string bytes = TestBytes(kArenaBytes, 9);
+  const std::string bytes = TestBytes(kLongArenaBytes, 9);
   AgentProcess source("demo-0", fake_operator.url(), {{"ROUSE_LEASE_SECONDS", "2"}});
   PublishOn(source, fake_operator, "demo-0", bytes, kSmallChunks);
   {
@@ -414,7 +416,7 @@ TEST_CASE("A target that is killed in mid-pull costs its source nothing but a le
 
 TEST_CASE("An engine whose agent was killed in mid-pull finds the weights with the next one") {
   FakeOperator fake_operator;
-  const std::string bytes = TestBytes(kArenaBytes, 12);
+  const std::string bytes = TestBytes(kLongArenaBytes, 12);
   AgentProcess source("demo-0", fake_operator.url(), {});
   PublishOn(source, fake_operator, "demo-0", bytes, kSmallChunks);
   std::optional<SlowSource> slow(source);

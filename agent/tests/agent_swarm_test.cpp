@@ -33,6 +33,8 @@ constexpr int kTargets = 8;
 constexpr int kTargets = 32;
 #endif
 constexpr std::size_t kArenaBytes = (24u << 20) + 512;
+// Takes so long that a test can act while it moves.
+constexpr std::size_t kLongArenaBytes = (64u << 20) + 512;
 constexpr std::uint64_t kChunk = 256u << 10;
 constexpr std::uint64_t kSeed = 20260101;
 constexpr milliseconds kLongest{600'000};
@@ -97,7 +99,7 @@ void CheckBytes(const AgentProcess& agent, const std::string& pod, const std::st
 
 TEST_CASE("A target pulls from one that still pulls itself") {
   FakeOperator fake_operator;
-  const std::string bytes = TestBytes(kArenaBytes, 1);
+  const std::string bytes = TestBytes(kLongArenaBytes, 1);
   AgentProcess source("demo-0", fake_operator.url(), kPatient);
   PublishOn(source, fake_operator, "demo-0", bytes);
   const auto peer = [&](const std::string& pod, bool partial) {
@@ -110,19 +112,21 @@ TEST_CASE("A target pulls from one that still pulls itself") {
   auto slow = std::make_unique<SlowSource>(source);
   AgentProcess relay("demo-1", fake_operator.url(), FromPeer());
   REQUIRE(Eventually([&] { return Arriving(fake_operator, "demo-1"); }, kLongest));
+  slow.reset();
+  source.SignalChildren(SIGSTOP);
   // The only peer that the second hears of.
   fake_operator.NamePeers({peer("demo-1", true)});
   AgentProcess second("demo-2", fake_operator.url(), FromPeer());
   REQUIRE(Eventually([&] { return Arriving(fake_operator, "demo-2"); }, kLongest));
   // It has begun while the relay had not finished.
   REQUIRE_FALSE(Servable(fake_operator, "demo-1"));
-  slow.reset();
+  source.SignalChildren(SIGCONT);
   for (const auto& [agent, pod] : {std::pair(&relay, "demo-1"), std::pair(&second, "demo-2")}) {
     REQUIRE(Eventually([&] { return Servable(fake_operator, pod); }, kLongest));
     CheckBytes(*agent, pod, bytes);
   }
   CHECK(BytesByPeer(second) ==
-        std::map<std::string, std::uint64_t>{{"demo-1", std::uint64_t{kArenaBytes}}});
+        std::map<std::string, std::uint64_t>{{"demo-1", std::uint64_t{kLongArenaBytes}}});
 }
 
 TEST_CASE("Of many agents that pull from one source, all that are not killed get the right bytes") {
@@ -130,7 +134,7 @@ TEST_CASE("Of many agents that pull from one source, all that are not killed get
   const std::string bytes = TestBytes(kArenaBytes, 2);
   AgentProcess source("demo-0", fake_operator.url(), kPatient);
   PublishOn(source, fake_operator, "demo-0", bytes);
-  auto slow = std::make_unique<SlowSource>(source, milliseconds(30), milliseconds(10));
+  auto slow = std::make_unique<SlowSource>(source, milliseconds(100), milliseconds(5));
 
   const auto started = Clock::now();
   std::map<std::string, std::unique_ptr<AgentProcess>> targets;
@@ -216,7 +220,7 @@ double SecondsToLast(int count) {
   std::vector<std::unique_ptr<SlowSource>> slow;
   for (const auto& [pod, agent] : agents) {
     REQUIRE(Eventually([&, name = pod] { return fake_operator.Last(name).has_value(); }, kLongest));
-    slow.push_back(std::make_unique<SlowSource>(*agent, milliseconds(48), milliseconds(2)));
+    slow.push_back(std::make_unique<SlowSource>(*agent, milliseconds(195), milliseconds(5)));
   }
   const auto started = Clock::now();
   fake_operator.NameAll();

@@ -149,7 +149,7 @@ TEST_CASE("when the link to its source goes down an agent goes on with another s
     AwaitServable(target, fake_operator, "demo-2");
   }
   CHECK(ReadBack(target) == bytes);
-  CHECK_THAT(target.log(), Catch::Contains("weights not pulled from this peer"));
+  CHECK_THAT(target.log(), Catch::Contains("weights are not pulled from this peer any more"));
 }
 
 TEST_CASE("an agent whose container was not given the devices reports that it fell back to TCP") {

@@ -23,8 +23,8 @@ Result<std::shared_ptr<Availability>> Availability::Create(std::uint64_t chunks)
                                                 .slab_bytes = (bytes + page - 1) / page * page,
                                                 .name = "rouse-availability",
                                                 .populate = true}));
-  // Others map it to read; our own mapping stays writable.
-  ROUSE_RETURN_IF_ERROR(memory->Seal());
+  // Not sealed: an RDMA device registers only what is mapped to be written, and the descriptor goes
+  // to no one but our own source process.
   return std::shared_ptr<Availability>(new Availability(std::move(memory)));
 }
 

@@ -1,14 +1,13 @@
 #include "agent/transfer/broadcast_pull.h"
 
 #include <algorithm>
-#include <condition_variable>
-#include <mutex>
 
 #include "agent/memory/chunk_digest.h"
 #include "agent/transfer/chunk_verifier.h"
 #include "agent/transfer/node_client.h"
 #include "agent/transfer/node_protocol.h"
 #include "common/log.h"
+#include "common/stoppable_sleep.h"
 
 namespace rouse::transfer {
 namespace {
@@ -18,14 +17,6 @@ using std::chrono::milliseconds;
 
 Status Cancelled() {
   return Status(StatusCode::kCancelled, "waiting for a seat was cancelled");
-}
-
-// Sleeps, unless it is to stop.
-void Pause(milliseconds time, const std::stop_token& stop) {
-  std::mutex mutex;
-  std::condition_variable_any never;
-  std::unique_lock lock(mutex);
-  never.wait_for(lock, stop, time, [] { return false; });
 }
 
 Result<PullReport> TakePart(const NodeSource& source, const WeightManifest& manifest,
@@ -72,7 +63,7 @@ Result<memory::BroadcastSeat> AwaitSeat(const NodeSource& source, std::uint32_t 
     if (const auto* pull = std::get_if<JoinPull>(&*answer)) return FailedPrecondition(pull->reason);
     const auto left = std::chrono::duration_cast<milliseconds>(until - Clock::now());
     if (left.count() <= 0) return DeadlineExceeded(what + ": still to wait");
-    Pause(std::min(std::get<JoinWait>(*answer).time, left), stop);
+    SleepUntil(Clock::now() + std::min(std::get<JoinWait>(*answer).time, left), stop);
   }
   return Cancelled();
 }

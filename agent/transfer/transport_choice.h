@@ -33,18 +33,16 @@ struct BroadcastBatch {
   bool library = false;  ///< The source has NCCL; a target without it does not join a batch.
 };
 
-/// Bytes per second, and seconds. As declared here until measured values are given.
+/// Bytes per second, and seconds, as measured between two H200.
 struct TransportRates {
   /// One pull by itself between two H200 over NVLink: docs/benchmarks/transfer-h200-x2.json.
   double pull = 395e9;
   /// All pulls of one source together. The same: it is the source's links that bound a pull.
   double egress = 395e9;
-  /// What every target of a broadcast receives. Declared, not measured here: three quarters of the
-  /// links' 450 GB/s. `bench/gpu_broadcast.py` measures it.
-  double broadcast = 340e9;
-  /// Setting up a communicator in a process that has none yet. Declared, not measured here:
-  /// `bench/gpu_broadcast.py` measures it.
-  double setup_seconds = 1.0;
+  /// What every target of a broadcast receives: docs/benchmarks/broadcast-h200-x2.json, one target.
+  double broadcast = 239e9;
+  /// Setting up a communicator in a process that has none yet (0.435), and taking it down (0.468).
+  double setup_seconds = 0.9;
 };
 
 struct TransportChoice {

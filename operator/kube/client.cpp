@@ -35,6 +35,14 @@ std::string Query(std::initializer_list<std::pair<std::string_view, std::string>
   return query;
 }
 
+std::string ListPath(const Resource& resource, const std::string& ns, const ListOptions& options,
+                     const std::string& continue_token) {
+  return resource.Path(ns) + Query({{"limit", std::to_string(std::max(options.page_size, 1))},
+                                    {"continue", continue_token},
+                                    {"labelSelector", options.label_selector},
+                                    {"fieldSelector", options.field_selector}});
+}
+
 Json WithType(const Resource& resource, Json object) {
   object["apiVersion"] = resource.ApiVersion();
   object["kind"] = resource.kind;
@@ -175,12 +183,9 @@ Result<ObjectList> Client::List(const Resource& resource, const std::string& ns,
     ObjectList list;
     std::string token;
     while (true) {
-      const std::string target =
-          resource.Path(ns) + Query({{"limit", std::to_string(std::max(options.page_size, 1))},
-                                     {"continue", token},
-                                     {"labelSelector", options.label_selector},
-                                     {"fieldSelector", options.field_selector}});
-      ROUSE_ASSIGN_OR_RETURN(const http::Response answer, impl_->Send("GET", target, "", "", what));
+      ROUSE_ASSIGN_OR_RETURN(
+          const http::Response answer,
+          impl_->Send("GET", ListPath(resource, ns, options, token), "", "", what));
       if (answer.status >= 300) {
         const ApiError error = ErrorOf(answer);
         last = error.ToStatus(what);
@@ -274,11 +279,7 @@ Status Client::Delete(const Resource& resource, const ObjectName& name,
 FetchedPage Client::FetchListPage(const Resource& resource, const std::string& ns,
                                   const ListOptions& options, const std::string& continue_token) {
   const std::string what = "list " + PlaceOf(resource, ns);
-  auto request = impl_->Prepare(
-      "GET", resource.Path(ns) + Query({{"limit", std::to_string(std::max(options.page_size, 1))},
-                                        {"continue", continue_token},
-                                        {"labelSelector", options.label_selector},
-                                        {"fieldSelector", options.field_selector}}));
+  auto request = impl_->Prepare("GET", ListPath(resource, ns, options, continue_token));
   if (!request.ok()) return {.text = request.status().WithContext(what), .error = {}};
   ++impl_->counters.requests;
   auto answer = impl_->http->Send(*request);

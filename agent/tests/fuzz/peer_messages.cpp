@@ -64,16 +64,19 @@ void Files(std::string_view text) {
   Check(files->files.size() <= kMaxModelFiles && total <= kMaxModelFilesBytes, "bounds hold");
 }
 
-void NodeRequest(std::string_view text) {
-  const auto request = transfer::DecodeNodeRequest(text);
-  if (!request.ok()) {
-    Check(!request.status().message().empty(), "an error says what is wrong");
+void NodeMessage(std::string_view text) {
+  const auto message = transfer::DecodeNodeMessage(text);
+  if (!message.ok()) {
+    Check(!message.status().message().empty(), "an error says what is wrong");
     return;
   }
-  Check(request->count >= 1 && request->count <= 64, "an answer can carry what is asked for");
-  const auto again = transfer::DecodeNodeRequest(json::Dump(ToJson(*request)));
-  Check(again.ok() && again->lease == request->lease && again->rank == request->rank &&
-            again->first == request->first && again->count == request->count,
+  if (const auto* request = std::get_if<transfer::NodeRequest>(&*message)) {
+    Check(request->count >= 1 && request->count <= 64, "an answer can carry what is asked for");
+  }
+  const json::Json body = std::visit([](const auto& one) { return ToJson(one); }, *message);
+  const auto again = transfer::DecodeNodeMessage(json::Dump(body));
+  Check(again.ok() && again->index() == message->index() &&
+            std::visit([](const auto& one) { return ToJson(one); }, *again) == body,
         "encoding and decoding change nothing");
 }
 
@@ -97,7 +100,7 @@ void PeerMessages(std::string_view input) {
   if (kind == "ask") (void)Decoded(input, OpenRequestFromJson);
   if (kind == "report") (void)Decoded(input, AgentReportFromJson);
   if (kind == "assignment") (void)Decoded(input, AssignmentFromJson);
-  if (kind == "node-request") NodeRequest(input);
+  if (kind == "node-request") NodeMessage(input);
   if (kind == "node-answer") NodeAnswer(input);
 }
 
