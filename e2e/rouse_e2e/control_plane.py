@@ -59,6 +59,14 @@ class ControlPlane:
 
     def start(self) -> None:
         self.start_etcd()
+        self.start_all_but_etcd()
+
+    def end_all_but_etcd(self) -> None:
+        """Clients too: left alone, they are back only after a backoff of up to a minute."""
+        for program in ("kwok", "kube-scheduler", "kube-controller-manager", "kube-apiserver"):
+            self.processes.end(program)
+
+    def start_all_but_etcd(self) -> None:
         self.start_apiserver()
         # Nothing below waits for anything else below: start all, then wait for all.
         if self.options.controller_manager:
