@@ -36,12 +36,19 @@ def pytest_configure(config: pytest.Config) -> None:
         shutil.rmtree(FAILURES, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for its marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--cluster") == "kubeconfig":
         # These slow down and kill things on the node, which only a node of our own allows.
         left_out = [x for x in items if x.path.name == "test_story_faults.py"]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [x for x in items if x not in left_out]
+    # What needs engines takes longest and shares one cluster: begin with it, by one worker; each
+    # other file is a worker's too.
+    items.sort(key=lambda item: "installed_story" not in item.fixturenames)
+    for item in items:
+        engines = "installed_story" in item.fixturenames
+        item.add_marker(pytest.mark.xdist_group("engines" if engines else item.path.name))
 
 
 @pytest.fixture(scope="session")

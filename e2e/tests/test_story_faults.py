@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -17,6 +16,9 @@ pytestmark = pytest.mark.timeout(900)
 # 324 MB take about 25 s at this rate: long enough to hit the middle of a pull.
 SLOW = "100mbit"
 RECOVERY_SECONDS = 400
+# For how long an instance looks for a peer when its only one has lost the weights with its agent;
+# longer than the kubelet keeps an operator down that was killed three times.
+PEER_SECONDS = 45
 
 
 def on_node(story: Story, *arguments: str) -> None:
@@ -42,8 +44,13 @@ def pod_named(story: Story, name: str) -> dict | None:
 
 @pytest.fixture(scope="module")
 def first(installed_story: Story):
-    """One instance that serves."""
+    """One instance that serves, when the first test begins."""
+    env = [{"name": "ROUSE_PEER_DEADLINE_SECONDS", "value": str(PEER_SECONDS)}]
+    agent = {"name": "agent", "env": env}
+    spec = installed_story.service["spec"]
+    spec["template"] = {"spec": {"initContainers": [agent]}}
     installed_story.apply()
+    del spec["template"]
     instance = installed_story.await_serving(1)[0]
     installed_story.ask(instance)
     yield instance
@@ -51,11 +58,15 @@ def first(installed_story: Story):
 
 
 @pytest.fixture
-def story(installed_story: Story, first: Instance):
-    """One instance before and after each test; the pods of the test are gone."""
-    yield installed_story
-    installed_story.scale(1)
-    installed_story.await_serving(1, RECOVERY_SECONDS)
+def begin_with(installed_story: Story, first: Instance):
+    """Each test begins with as many instances as it says, which costs nothing if they are there."""
+
+    def begin(count: int) -> Story:
+        installed_story.scale(count)
+        installed_story.await_serving(count, RECOVERY_SECONDS)
+        return installed_story
+
+    return begin
 
 
 def check_two(story: Story, first: Instance) -> list[Instance]:
@@ -66,22 +77,7 @@ def check_two(story: Story, first: Instance) -> list[Instance]:
     return instances
 
 
-def test_a_pod_deleted_by_hand_is_replaced_by_way_of_the_peer(story: Story, first: Instance):
-    story.scale(2)
-    second = check_two(story, first)[1]
-    story.say(f"kubectl delete pod {second.name}")
-    story.cluster.kubectl("delete", "pod", second.name, "-n", story.namespace, "--wait=false")
-    wait_until(
-        "the deleted pod to be gone",
-        60,
-        lambda: second.pod["metadata"]["uid"] not in {x["metadata"]["uid"] for x in story.pods()},
-    )
-    replacement = next(x for x in check_two(story, first) if x.name != first.name)
-    assert replacement.pod["metadata"]["uid"] != second.pod["metadata"]["uid"]
-    assert replacement.path == "Peer"
-
-
-def scaled(story: Story) -> bool:
+def operator_is_there(story: Story) -> bool:
     return True
 
 
@@ -94,24 +90,44 @@ def engine_loads(story: Story) -> bool:
     return len(states) == 2 and states[1] in ("Loading", "Warming")
 
 
-@pytest.mark.parametrize(
-    "moment", [scaled, pod_exists, engine_loads], ids=lambda function: function.__name__
-)
-def test_a_scale_out_survives_the_operators_sigkill(
-    story: Story, first: Instance, moment: Callable[[Story], bool]
+# Killed between any two of its writes it is in tests/operator, where no engine starts.
+def test_a_scale_out_survives_the_operators_sigkill_again_and_again(
+    begin_with: Callable[[int], Story], first: Instance
 ):
+    story = begin_with(1)
     story.scale(2)
-    wait_until(f"the moment: {moment.__name__}", 120, lambda: moment(story), 0.05)
-    story.say("SIGKILL to the operator")
-    kill_operator(story)
+    for moment in (operator_is_there, pod_exists, engine_loads):
+        wait_until(f"the moment: {moment.__name__}", 120, lambda: moment(story), 0.05)
+        story.say(f"SIGKILL to the operator ({moment.__name__})")
+        kill_operator(story)
     instances = check_two(story, first)
     uids = {x.name: x.pod["metadata"]["uid"] for x in instances}
     assert uids[first.name] == first.pod["metadata"]["uid"], "the first instance was disturbed"
     assert next(x for x in instances if x.name != first.name).path == "Peer"
 
 
+def test_a_pod_deleted_by_hand_is_replaced_by_way_of_the_peer(
+    begin_with: Callable[[int], Story], first: Instance
+):
+    story = begin_with(2)
+    second = next(x for x in story.serving() if x.name != first.name)
+    story.say(f"kubectl delete pod {second.name}")
+    story.cluster.kubectl("delete", "pod", second.name, "-n", story.namespace, "--wait=false")
+    wait_until(
+        "the deleted pod to be gone",
+        60,
+        lambda: second.pod["metadata"]["uid"] not in {x["metadata"]["uid"] for x in story.pods()},
+    )
+    replacement = next(x for x in check_two(story, first) if x.name != first.name)
+    assert replacement.pod["metadata"]["uid"] != second.pod["metadata"]["uid"]
+    assert replacement.path == "Peer"
+
+
 @pytest.mark.parametrize("end", ["target", "source"])
-def test_an_agent_killed_in_mid_pull_does_no_lasting_harm(story: Story, first: Instance, end: str):
+def test_an_agent_killed_in_mid_pull_does_no_lasting_harm(
+    begin_with: Callable[[int], Story], first: Instance, end: str
+):
+    story = begin_with(1)
     source = story.serving()[0]
     address = source.pod["status"]["podIP"]
     on_node(story, "slow", address, SLOW)
@@ -143,6 +159,7 @@ def test_an_agent_killed_in_mid_pull_does_no_lasting_harm(story: Story, first: I
         assert names[source.name] == source.pod["metadata"]["uid"], "the source was disturbed"
 
 
-def test_the_node_scripts_find_what_they_look_for(tmp_path: Path, story: Story):
+def test_the_node_scripts_find_what_they_look_for(begin_with: Callable[[int], Story]):
+    story = begin_with(1)
     with pytest.raises(RuntimeError, match="no process rouse-agent in pod nobody"):
         on_node(story, "kill", "nobody", "rouse-agent")
