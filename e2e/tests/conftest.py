@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -18,6 +19,7 @@ from rouse_e2e.cluster import Cluster, CurrentCluster, interrupt_on_terminate  #
 from rouse_e2e.real import RealCluster  # noqa: E402
 from rouse_e2e.story import Story  # noqa: E402
 
+ENGINES = "engines"
 FAILURES = paths.REPOSITORY / "build" / "e2e-failures"
 
 
@@ -36,19 +38,30 @@ def pytest_configure(config: pytest.Config) -> None:
         shutil.rmtree(FAILURES, ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for its marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--cluster") == "kubeconfig":
         # These slow down and kill things on the node, which only a node of our own allows.
         left_out = [x for x in items if x.path.name == "test_story_faults.py"]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [x for x in items if x not in left_out]
-    # What needs engines takes longest and shares one cluster: begin with it, by one worker; each
-    # other file is a worker's too.
-    items.sort(key=lambda item: "installed_story" not in item.fixturenames)
-    for item in items:
-        engines = "installed_story" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("engines" if engines else item.path.name))
+    items.sort(key=lambda item: _group(item.nodeid) != ENGINES)  # They take longest.
+
+
+class ByGroup(LoadScopeScheduling):
+    """One group after the other for each worker, in the order of their tests."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByGroup:
+    return ByGroup(config, log)
+
+
+def _group(nodeid: str) -> str:
+    """What one worker shall do: the tests with engines, which share a cluster, else one file's."""
+    file = nodeid.partition("::")[0]
+    return ENGINES if "/test_story" in file else file
 
 
 @pytest.fixture(scope="session")
