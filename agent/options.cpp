@@ -4,6 +4,7 @@
 #include <map>
 
 #include "agent/server/clock.h"
+#include "common/version.h"
 
 namespace rouse::agent {
 namespace {
@@ -163,7 +164,7 @@ std::variant<ProgramOptions, int> ParseOptions(int argc, const char* const* argv
   agent.plan.agent_started_us = NowUs();
   CLI::App app("The agent beside one inference engine: owns its weights, gives them to peers.",
                "rouse-agent");
-  app.set_version_flag("--version", "rouse-agent " ROUSE_VERSION " (" ROUSE_COMMIT ")");
+  app.set_version_flag("--version", std::string("rouse-agent ") + kVersion);
   AddPod(app, agent, raw);
   AddStart(app, agent, raw);
   AddEngine(app, agent);

@@ -13,6 +13,7 @@
 
 #include "common/http.h"
 #include "common/log.h"
+#include "common/version.h"
 #include "operator/actuate/app.h"
 
 namespace {
@@ -63,7 +64,7 @@ void Declare(CLI::App& cli, Flags& f) {
   using rouse::plan::PodConfig;
   AppOptions& a = f.app;
   PodConfig& pods = a.pods;
-  cli.set_version_flag("--version", ROUSE_VERSION);
+  cli.set_version_flag("--version", std::string("rouse-operator ") + rouse::kVersion);
   cli.add_option("--kubeconfig", f.kubeconfig,
                  "Kubeconfig file; default: $KUBECONFIG, else the pod's service account, else "
                  "~/.kube/config");

@@ -213,6 +213,16 @@ HydrateOutcome HydrateModelFiles(http::Client& peer, const std::string& folder,
   const auto files = FetchList(peer);
   outcome.status = files.status();
   if (!files.ok()) return outcome;
+  // Only its parent need be a volume.
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) {
+    outcome.ours = true;
+    outcome.status =
+        FailedPrecondition("the model folder " + folder + " cannot be made: " + error.message() +
+                           "; give the agent a volume there that it may write to");
+    return outcome;
+  }
   for (const ModelFile& file : files->files) {
     if (cancelled()) {
       outcome.status = Status(StatusCode::kCancelled, "hydrate " + folder + ": stopped");

@@ -178,7 +178,6 @@ TEST_CASE("A target's model folder is filled from its peer, the plugin from the 
   source.folder().Write("model/tokenizer/vocab.txt", std::string(3 << 20, 'v'));
   source.folder().Write("model/model.safetensors", "weights");
   PublishOn(source, fake_operator, "demo-0");
-  std::string target_model;
   {
     AgentProcess target(
         "demo-1", fake_operator.url(),
@@ -192,16 +191,20 @@ TEST_CASE("A target's model folder is filled from its peer, the plugin from the 
     CHECK(fake_operator.Last("demo-1")->message.find("plugin") != std::string::npos);
   }
   const TempFolder out;
+  // As of a snapshot in a Hugging Face cache: only a folder above it is a volume.
+  const TempFolder volume;
+  const std::string model_dir = volume.path() + "/models--a--b/snapshots/0f";
   AgentProcess target("demo-2", fake_operator.url(),
                       {{"ROUSE_PATH", "Peer"},
                        {"ROUSE_MODEL_FILES", "Peer"},
+                       {"ROUSE_MODEL_DIR", model_dir},
                        {"ROUSE_PLUGIN_SOURCE", plugin.path()},
                        {"ROUSE_PLUGIN_DIR", out.path()}});
   REQUIRE(fake_operator.WaitForServable("demo-2"));
   REQUIRE(fake_operator.WaitForState("demo-2", AgentState::kReady));
-  CHECK(Content(target.model_dir() + "/config.json") == "{\"a\": 1}");
-  CHECK(Content(target.model_dir() + "/tokenizer/vocab.txt") == std::string(3 << 20, 'v'));
-  CHECK(Entries(target.model_dir()) == 3);
+  CHECK(Content(model_dir + "/config.json") == "{\"a\": 1}");
+  CHECK(Content(model_dir + "/tokenizer/vocab.txt") == std::string(3 << 20, 'v'));
+  CHECK(Entries(model_dir) == 3);
   CHECK(Content(out.path() + "/rouse_vllm/__init__.py") == "print()");
   CHECK(Entries(out.path()) == 3);
 }

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "agent/tests/fake_operator.h"
+#include "agent/tests/paths.h"
 
 extern char** environ;
 
@@ -91,7 +92,7 @@ AgentProcess::AgentProcess(const std::string& pod, const std::string& operator_u
   std::vector<char*> env;
   for (std::string& text : texts) env.push_back(text.data());
   env.push_back(nullptr);
-  std::string program = ROUSE_AGENT_PROGRAM;
+  std::string program = kAgentProgram;
   char* const argv[] = {program.data(), nullptr};
 
   posix_spawn_file_actions_t actions;

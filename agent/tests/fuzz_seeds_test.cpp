@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "agent/tests/fuzz/harness.h"
+#include "agent/tests/paths.h"
 
 namespace rouse::fuzz {
 namespace {
@@ -22,7 +23,7 @@ TEST_CASE("every kept seed is handled as it should be", "[fuzz]") {
                                             {"peer_messages", PeerMessages}}));
   std::vector<std::filesystem::path> seeds;
   for (const auto& entry :
-       std::filesystem::directory_iterator(std::string(ROUSE_FUZZ_SEEDS) + "/" + name)) {
+       std::filesystem::directory_iterator(std::string(kFuzzSeeds) + "/" + name)) {
     seeds.push_back(entry.path());
   }
   std::sort(seeds.begin(), seeds.end());

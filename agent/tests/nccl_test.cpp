@@ -9,6 +9,7 @@
 #include "agent/nccl/communicator.h"
 #include "agent/nccl/nccl_broadcaster.h"
 #include "agent/tests/fake_nccl.h"
+#include "agent/tests/paths.h"
 
 namespace rouse::nccl {
 namespace {
@@ -17,7 +18,7 @@ using std::chrono::milliseconds;
 
 // The stand-in, as new.
 FakeNccl& Fake() {
-  void* const opened = ::dlopen(ROUSE_FAKE_NCCL, RTLD_NOW);
+  void* const opened = ::dlopen(kFakeNccl, RTLD_NOW);
   REQUIRE(opened != nullptr);
   const auto state = reinterpret_cast<FakeNccl* (*)()>(::dlsym(opened, "FakeNcclState"));
   REQUIRE(state != nullptr);
@@ -26,7 +27,7 @@ FakeNccl& Fake() {
 }
 
 Library Opened() {
-  const auto library = Library::Open(ROUSE_FAKE_NCCL);
+  const auto library = Library::Open(kFakeNccl);
   REQUIRE(library.status() == Status());
   return *library;
 }
@@ -50,7 +51,7 @@ TEST_CASE("a machine without NCCL, and one that does not fit, are told with the 
   REQUIRE_THAT(other.status().message(), Catch::Contains("has no nccl"));
   for (const int version : {2804, 21399, 30000}) {
     Fake().version = version;
-    const auto old = Library::Open(ROUSE_FAKE_NCCL);
+    const auto old = Library::Open(kFakeNccl);
     REQUIRE(old.status().code() == StatusCode::kUnavailable);
     REQUIRE_THAT(old.status().message(), Catch::Contains("needed is 2.14"));
   }

@@ -9,6 +9,7 @@
 #include <thread>
 #include <tuple>
 
+#include "agent/tests/paths.h"
 #include "agent/tests/transfer_fixture.h"
 #include "agent/transfer/publisher.h"
 #include "agent/transfer/pull.h"
@@ -45,7 +46,7 @@ TEST_CASE("a chunk that arrives right after arriving wrong is pulled again and u
           "[transfer]") {
   const ScopedVariable variable("UCX_TLS", "tcp");
   const auto context = Must(ucx::Context::Create());
-  const auto publisher = Must(Publisher::Create({.leases = {}, .program = ROUSE_TRANSFER_PEER}));
+  const auto publisher = Must(Publisher::Create({.leases = {}, .program = kTransferPeerProgram}));
   const auto arena = RandomArena(6 * kMiB, 2 * kMiB, 3);
   Must(publisher->Publish(arena, ManifestOf(*arena, 0, kMiB)));
   const auto original = RandomArena(6 * kMiB, 2 * kMiB, 3);

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "agent/socket/seqpacket.h"
+#include "agent/tests/paths.h"
 #include "agent/tests/transfer_fixture.h"
 #include "agent/transfer/node_pull.h"
 #include "agent/transfer/publisher.h"
@@ -45,7 +46,7 @@ struct Source {
   explicit Source(std::uint64_t bytes = 37 * kMiB + 1234, std::uint64_t slab_bytes = 8 * kMiB)
       : arena(RandomArena(bytes, slab_bytes, 3)),
         publisher(Must(Publisher::Create({.leases = {},
-                                          .program = ROUSE_TRANSFER_PEER,
+                                          .program = kTransferPeerProgram,
                                           .node_folder = folder.path(),
                                           .node_socket = "uid-0.sock"}))) {
     Must(publisher->Publish(arena, ManifestOf(*arena, 0, kChunkBytes)));

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "agent/tests/paths.h"
 #include "agent/tests/transfer_fixture.h"
 
 extern char** environ;
@@ -23,7 +24,7 @@ PeerProcess::PeerProcess(const std::vector<std::string>& arguments) {
   }
   input_ = to_child[1];
   output_ = from_child[0];
-  std::vector<std::string> words = {ROUSE_TRANSFER_PEER};
+  std::vector<std::string> words = {kTransferPeerProgram};
   words.insert(words.end(), arguments.begin(), arguments.end());
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());

@@ -1,6 +1,7 @@
 #include <catch2/catch.hpp>
 #include <thread>
 
+#include "agent/tests/paths.h"
 #include "agent/tests/transfer_fixture.h"
 #include "agent/transfer/publisher.h"
 #include "agent/transfer/pull.h"
@@ -10,7 +11,7 @@ namespace {
 
 constexpr std::uint64_t kMiB = 1u << 20;
 
-const PublisherOptions kPublisher = {.leases = {}, .program = ROUSE_TRANSFER_PEER};
+const PublisherOptions kPublisher = {.leases = {}, .program = kTransferPeerProgram};
 
 std::string Text(std::uint64_t value) {
   return std::to_string(value);
@@ -131,7 +132,7 @@ TEST_CASE("a withdrawn arena can be read while a lease lives, and no longer", "[
   const auto context = Must(ucx::Context::Create());
   const auto publisher = Must(
       Publisher::Create({.leases = {.duration = std::chrono::milliseconds(3000), .max_leases = 2},
-                         .program = ROUSE_TRANSFER_PEER}));
+                         .program = kTransferPeerProgram}));
   auto arena = RandomArena(kMiB, kMiB, 1);
   Must(publisher->Publish(arena, ManifestOf(*arena, 0, kChunkBytes)));
   arena.reset();

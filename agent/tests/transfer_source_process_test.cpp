@@ -9,6 +9,7 @@
 #include <fstream>
 #include <thread>
 
+#include "agent/tests/paths.h"
 #include "agent/tests/transfer_fixture.h"
 #include "agent/transfer/publisher.h"
 #include "agent/transfer/pull.h"
@@ -63,7 +64,7 @@ TEST_CASE("what was held before it was sealed is writable in every server, the n
           "[transfer]") {
   const ScopedVariable variable("UCX_TLS", "tcp");
   const std::string name = "held-" + std::to_string(::getpid());
-  const auto publisher = Must(Publisher::Create({.leases = {}, .program = ROUSE_TRANSFER_PEER}));
+  const auto publisher = Must(Publisher::Create({.leases = {}, .program = kTransferPeerProgram}));
   const auto arena = Named(name);
   Must(publisher->Hold(arena));
   Must(arena->Seal());
@@ -89,7 +90,7 @@ TEST_CASE("what was held before it was sealed is writable in every server, the n
 TEST_CASE("what is held is given back when its arena is gone", "[transfer]") {
   const ScopedVariable variable("UCX_TLS", "tcp");
   const std::string name = "gone-" + std::to_string(::getpid());
-  const auto publisher = Must(Publisher::Create({.leases = {}, .program = ROUSE_TRANSFER_PEER}));
+  const auto publisher = Must(Publisher::Create({.leases = {}, .program = kTransferPeerProgram}));
   auto arena = Named(name);
   Must(publisher->Hold(arena));
   REQUIRE(MappingsOf(name).size() == 6);

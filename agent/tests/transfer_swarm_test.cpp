@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "agent/memory/chunk_digest.h"
+#include "agent/tests/paths.h"
 #include "agent/tests/transfer_fixture.h"
 #include "agent/transfer/publisher.h"
 #include "agent/transfer/pull.h"
@@ -212,7 +213,7 @@ TEST_CASE("a source that is still pulling serves what it has, and nothing else",
     std::memcpy(&arena->span()[range.offset], &whole->span()[range.offset], range.bytes);
     available->Set(chunk);
   };
-  const auto publisher = Must(Publisher::Create({.leases = {}, .program = ROUSE_TRANSFER_PEER}));
+  const auto publisher = Must(Publisher::Create({.leases = {}, .program = kTransferPeerProgram}));
   Must(publisher->Publish(arena, manifest, available));
   REQUIRE(publisher->Open("test/old").status().code() == StatusCode::kUnavailable);
   const OpenResponse partial = Must(publisher->Open("test/target", true));
@@ -250,7 +251,7 @@ TEST_CASE("two targets that know only each other give up, and say what is missin
   const ScopedVariable variable("UCX_TLS", "tcp");
   const auto whole = RandomArena(kMiB, kMiB, 4);
   const WeightManifest manifest = ManifestOf(*whole, 0, kChunk);
-  const auto publisher = Must(Publisher::Create({.leases = {}, .program = ROUSE_TRANSFER_PEER}));
+  const auto publisher = Must(Publisher::Create({.leases = {}, .program = kTransferPeerProgram}));
   Must(publisher->Publish(whole, manifest, Must(Availability::Create(4))));
   Target target(manifest);
   target.sources.Add(PeerOf(Must(publisher->Open("test/target", true)), "empty"));
@@ -261,7 +262,7 @@ TEST_CASE("two targets that know only each other give up, and say what is missin
 
 TEST_CASE("a source process that answers too late is dropped with what it might still say",
           "[transfer]") {
-  auto process = Must(SourceProcess::Start(ROUSE_TRANSFER_PEER, std::chrono::seconds(1)));
+  auto process = Must(SourceProcess::Start(kTransferPeerProgram, std::chrono::seconds(1)));
   Must(process->Serve());
   const auto arena = RandomArena(kMiB, kMiB / 2, 1);
   Must(process->Offer(arena->slab(0)));

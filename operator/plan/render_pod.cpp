@@ -2,6 +2,7 @@
 
 #include "common/messages.h"
 #include "operator/api/names.h"
+#include "operator/plan/model_place.h"
 #include "operator/plan/overlay.h"
 
 namespace rouse::plan {
@@ -23,7 +24,7 @@ Json FieldEnv(const char* name, const char* field) {
   return {{"name", name}, {"valueFrom", {{"fieldRef", {{"fieldPath", field}}}}}};
 }
 
-Json Mount(const char* volume, const char* path, bool read_only = false) {
+Json Mount(const char* volume, const std::string& path, bool read_only = false) {
   Json mount = {{"name", volume}, {"mountPath", path}};
   if (read_only) mount["readOnly"] = true;
   return mount;
@@ -31,11 +32,12 @@ Json Mount(const char* volume, const char* path, bool read_only = false) {
 
 Json ModelMount(const api::ModelService& service, const CreateInstance& action, bool read_only) {
   const api::Storage& storage = service.spec.model.storage;
+  const ModelPlace place = PlaceOf(storage);
   const bool from_storage = HasModelVolume(service, action);
-  Json mount = Mount("model", kModelDir, read_only || from_storage);
+  Json mount = Mount("model", place.mount, read_only || from_storage);
   if (from_storage && storage.kind == api::Storage::Kind::kPersistentVolumeClaim &&
-      !storage.path.empty()) {
-    mount["subPath"] = storage.path;
+      !place.source.empty()) {
+    mount["subPath"] = place.source;
   }
   return mount;
 }
@@ -44,7 +46,8 @@ Json ModelVolume(const api::ModelService& service, const CreateInstance& action)
   const api::Storage& storage = service.spec.model.storage;
   if (!HasModelVolume(service, action)) return {{"name", "model"}, {"emptyDir", Json::object()}};
   if (storage.kind == api::Storage::Kind::kHostPath) {
-    return {{"name", "model"}, {"hostPath", {{"path", storage.path}, {"type", "Directory"}}}};
+    return {{"name", "model"},
+            {"hostPath", {{"path", PlaceOf(storage).source}, {"type", "Directory"}}}};
   }
   // Read-only at the volume too: the kubelet then leaves the files' owners alone.
   return {{"name", "model"},
@@ -79,7 +82,7 @@ Json AgentEnv(const api::ModelService& service, const CreateInstance& action,
       Env("ROUSE_DECIDED_AT_US", std::to_string(api::ToMicros(action.decided_at))),
       Env("ROUSE_PATH", std::string(ToString(action.path))),
       Env("ROUSE_LAUNCH_IDENTITY", action.launch_identity),
-      Env("ROUSE_MODEL_DIR", kModelDir),
+      Env("ROUSE_MODEL_DIR", PlaceOf(spec.model.storage).folder),
       Env("ROUSE_MODEL_FILES", files_from_storage ? "Storage" : "Peer"),
       Env("ROUSE_WEIGHTS_FALLBACK", std::string(json::NameOf<api::Fallback>(
                                         spec.fast_start.weights_fallback, api::kFallbacks))),
@@ -121,7 +124,7 @@ Json Agent(const api::ModelService& service, const CreateInstance& action,
 
 Json EngineArgs(const api::Spec& spec) {
   const Json extra = {{"socket", kEngineSocket}};
-  Json args = {kModelDir,
+  Json args = {PlaceOf(spec.model.storage).folder,
                "--served-model-name",
                spec.model.name,
                "--port",

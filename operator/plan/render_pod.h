@@ -28,8 +28,7 @@ struct PodConfig {
   std::chrono::seconds termination_grace{30};
 };
 
-/// Where things are inside a pod (docs/protocols.md §5).
-inline constexpr char kModelDir[] = "/rouse/model";
+/// Where things are inside a pod (docs/protocols.md §5); the model: model_place.h.
 inline constexpr char kPluginDir[] = "/rouse/plugin";
 inline constexpr char kRunDir[] = "/rouse/run";
 inline constexpr char kNodeDir[] = "/rouse/node";

@@ -216,6 +216,48 @@ TEST_CASE("a hostPath is mounted as it is") {
   CHECK_FALSE(Find(EngineOf(pod)["volumeMounts"], "/rouse/model", "mountPath").contains("subPath"));
 }
 
+TEST_CASE(
+    "of a snapshot in a Hugging Face cache the whole model is mounted, for its files are links") {
+  const std::string in_pod = "/rouse/model/models--a--b/snapshots/0f";
+  api::ModelService service = Service(1);
+  for (const std::string before : {"", "hub/"}) {
+    for (const std::string after : {"", "/"}) {
+      service.spec.model.storage.path = before + "models--a--b/snapshots/0f" + after;
+      const Json pod = RenderPod(service, Create(StartPath::kStorage), Config());
+      for (const Json& container : {AgentOf(pod), EngineOf(pod)}) {
+        const Json mount =
+            Find(container["volumeMounts"], "/rouse/model/models--a--b", "mountPath");
+        CHECK(mount["subPath"] == before + "models--a--b");
+        CHECK(mount["readOnly"] == true);
+      }
+      CHECK(EnvOf(AgentOf(pod), "ROUSE_MODEL_DIR") == in_pod);
+      CHECK(EngineOf(pod)["args"][0] == in_pod);
+    }
+  }
+  // A target without the volume has its folder at the same place, and may write there.
+  service.spec.fast_start.weights_fallback = api::Fallback::kNone;
+  const Json target = RenderPod(service, Create(StartPath::kPeer), Config());
+  const Json mount =
+      Find(AgentOf(target)["volumeMounts"], "/rouse/model/models--a--b", "mountPath");
+  CHECK_FALSE(mount.contains("subPath"));
+  CHECK_FALSE(mount.contains("readOnly"));
+  CHECK(EnvOf(AgentOf(target), "ROUSE_MODEL_DIR") == in_pod);
+  CHECK(EngineOf(target)["args"][0] == in_pod);
+
+  service.spec.model.storage = {api::Storage::Kind::kHostPath, "",
+                                "/srv/hub/models--a--b/snapshots/0f"};
+  CHECK(Find(RenderPod(service, Create(StartPath::kStorage), Config())["spec"]["volumes"],
+             "model")["hostPath"]["path"] == "/srv/hub/models--a--b");
+  // What only looks like it is a folder like any other.
+  for (const std::string path : {"models--a--b/snapshots", "snapshots/0f", "x/snapshots/0f",
+                                 "models--a:b/snapshots/0f", "models--a--b/blobs/0f"}) {
+    service.spec.model.storage = {api::Storage::Kind::kPersistentVolumeClaim, "models", path};
+    const Json pod = RenderPod(service, Create(StartPath::kStorage), Config());
+    CHECK(Find(EngineOf(pod)["volumeMounts"], "/rouse/model", "mountPath")["subPath"] == path);
+    CHECK(EngineOf(pod)["args"][0] == "/rouse/model");
+  }
+}
+
 TEST_CASE("the template is laid over the pod, and cannot take it away from us") {
   const Json overlay = Json::parse(R"({
     "metadata": {"name": "other", "labels": {"team": "a", "rouse.dev/role": "Guard"},
