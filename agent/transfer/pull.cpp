@@ -240,6 +240,7 @@ bool Session::CollectDigests() {
 
 Status Session::Run(const std::stop_token& stop) {
   TimePoint next_report = started_ + kReportEvery;
+  bool reported = false;  // That something has arrived.
   TimePoint last_event = Now();
   for (;;) {
     if (stop.stop_requested()) return Status(StatusCode::kCancelled, "the pull was cancelled");
@@ -254,7 +255,9 @@ Status Session::Run(const std::stop_token& stop) {
     moved = CollectDigests() || moved;
 
     const TimePoint now = Now();
-    if (hooks_.on_progress && now >= next_report) {
+    const bool first = !reported && plan_.counters().bytes_verified > 0;
+    if (hooks_.on_progress && (first || now >= next_report)) {
+      reported = reported || first;
       hooks_.on_progress({.counters = plan_.counters(), .seconds = Elapsed()});
       next_report = now + kReportEvery;
     }

@@ -52,7 +52,8 @@ struct PullReport {
                           ///< "cma/memory", "rc_mlx5/mlx5_0:1".
 };
 
-/// Called on the pulling thread, about every 100 ms and at the end; must not block.
+/// Called on the pulling thread, with the first verified chunk, then about every 100 ms, and at the
+/// end; must not block.
 using ProgressCallback = std::function<void(const PullProgress&)>;
 
 /// What one source gave, however the pull ended.
