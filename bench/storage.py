@@ -148,7 +148,7 @@ def install_plugin(build: Path, prefix: Path) -> Path:
     return prefix / "share/rouse/plugin"
 
 
-def measure(options: argparse.Namespace, folder: Path, plugin: Path) -> tuple[list[Figure], dict]:
+def measure(options: argparse.Namespace, folder: Path, plugin: Path) -> list[Figure]:
     versions = importable(options.python, folder)
     program = [str(options.program), str(folder)]
     # What to run, and which of its times counts.
@@ -195,8 +195,9 @@ def measure(options: argparse.Namespace, folder: Path, plugin: Path) -> tuple[li
             figures.append(Figure(what, median(way), "GB/s", against, round(ratio, 3)))
         if not versions:
             figures.append(Figure(what, median(way), "GB/s"))
-    asked = [dict(zip(("asked", "way", "reason", "bytesDirect"), way)) for way in sorted(ways)]
-    return figures, {"ways": asked}
+    for way, taken, reason, direct in sorted(ways):
+        print(f"{way}: {taken} {reason}, {direct} bytes past the page cache")
+    return figures
 
 
 def main() -> None:
@@ -215,8 +216,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=default)
     options = parser.parse_args()
 
-    load_before = os.getloadavg()[0]
-    print(f"load average {load_before:.2f} before the start", file=sys.stderr)
+    print(f"load average {os.getloadavg()[0]:.2f} before the start", file=sys.stderr)
     made = None
     if not options.checkpoint:
         made = Path(tempfile.mkdtemp(prefix="rouse-bench-", dir=options.parent))
@@ -224,17 +224,13 @@ def main() -> None:
         if made:
             write_checkpoint(made, int(options.gib * GIB))
         folder = options.checkpoint or made
-        where = ["findmnt", "-n", "-o", "FSTYPE", "--target", str(folder)]
-        kind = subprocess.run(where, capture_output=True, text=True).stdout.split()[-1:]
         with tempfile.TemporaryDirectory(prefix="rouse-bench-plugin-") as prefix:
             plugin = install_plugin(options.build, Path(prefix))
-            figures, extra = measure(options, folder, plugin)
+            figures = measure(options, folder, plugin)
     finally:
         if made:
             shutil.rmtree(made)
-    settings = {"rounds": options.rounds, "gib": options.gib, "fileSystem": "".join(kind), **extra}
-    settings["loadAfter"] = round(os.getloadavg()[0], 2)
-    write("storage", figures, options.out, loadBefore=round(load_before, 2), settings=settings)
+    write("storage", figures, options.out)
 
 
 if __name__ == "__main__":
