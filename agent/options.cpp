@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <map>
 
+#include "agent/cuda/gpus.h"
 #include "agent/server/clock.h"
 #include "common/version.h"
 
@@ -14,6 +15,7 @@ struct Raw {
   std::string files = "Storage";
   std::string fallback = "Storage";
   std::string pod_ip;
+  std::string gpu_weights = "Auto";
   std::string log_level = "info";
   std::int64_t slab_mib = 1024;
   std::int64_t peer_deadline_s = 120;
@@ -94,6 +96,14 @@ void AddTuning(CLI::App& app, ProgramOptions& options, Raw& raw) {
   app.add_option("--slab-mib", raw.slab_mib, "Size of one slab of weight memory, MiB")
       ->envname("ROUSE_SLAB_MIB")
       ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  app.add_option(
+         "--gpu-weights", raw.gpu_weights,
+         "Auto: with a --node-folder, weights of an engine on a GPU are kept in that GPU's "
+         "memory, where it computes with them and agents of this node copy them; agents of "
+         "other nodes cannot read them. Never: in host memory, from which the engine copies")
+      ->envname("ROUSE_GPU_WEIGHTS")
+      ->check(CLI::IsMember({"Auto", "Never"}))
       ->capture_default_str();
   app.add_option("--digest-threads", agent.weights.digest_threads, "Threads that take digests")
       ->envname("ROUSE_DIGEST_THREADS")
@@ -181,6 +191,10 @@ std::variant<ProgramOptions, int> ParseOptions(int argc, const char* const* argv
   agent.plan.files_from_peer = raw.files == "Peer";
   agent.plan.fall_back_to_storage = raw.fallback == "Storage";
   if (!raw.pod_ip.empty()) agent.self.address = Url(raw.pod_ip, agent.port);
+  // Without a node folder nobody could read them there.
+  if (raw.gpu_weights == "Auto" && !agent.publisher.node_folder.empty()) {
+    agent.weights.gpus = cuda::Gpus();
+  }
   agent.weights.slab_bytes = static_cast<std::uint64_t>(raw.slab_mib) << 20;
   agent.picker.deadline = std::chrono::seconds(raw.peer_deadline_s);
   agent.transfer.digest_threads = agent.weights.digest_threads;

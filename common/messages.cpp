@@ -51,15 +51,17 @@ std::uint64_t ReadAddress(json::Reader& in, std::string_view key) {
 }
 
 json::Json ToJson(const RemoteSlab& slab) {
+  if (slab.rkey.empty()) return {{"bytes", slab.bytes}};
   return {{"address", HexAddress(slab.address)},
           {"bytes", slab.bytes},
           {"rkey", Base64Encode(slab.rkey)}};
 }
 
 RemoteSlab ReadSlab(json::Reader& in) {
-  RemoteSlab slab{.address = ReadAddress(in, "address"),
-                  .bytes = static_cast<std::uint64_t>(in.Int("bytes", 1)),
-                  .rkey = ReadBase64(in, "rkey", kMaxKeyBytes)};
+  RemoteSlab slab{.bytes = static_cast<std::uint64_t>(in.Int("bytes", 1))};
+  if (!in.Has("address") && !in.Has("rkey")) return slab;
+  slab.address = ReadAddress(in, "address");
+  slab.rkey = ReadBase64(in, "rkey", kMaxKeyBytes);
   if (slab.address + slab.bytes < slab.address) in.Fail("bytes", "wraps around");
   return slab;
 }

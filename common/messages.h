@@ -118,7 +118,8 @@ struct OpenRequest {
   bool operator==(const OpenRequest&) const = default;
 };
 
-/// One registered slab of a peer.
+/// One slab of a peer: registered, or in GPU memory that only its node can read (no address and no
+/// key).
 struct RemoteSlab {
   std::uint64_t address = 0;  ///< In the peer's address space.
   std::uint64_t bytes = 0;

@@ -33,6 +33,16 @@ Result<int> DeviceCount() {
   return count;
 }
 
+Result<std::string> DeviceUuid(int ordinal) {
+  ROUSE_ASSIGN_OR_RETURN(const Driver* const driver, Driver::Get());
+  const std::string what = "look at GPU " + std::to_string(ordinal);
+  CUdevice device = 0;
+  ROUSE_CUDA_RETURN_IF_ERROR(*driver, cuDeviceGet(&device, ordinal), what);
+  CUuuid uuid{};
+  ROUSE_CUDA_RETURN_IF_ERROR(*driver, cuDeviceGetUuid(&uuid, device), what);
+  return UuidText(uuid);
+}
+
 Result<std::shared_ptr<const Device>> Device::Open(int ordinal) {
   ROUSE_ASSIGN_OR_RETURN(const Driver* const found, Driver::Get());
   const Driver& driver = *found;
@@ -47,9 +57,7 @@ Result<std::shared_ptr<const Device>> Device::Open(int ordinal) {
       driver, cuDeviceGetPCIBusId(text.data(), static_cast<int>(text.size()), device->handle_),
       what);
   device->pci_ = text.data();
-  CUuuid uuid{};
-  ROUSE_CUDA_RETURN_IF_ERROR(driver, cuDeviceGetUuid(&uuid, device->handle_), what);
-  device->uuid_ = UuidText(uuid);
+  ROUSE_ASSIGN_OR_RETURN(device->uuid_, DeviceUuid(ordinal));
   const auto attribute = [&](CUdevice_attribute which) {
     return Attribute(driver, which, device->handle_);
   };

@@ -23,6 +23,9 @@ struct Driver;
 /// GPUs that this process sees. Unavailable, with the reason, where there is no driver or none.
 Result<int> DeviceCount();
 
+/// The UUID of one of them, as Device::uuid; makes no context.
+Result<std::string> DeviceUuid(int ordinal);
+
 /// One GPU, its primary context held for as long as this object lives (it costs about 0.3 s and
 /// some hundred MB of the GPU's memory).
 class Device {

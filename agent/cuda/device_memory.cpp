@@ -1,5 +1,6 @@
 // GPU memory: slabs are allocations of the driver's virtual memory management.
 
+#include "agent/cuda/copy_engine.h"
 #include "agent/cuda/device.h"
 #include "agent/cuda/driver.h"
 #include "common/round_up.h"
@@ -61,6 +62,7 @@ class GpuMemory final : public memory::Memory {
 
   std::string name() const override { return "cuda:" + std::to_string(device_->ordinal()); }
   bool on_host() const override { return false; }
+  std::string gpu() const override { return device_->uuid(); }
   std::uint64_t granularity() const override { return device_->granularity(); }
 
   Result<std::byte*> Reserve(std::uint64_t bytes) const override {
@@ -116,6 +118,10 @@ class GpuMemory final : public memory::Memory {
 
   // cuMemCreate has taken it.
   Status Populate(std::byte*, std::uint64_t, int) const override { return {}; }
+
+  Result<std::unique_ptr<memory::CopyEngine>> NewCopyEngine(int) const override {
+    return DeviceCopyEngine(device_);
+  }
 
  private:
   const std::shared_ptr<const Device> device_;

@@ -17,12 +17,6 @@
 
 namespace rouse::agent {
 
-/// How an arena is cut; the slabs' sizes add up to its own.
-struct ArenaShape {
-  std::uint64_t arena_bytes = 0;
-  std::vector<std::uint64_t> slab_bytes;
-};
-
 /// Weights that are in place and verified.
 struct ReadyWeights {
   ArenaShape shape;

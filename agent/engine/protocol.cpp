@@ -42,6 +42,10 @@ Result<EngineRequest> Hello(json::Reader& in) {
   hello.world_size = static_cast<std::uint32_t>(in.Int("worldSize", 1, kMaxWorldSize));
   hello.engine = in.String("engine");
   hello.engine_version = in.String("engineVersion");
+  if (in.Has("gpu")) hello.gpu = in.String("gpu");
+  if (hello.gpu.size() > kMaxGpuName) {
+    in.Fail("gpu", "has more than " + std::to_string(kMaxGpuName) + " bytes");
+  }
   const json::Json& identity = in.Object("identity");
   ROUSE_RETURN_IF_ERROR(in.status());
   if (hello.rank >= hello.world_size) {
@@ -152,16 +156,25 @@ json::Json ErrorReply(const Status& status) {
           {"message", status.message().substr(0, kMaxErrorText)}};
 }
 
-json::Json WeightsReply(std::uint64_t arena_bytes, const std::vector<std::uint64_t>& slab_bytes,
-                        std::uint64_t manifest_bytes) {
-  return {{"type", "Weights"},
-          {"arenaBytes", arena_bytes},
-          {"slabBytes", slab_bytes},
-          {"manifestBytes", manifest_bytes}};
+namespace {
+
+json::Json ShapeReply(std::string_view type, const ArenaShape& shape) {
+  json::Json reply = {
+      {"type", type}, {"arenaBytes", shape.arena_bytes}, {"slabBytes", shape.slab_bytes}};
+  if (!shape.gpu.empty()) reply["gpu"] = shape.gpu;
+  return reply;
 }
 
-json::Json ArenaReply(std::uint64_t arena_bytes, const std::vector<std::uint64_t>& slab_bytes) {
-  return {{"type", "Arena"}, {"arenaBytes", arena_bytes}, {"slabBytes", slab_bytes}};
+}  // namespace
+
+json::Json WeightsReply(const ArenaShape& shape, std::uint64_t manifest_bytes) {
+  json::Json reply = ShapeReply("Weights", shape);
+  reply["manifestBytes"] = manifest_bytes;
+  return reply;
+}
+
+json::Json ArenaReply(const ArenaShape& shape) {
+  return ShapeReply("Arena", shape);
 }
 
 json::Json SlabsReply(std::size_t first, std::size_t count) {

@@ -24,6 +24,7 @@ inline constexpr std::int64_t kMaxArenaBytes = INT64_C(1) << 44;  ///< 16 TiB; m
 inline constexpr std::int64_t kMaxManifestBytes = 64 << 20;
 inline constexpr std::int64_t kMaxAwaitMs = 3'600'000;
 inline constexpr std::size_t kMaxStreamReason = 4096;
+inline constexpr std::size_t kMaxGpuName = 64;  ///< "GPU-" and 36 characters, as of 2026.
 
 struct HelloRequest {
   std::int64_t pid = 0;
@@ -31,6 +32,9 @@ struct HelloRequest {
   std::uint32_t world_size = 1;
   std::string engine;
   std::string engine_version;
+  /// The UUID of the GPU that the rank computes with ("GPU-6f0c..."); empty: none, or an engine
+  /// that cannot take slabs of GPU memory.
+  std::string gpu;
   Identity identity;
 };
 struct PhaseRequest {
@@ -81,6 +85,13 @@ using EngineRequest = std::variant<HelloRequest, PhaseRequest, AwaitWeightsReque
                                    CreateArenaRequest, GetSlabsRequest, PublishRequest,
                                    OpenStreamRequest, NextBatchRequest, CloseStreamRequest>;
 
+/// How an arena is cut; the slabs' sizes add up to its own.
+struct ArenaShape {
+  std::uint64_t arena_bytes = 0;
+  std::vector<std::uint64_t> slab_bytes;
+  std::string gpu;  ///< The UUID of the GPU whose memory the slabs are; empty: the host's.
+};
+
 /// A checkpoint that the agent reads for the engine (docs/protocols.md §3).
 struct StreamShape {
   std::size_t slots = 0;
@@ -115,9 +126,8 @@ Result<EngineRequest> DecodeEngineRequest(std::string_view text, std::size_t fds
 json::Json WelcomeReply(bool from_peer, const std::string& reason);
 json::Json OkReply();
 json::Json ErrorReply(const Status& status);
-json::Json WeightsReply(std::uint64_t arena_bytes, const std::vector<std::uint64_t>& slab_bytes,
-                        std::uint64_t manifest_bytes);
-json::Json ArenaReply(std::uint64_t arena_bytes, const std::vector<std::uint64_t>& slab_bytes);
+json::Json WeightsReply(const ArenaShape& shape, std::uint64_t manifest_bytes);
+json::Json ArenaReply(const ArenaShape& shape);
 json::Json SlabsReply(std::size_t first, std::size_t count);
 json::Json StreamReply(const StreamShape& shape);
 json::Json BatchReply(const StreamedBatch& batch);

@@ -241,8 +241,7 @@ void EngineServer::Loop::LookForWeights(Connection& connection, Clock::time_poin
   std::vector<OwnedFd> fds;
   fds.push_back(*std::move(document));
   connection.session.OnWeightsDelivered();
-  SendReply(connection, "AwaitWeights",
-            WeightsReply(ready.shape.arena_bytes, ready.shape.slab_bytes, ready.manifest.size()),
+  SendReply(connection, "AwaitWeights", WeightsReply(ready.shape, ready.manifest.size()),
             std::move(fds));
 }
 
@@ -329,7 +328,7 @@ void EngineServer::Loop::Perform(Connection& connection, EngineStep step,
     auto shape = host_.CreateArena(*connection.session.hello(), create->request.bytes);
     if (!shape.ok()) return SendReply(connection, "CreateArena", ErrorReply(shape.status()));
     connection.session.OnArenaCreated();
-    SendReply(connection, "CreateArena", ArenaReply(shape->arena_bytes, shape->slab_bytes));
+    SendReply(connection, "CreateArena", ArenaReply(*shape));
   } else if (auto* slabs = std::get_if<step::SendSlabs>(&step)) {
     const GetSlabsRequest& wanted = slabs->request;
     auto sent = host_.Slabs(wanted.rank, wanted.first, wanted.count);

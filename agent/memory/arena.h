@@ -59,6 +59,7 @@ class Arena {
 
   std::uint64_t bytes() const { return bytes_; }
   const Memory& memory() const { return *memory_; }
+  const std::shared_ptr<const Memory>& shared_memory() const { return memory_; }
   std::span<std::byte> span() { return {base_, bytes_}; }
   std::span<const std::byte> span() const { return {base_, bytes_}; }
 

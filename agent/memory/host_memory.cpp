@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "agent/memory/copy_engine.h"
 #include "agent/memory/memory.h"
 
 namespace rouse::memory {
@@ -148,6 +149,10 @@ class Host final : public Memory {
       return Status(StatusCode::kResourceExhausted, what + ": not enough is free");
     }
     return FromErrno(error.load(), what);
+  }
+
+  Result<std::unique_ptr<CopyEngine>> NewCopyEngine(int threads) const override {
+    return HostCopyEngine(threads);
   }
 };
 

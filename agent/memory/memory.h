@@ -15,6 +15,8 @@
 
 namespace rouse::memory {
 
+class CopyEngine;
+
 class Memory {
  public:
   virtual ~Memory() = default;
@@ -23,6 +25,8 @@ class Memory {
   virtual std::string name() const = 0;
   /// Whether the CPU may touch the bytes of a mapped slab.
   virtual bool on_host() const = 0;
+  /// The UUID of the GPU that it is the memory of ("GPU-6f0c..."); empty for the host's.
+  virtual std::string gpu() const { return ""; }
   /// Slabs are mapped in whole multiples of this; a power of two.
   virtual std::uint64_t granularity() const = 0;
 
@@ -40,9 +44,25 @@ class Memory {
 
   /// Takes the memory of mapped slabs now, where that would otherwise happen at first touch.
   virtual Status Populate(std::byte* base, std::uint64_t bytes, int threads) const = 0;
+
+  /// What copies into arenas of this memory and digests them there (copy_engine.h). `threads` is
+  /// for the CPU's. Unavailable when a device has no code for it.
+  virtual Result<std::unique_ptr<CopyEngine>> NewCopyEngine(int threads) const = 0;
 };
 
 /// The host's (memfd).
 std::shared_ptr<const Memory> HostMemory();
+
+/// The GPUs of this machine; of rouse_cuda (agent/cuda/gpus.h), or a test's. Threads: any.
+class Gpus {
+ public:
+  virtual ~Gpus() = default;
+
+  /// Ok where there are GPUs; else Unavailable says why not.
+  virtual Status Check() = 0;
+  /// The memory of the GPU with this UUID. The first call for each takes about half a second.
+  /// NotFound when this process does not see it.
+  virtual Result<std::shared_ptr<const Memory>> MemoryOf(const std::string& uuid) = 0;
+};
 
 }  // namespace rouse::memory

@@ -212,11 +212,14 @@ void Agent::OnRankConnected(const HelloRequest& hello, bool from_peer) {
                                       {"worldSize", hello.world_size},
                                       {"engine", hello.engine},
                                       {"engineVersion", hello.engine_version},
+                                      {"gpu", hello.gpu},
                                       {"source", from_peer ? "Peer" : "Storage"}});
+  store_->OnEngine(hello);
   Apply(event::RankConnected{hello.rank, NowUs()});
 }
 
 void Agent::OnRankDisconnected(std::uint32_t rank) {
+  store_->OnEngineGone(rank);
   stream_->Leave(rank);
   Apply(event::RankDisconnected{rank});
 }

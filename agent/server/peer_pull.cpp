@@ -8,6 +8,7 @@
 #include "agent/server/peer_swarm.h"
 #include "agent/transfer/node_protocol.h"
 #include "agent/transfer/node_pull.h"
+#include "agent/transfer/source.h"
 #include "common/log.h"
 #include "common/seeded.h"
 #include "common/stoppable_sleep.h"
@@ -70,9 +71,10 @@ Result<transfer::PullReport> CopyWithinNode(const transfer::NodeSource& node,
                                             const transfer::PullOptions& options,
                                             std::stop_token stop,
                                             const transfer::ProgressCallback& on_progress) {
+  const auto& memory = arriving.arena->arena().shared_memory();
   ROUSE_ASSIGN_OR_RETURN(const auto imported,
-                         transfer::ImportFromNode(node, rank, memory::HostMemory(), kNodeDeadline));
-  const auto engine = memory::HostCopyEngine(options.digest_threads);
+                         transfer::ImportFromNode(node, rank, memory, kNodeDeadline));
+  ROUSE_ASSIGN_OR_RETURN(const auto engine, memory->NewCopyEngine(options.digest_threads));
   return transfer::CopyFromNode(node, rank.manifest, *imported, arriving.arena->arena(), *engine,
                                 options, std::move(stop), on_progress, arriving.available.get());
 }
@@ -115,6 +117,8 @@ class Attempt {
   std::vector<Peer> held() const { return swarm_.held(); }
 
  private:
+  Status CheckReach() const;
+  Outcome PlaceAndPull(const RemoteRank& rank, WeightStore::Arriving arriving);
   Status PullRank(const RemoteRank& rank, const WeightStore::Arriving& arriving);
   Result<transfer::PullReport> PullFromSwarm(const RemoteRank& rank,
                                              const WeightStore::Arriving& arriving,
@@ -127,6 +131,7 @@ class Attempt {
   const std::stop_callback<std::function<void()>> passed_on_;
   std::optional<transfer::NodeSource> node_;
   std::string origin_;
+  std::uint32_t ranks_ = 0;
   bool started_ = false;
   PeerSwarm swarm_;  // last: its threads use the above
 };
@@ -135,31 +140,60 @@ Outcome Attempt::Run(const Peer& first) {
   if (const Status opened = swarm_.Open(first); !opened.ok()) return {.status = opened};
   const OpenResponse& opened = swarm_.first();
   if (IsComplete(opened)) node_ = OnThisNode(first, opened, settings_.node_folder);
-  const auto ranks = static_cast<std::uint32_t>(opened.ranks.size());
-  std::vector<WeightStore::Arriving> arriving;
+  if (const Status reached = CheckReach(); !reached.ok()) return {.status = reached};
+  ranks_ = static_cast<std::uint32_t>(opened.ranks.size());
+  const std::string origin = "pulled from " + first.pod;
+  std::vector<std::pair<const RemoteRank*, WeightStore::Arriving>> missing;
   for (const RemoteRank& rank : opened.ranks) {
-    if (store_.Has(rank.manifest)) {
-      arriving.emplace_back();
+    if (store_.Has(rank.manifest)) continue;  // An earlier attempt has brought all of it.
+    if (transfer::OnlyWithinNode(rank)) {
+      const Status announced = store_.Announce(rank.manifest, ranks_, origin);
+      if (!announced.ok()) return {.status = announced, .hopeless = true};
+      missing.emplace_back(&rank, WeightStore::Arriving());
       continue;
     }
-    auto place = store_.Arrive(rank.manifest, ranks, "pulled from " + first.pod);
+    auto place = store_.Arrive(rank.manifest, ranks_, origin, memory::HostMemory());
     if (!place.ok()) return {.status = place.status(), .hopeless = true};
-    arriving.push_back(*std::move(place));
+    missing.emplace_back(&rank, *std::move(place));
   }
   hooks_.on_opened(first);
-  for (std::size_t i = 0; i < opened.ranks.size(); ++i) {
-    if (arriving[i].arena == nullptr) continue;  // An earlier attempt has brought all of it.
-    origin_ = "pulled from " + first.pod;
-    const Status pulled = PullRank(opened.ranks[i], arriving[i]);
-    if (!pulled.ok()) {
-      swarm_.Stop();
-      return {.status = pulled};
-    }
-    const Status kept = store_.Arrived(opened.ranks[i].manifest.rank, arriving[i].arena, origin_);
-    if (!kept.ok()) return {.status = kept, .hopeless = true};
+  for (auto& [rank, arriving] : missing) {
+    origin_ = origin;
+    const Outcome outcome = PlaceAndPull(*rank, std::move(arriving));
+    if (!outcome.status.ok()) return outcome;
     hooks_.on_progress();
   }
   return {};
+}
+
+/// What lies in a GPU's memory can be had within the node alone, by an agent that sees the GPU.
+Status Attempt::CheckReach() const {
+  const auto& ranks = swarm_.first().ranks;
+  if (std::none_of(ranks.begin(), ranks.end(), transfer::OnlyWithinNode)) return {};
+  if (!node_) {
+    return FailedPrecondition(
+        "its weights are in GPU memory, which only agents of its node can read");
+  }
+  return store_.CheckGpus();
+}
+
+Outcome Attempt::PlaceAndPull(const RemoteRank& rank, WeightStore::Arriving arriving) {
+  if (arriving.arena == nullptr) {
+    const auto memory = store_.AwaitGpu(rank.manifest.rank, give_up_.get_token());
+    // No other peer's weights could lie there either.
+    const bool hopeless = memory.status().code() != StatusCode::kCancelled;
+    if (!memory.ok()) return {.status = memory.status(), .hopeless = hopeless};
+    auto place = store_.Arrive(rank.manifest, ranks_, origin_, *memory);
+    if (!place.ok()) return {.status = place.status(), .hopeless = true};
+    arriving = *std::move(place);
+  }
+  const Status pulled = PullRank(rank, arriving);
+  if (!pulled.ok()) {
+    swarm_.Stop();
+    return {.status = pulled};
+  }
+  const Status kept = store_.Arrived(rank.manifest.rank, arriving.arena, origin_);
+  return {.status = kept, .hopeless = !kept.ok()};
 }
 
 Status Attempt::PullRank(const RemoteRank& rank, const WeightStore::Arriving& arriving) {
@@ -170,11 +204,12 @@ Status Attempt::PullRank(const RemoteRank& rank, const WeightStore::Arriving& ar
     hooks_.on_verified(progress.counters.bytes_verified);
   };
   Result<transfer::PullReport> pulled = Unavailable("not tried");
+  const bool has_other_way = !transfer::OnlyWithinNode(rank);
   // What an earlier attempt has brought may be being read: it must not be written again.
   if (node_ && NothingThere(*arriving.available)) {
     pulled = CopyWithinNode(*node_, rank, arriving, settings_.transfer, give_up_.get_token(),
                             on_progress);
-    if (!pulled.ok() && !give_up_.stop_requested()) {
+    if (!pulled.ok() && has_other_way && !give_up_.stop_requested()) {
       log::Warning("a peer of this node is read over the network",
                    {{"peer", node_->name}, {"error", pulled.status().ToString()}});
       node_.reset();
@@ -182,7 +217,7 @@ Status Attempt::PullRank(const RemoteRank& rank, const WeightStore::Arriving& ar
   } else {
     node_.reset();
   }
-  if (!node_) pulled = PullFromSwarm(rank, arriving, on_progress);
+  if (!node_ && has_other_way) pulled = PullFromSwarm(rank, arriving, on_progress);
   hooks_.on_transfer(pulled.status(), pulled.ok() ? pulled->counters : last.counters,
                      pulled.ok() ? pulled->seconds : last.seconds,
                      pulled.ok() ? pulled->transport : "");

@@ -4,6 +4,7 @@
 
 #include "agent/memory/copy_engine.h"
 #include "common/log.h"
+#include "common/round_up.h"
 
 namespace rouse::agent {
 namespace {
@@ -15,6 +16,21 @@ constexpr std::string_view kPublishedHere = "published by this pod's engine";
 
 std::string RankName(std::uint32_t rank) {
   return "rank " + std::to_string(rank);
+}
+
+ArenaShape ShapeOf(const memory::Arena& arena) {
+  return {
+      .arena_bytes = arena.bytes(), .slab_bytes = arena.SlabBytes(), .gpu = arena.memory().gpu()};
+}
+
+// Only agents of this node can read a GPU's memory, and they read it when it is complete.
+bool OfferedWhileArriving(const memory::Arena* arena) {
+  return arena != nullptr && arena->memory().on_host();
+}
+
+/// A GPU's memory is not read over the network.
+Result<ucx::RegisteredMemory> NotRegistered(std::shared_ptr<ucx::Context>, std::span<std::byte>) {
+  return FailedPrecondition("GPU memory is not registered with UCX");
 }
 
 /// What all ranks of one set of weights have in common.
@@ -45,9 +61,8 @@ const WeightStore::Rank* WeightStore::Find(std::uint32_t rank) const {
 bool WeightStore::AllReady(bool or_arriving) const {
   if (expected_ranks_ == 0 || ranks_.size() != expected_ranks_) return false;
   for (const auto& [number, rank] : ranks_) {
-    if (rank.stage != Stage::kReady && !(or_arriving && rank.stage == Stage::kArriving)) {
-      return false;
-    }
+    const bool arriving = rank.stage == Stage::kArriving && OfferedWhileArriving(rank.arena.get());
+    if (rank.stage != Stage::kReady && !(or_arriving && arriving)) return false;
   }
   return true;
 }
@@ -73,22 +88,44 @@ Result<std::optional<ReadyWeights>> WeightStore::Weights(std::uint32_t rank) con
     return Unavailable("there are no weights for " + RankName(rank) + ": " + why_none_);
   }
   if (held->stage != Stage::kReady) return std::optional<ReadyWeights>();
-  return std::optional(ReadyWeights{
-      .shape = {.arena_bytes = held->arena->bytes(), .slab_bytes = held->arena->SlabBytes()},
-      .manifest = json::Dump(ToJson(held->manifest))});
+  return std::optional(
+      ReadyWeights{.shape = ShapeOf(*held->arena), .manifest = json::Dump(ToJson(held->manifest))});
+}
+
+Result<std::unique_ptr<memory::Arena>> WeightStore::NewArena(
+    std::uint32_t rank, std::uint64_t bytes, std::shared_ptr<const memory::Memory> memory,
+    bool populate) const {
+  // A GPU's slabs are cut at chunks, so that each copy and its digests stay within one of them.
+  const std::uint64_t slab_bytes =
+      memory->on_host() ? options_.slab_bytes
+                        : RoundUp(RoundUp(options_.slab_bytes, memory->granularity()), kChunkBytes);
+  auto created = memory::Arena::Create({.bytes = bytes,
+                                        .memory = std::move(memory),
+                                        .slab_bytes = slab_bytes,
+                                        .name = "rouse-rank" + std::to_string(rank),
+                                        .populate = populate});
+  if (!created.ok()) return created.status().WithContext("create arena of " + RankName(rank));
+  return created;
 }
 
 Result<ArenaShape> WeightStore::Create(const HelloRequest& hello, std::uint64_t bytes) {
-  auto created = memory::Arena::Create({.bytes = bytes,
-                                        .slab_bytes = options_.slab_bytes,
-                                        .name = "rouse-rank" + std::to_string(hello.rank)});
-  if (!created.ok()) return created.status().WithContext("create arena of " + RankName(hello.rank));
+  Result<std::unique_ptr<memory::Arena>> created = Unavailable("");
+  if (!hello.gpu.empty() && options_.gpus != nullptr) {
+    auto gpu = options_.gpus->MemoryOf(hello.gpu);
+    created = gpu.ok() ? NewArena(hello.rank, bytes, *std::move(gpu), false) : gpu.status();
+    if (!created.ok()) {
+      log::Warning("weights are kept in host memory, not in the engine's GPU",
+                   {{"rank", hello.rank}, {"error", created.status().ToString()}});
+    }
+  }
+  if (!created.ok()) created = NewArena(hello.rank, bytes, memory::HostMemory(), false);
+  ROUSE_RETURN_IF_ERROR(created.status());
   Rank rank;
   rank.arena = *std::move(created);
   ROUSE_RETURN_IF_ERROR(publisher_->Hold(rank.arena));
   rank.identity = hello.identity;
   rank.origin = kPublishedHere;
-  const ArenaShape shape{rank.arena->bytes(), rank.arena->SlabBytes()};
+  const ArenaShape shape = ShapeOf(*rank.arena);
 
   const std::scoped_lock lock(mutex_);
   WithdrawLocked();
@@ -108,7 +145,9 @@ Result<std::vector<memory::OwnedFd>> WeightStore::Slabs(std::uint32_t rank, std:
                                                         std::size_t count) const {
   const std::scoped_lock lock(mutex_);
   const Rank* const held = Find(rank);
-  if (held == nullptr) return FailedPrecondition("the arena of " + RankName(rank) + " is gone");
+  if (held == nullptr || held->arena == nullptr) {
+    return FailedPrecondition("the arena of " + RankName(rank) + " is gone");
+  }
   const std::size_t slabs = held->arena->slab_count();
   if (first >= slabs || count > slabs - first) {
     return InvalidArgument("first: slabs " + std::to_string(first) + " to " +
@@ -151,8 +190,57 @@ Status WeightStore::Publish(const HelloRequest& hello, const std::string& manife
   return Status();
 }
 
-Result<WeightStore::Arriving> WeightStore::Arrive(const WeightManifest& manifest,
-                                                  std::uint32_t ranks, const std::string& origin) {
+void WeightStore::OnEngine(const HelloRequest& hello) {
+  const std::scoped_lock lock(mutex_);
+  engines_[hello.rank] = hello.gpu;
+  engines_changed_.notify_all();
+}
+
+void WeightStore::OnEngineGone(std::uint32_t rank) {
+  const std::scoped_lock lock(mutex_);
+  engines_.erase(rank);
+}
+
+Status WeightStore::CheckGpus() const {
+  if (options_.gpus == nullptr) {
+    return FailedPrecondition(
+        "this agent keeps weights in host memory only (--gpu-weights, --node-folder)");
+  }
+  const Status status = options_.gpus->Check();
+  return status.ok() ? status : FailedPrecondition("no GPU here: " + status.message());
+}
+
+Status WeightStore::Announce(const WeightManifest& manifest, std::uint32_t ranks,
+                             const std::string& origin) {
+  const std::scoped_lock lock(mutex_);
+  const Rank* const held = Find(manifest.rank);
+  if (held != nullptr && held->stage != Stage::kArriving) {
+    return FailedPrecondition(RankName(manifest.rank) + " has weights already: " + held->origin);
+  }
+  if (held == nullptr || held->manifest != manifest) Expect(manifest, ranks, origin, {});
+  return Status();
+}
+
+Result<std::shared_ptr<const memory::Memory>> WeightStore::AwaitGpu(std::uint32_t rank,
+                                                                    const std::stop_token& stop) {
+  std::string gpu;
+  {
+    std::unique_lock lock(mutex_);
+    if (!engines_changed_.wait(lock, stop, [&] { return engines_.contains(rank); })) {
+      return Status(StatusCode::kCancelled, "no engine of " + RankName(rank) + " came");
+    }
+    gpu = engines_.at(rank);
+  }
+  if (gpu.empty()) {
+    return FailedPrecondition("the engine of " + RankName(rank) +
+                              " does not take weights in GPU memory");
+  }
+  return options_.gpus->MemoryOf(gpu);
+}
+
+Result<WeightStore::Arriving> WeightStore::Arrive(
+    const WeightManifest& manifest, std::uint32_t ranks, const std::string& origin,
+    const std::shared_ptr<const memory::Memory>& memory) {
   Arriving arriving;
   {
     const std::scoped_lock lock(mutex_);
@@ -160,27 +248,27 @@ Result<WeightStore::Arriving> WeightStore::Arrive(const WeightManifest& manifest
     if (held != nullptr && held->stage != Stage::kArriving) {
       return FailedPrecondition(RankName(manifest.rank) + " has weights already: " + held->origin);
     }
-    if (held != nullptr && held->manifest == manifest) {
+    const bool same_memory =
+        held != nullptr && held->arena != nullptr && held->arena->memory().gpu() == memory->gpu();
+    // On a GPU it is faster to begin anew than to leave out what is there.
+    if (same_memory && held->manifest == manifest && memory->on_host()) {
       return Arriving{held->registered, held->available};
     }
     // Peers may be reading what was offered.
-    if (held != nullptr && held->arena->bytes() == manifest.arena_bytes &&
+    if (same_memory && held->arena->bytes() == manifest.arena_bytes &&
         offered_ == Offered::kNothing) {
       arriving.arena = held->registered;
     }
   }
   if (arriving.arena == nullptr) {
-    auto created = memory::Arena::Create({.bytes = manifest.arena_bytes,
-                                          .slab_bytes = options_.slab_bytes,
-                                          .name = "rouse-rank" + std::to_string(manifest.rank),
-                                          .populate = true});
-    if (!created.ok()) {
-      return created.status().WithContext("create arena of " + RankName(manifest.rank));
-    }
-    std::shared_ptr<memory::Arena> arena = *std::move(created);
+    ROUSE_ASSIGN_OR_RETURN(std::shared_ptr<memory::Arena> arena,
+                           NewArena(manifest.rank, manifest.arena_bytes, memory, true));
     ROUSE_RETURN_IF_ERROR(publisher_->Hold(arena));
     ROUSE_RETURN_IF_ERROR(arena->Seal());
-    arriving.arena = transfer::RegisteredArena::Create(context_, std::move(arena));
+    arriving.arena =
+        memory->on_host()
+            ? transfer::RegisteredArena::Create(context_, std::move(arena))
+            : transfer::RegisteredArena::Create(context_, std::move(arena), NotRegistered);
   }
   ROUSE_ASSIGN_OR_RETURN(arriving.available,
                          transfer::Availability::Create(manifest.chunk_digests.size()));
@@ -190,11 +278,18 @@ Result<WeightStore::Arriving> WeightStore::Arrive(const WeightManifest& manifest
     return FailedPrecondition("the engine has taken " + RankName(manifest.rank) +
                               " into its own hands meanwhile");
   }
+  Expect(manifest, ranks, origin, arriving);
+  return arriving;
+}
+
+// Requires mutex_.
+void WeightStore::Expect(const WeightManifest& manifest, std::uint32_t ranks,
+                         const std::string& origin, const Arriving& arriving) {
   WithdrawLocked();
   expected_ranks_ = ranks;
   Rank& rank = ranks_[manifest.rank];
   rank.stage = Stage::kArriving;
-  rank.arena = arriving.arena->shared_arena();
+  rank.arena = arriving.arena != nullptr ? arriving.arena->shared_arena() : nullptr;
   rank.registered = arriving.arena;
   rank.available = arriving.available;
   rank.manifest = manifest;
@@ -202,7 +297,6 @@ Result<WeightStore::Arriving> WeightStore::Arrive(const WeightManifest& manifest
   rank.origin = origin;
   rank.from_peer = true;
   rank.generation = ++generation_;
-  return arriving;
 }
 
 bool WeightStore::Has(const WeightManifest& manifest) const {
@@ -267,9 +361,10 @@ Result<bool> WeightStore::DigestOne(const std::stop_token& stop) {
     }
   }
   if (arena == nullptr) return false;
-  const auto engine = memory::HostCopyEngine(options_.digest_threads);
+  const auto engine = arena->memory().NewCopyEngine(options_.digest_threads);
+  if (!engine.ok()) return engine.status().WithContext("digest " + RankName(number));
   auto digests = memory::DigestChunks(
-      *engine, *arena,
+      **engine, *arena,
       {.chunk_bytes = chunk_bytes, .progress_deadline = kDigestDeadline, .stop = stop});
   if (!digests.ok()) return digests.status().WithContext("digest " + RankName(number));
   const std::scoped_lock lock(mutex_);

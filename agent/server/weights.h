@@ -7,11 +7,19 @@
 // it arrives, chunk by chunk as it is verified. An arena outlives the engine that filled it: the
 // next engine of the pod gets it from Weights().
 //
+// The arena of an engine that computes on a GPU lies in that GPU's memory, so which it is must be
+// known before weights can arrive there:
+//
+//   Announce -> (the engine connects) -> AwaitGpu -> Arrive -> ...
+//
+// Until then nothing of that GPU's memory is taken, which the engine measures when it starts.
+//
 // Threads: every method from any thread. Digests are taken on the caller of Prepare, without the
 // lock.
 
 #pragma once
 
+#include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -34,6 +42,8 @@ namespace rouse::agent {
 struct WeightStoreOptions {
   std::uint64_t slab_bytes = memory::kDefaultSlabBytes;
   int digest_threads = 1;
+  /// Null: weights of engines on GPUs are kept in host memory too.
+  std::shared_ptr<memory::Gpus> gpus;
 };
 
 class WeightStore {
@@ -45,7 +55,11 @@ class WeightStore {
   // For the engine socket (see EngineHost).
   WeightOffer Offer(std::uint32_t rank) const;
   Result<std::optional<ReadyWeights>> Weights(std::uint32_t rank) const;
+  /// In the memory of the engine's GPU where that can be had, else in the host's.
   Result<ArenaShape> Create(const HelloRequest& hello, std::uint64_t bytes);
+  /// A rank's engine has connected, or gone.
+  void OnEngine(const HelloRequest& hello);
+  void OnEngineGone(std::uint32_t rank);
   Result<std::vector<memory::OwnedFd>> Slabs(std::uint32_t rank, std::size_t first,
                                              std::size_t count) const;
   /// `read_here`: the agent has read these weights itself, and counted their bytes.
@@ -61,7 +75,15 @@ class WeightStore {
   /// what had arrived when it was of the same weights, else a new one, with its memory taken and
   /// sealed against the engine. Slow.
   Result<Arriving> Arrive(const WeightManifest& manifest, std::uint32_t ranks,
-                          const std::string& origin);
+                          const std::string& origin,
+                          const std::shared_ptr<const memory::Memory>& memory);
+  /// Whether weights in a GPU's memory could be taken here. FailedPrecondition says why not.
+  Status CheckGpus() const;
+  /// Engines are told that these weights come, Arrive is called later.
+  Status Announce(const WeightManifest& manifest, std::uint32_t ranks, const std::string& origin);
+  /// Waits until the rank's engine has connected; the memory of its GPU. Cancelled when stopped.
+  Result<std::shared_ptr<const memory::Memory>> AwaitGpu(std::uint32_t rank,
+                                                         const std::stop_token& stop);
   /// Whether `manifest`'s rank is ready with exactly this content.
   bool Has(const WeightManifest& manifest) const;
   /// The identity announced for a rank that arrives or is ready.
@@ -99,7 +121,7 @@ class WeightStore {
   enum class Offered { kNothing, kArriving, kComplete };
   struct Rank {
     Stage stage = Stage::kFilling;
-    std::shared_ptr<memory::Arena> arena;
+    std::shared_ptr<memory::Arena> arena;                   ///< None while it is only announced.
     std::shared_ptr<transfer::RegisteredArena> registered;  ///< While it arrives.
     std::shared_ptr<transfer::Availability> available;      ///< While it arrives.
     WeightManifest manifest;
@@ -112,6 +134,11 @@ class WeightStore {
   Rank* Find(std::uint32_t rank);
   const Rank* Find(std::uint32_t rank) const;
   bool AllReady(bool or_arriving) const;
+  Result<std::unique_ptr<memory::Arena>> NewArena(std::uint32_t rank, std::uint64_t bytes,
+                                                  std::shared_ptr<const memory::Memory> memory,
+                                                  bool populate) const;
+  void Expect(const WeightManifest& manifest, std::uint32_t ranks, const std::string& origin,
+              const Arriving& arriving);
   Result<bool> DigestOne(const std::stop_token& stop);
   Result<Work> OfferAll();
   Result<Work> OfferComplete(std::uint64_t generation);
@@ -121,6 +148,8 @@ class WeightStore {
   const std::unique_ptr<transfer::Publisher> publisher_;
   const WeightStoreOptions options_;
   mutable std::mutex mutex_;
+  std::condition_variable_any engines_changed_;
+  std::map<std::uint32_t, std::string> engines_;  ///< The GPU of each rank that is connected.
   std::map<std::uint32_t, Rank> ranks_;
   std::uint32_t expected_ranks_ = 0;
   std::uint64_t generation_ = 0;

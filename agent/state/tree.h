@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <cstdint>
 #include <ctime>
 #include <optional>
 #include <string>

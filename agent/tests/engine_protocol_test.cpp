@@ -25,7 +25,11 @@ TEST_CASE("Each request is decoded") {
   REQUIRE(hello.ok());
   CHECK(std::get<HelloRequest>(*hello).rank == 1);
   CHECK(std::get<HelloRequest>(*hello).identity.at("model") == "m");
+  CHECK(std::get<HelloRequest>(*hello).gpu.empty());
   CHECK(TypeName(*hello) == "Hello");
+  const auto on_gpu =
+      DecodeEngineRequest(Replaced(kHello, "\"pid\"", "\"gpu\":\"GPU-1\",\"pid\""), 0);
+  CHECK(std::get<HelloRequest>(*on_gpu).gpu == "GPU-1");
   const auto phase = DecodeEngineRequest(R"({"type":"Phase","name":"WeightsReady","atUs":5})", 0);
   CHECK(std::get<PhaseRequest>(*phase).phase == event::EnginePhase::kWeightsReady);
   const auto await = DecodeEngineRequest(R"({"type":"AwaitWeights","rank":0,"timeoutMs":9})", 0);
@@ -82,6 +86,8 @@ TEST_CASE("What is wrong with a request is named") {
       {Replaced(kHello, "\"worldSize\":2", "\"worldSize\":99999"), 0, "worldSize"},
       {Replaced(kHello, "{\"model\":\"m\"}", "{\"model\":3}"), 0, "identity.model"},
       {Replaced(kHello, "\"pid\":7,", ""), 0, "pid"},
+      {Replaced(kHello, "\"pid\"", "\"gpu\":5,\"pid\""), 0, "gpu"},
+      {Replaced(kHello, "\"pid\"", "\"gpu\":\"" + std::string(65, 'g') + "\",\"pid\""), 0, "gpu"},
       {R"({"type":"Phase","name":"Coffee","atUs":5})", 0, "name"},
       {R"({"type":"CreateArena","rank":0,"bytes":0})", 0, "bytes"},
       {R"({"type":"CreateArena","rank":0,"bytes":1e300})", 0, "bytes"},
@@ -95,6 +101,18 @@ TEST_CASE("What is wrong with a request is named") {
     REQUIRE_FALSE(decoded.ok());
     CHECK(decoded.status().message().find(one.said) != std::string::npos);
   }
+}
+
+TEST_CASE("Answers say whose memory an arena is when it is a GPU's") {
+  const ArenaShape shape{.arena_bytes = 5, .slab_bytes = {4, 1}};
+  CHECK(ArenaReply(shape) ==
+        json::Json({{"type", "Arena"}, {"arenaBytes", 5}, {"slabBytes", {4, 1}}}));
+  ArenaShape on_gpu = shape;
+  on_gpu.gpu = "GPU-1";
+  CHECK(ArenaReply(on_gpu)["gpu"] == "GPU-1");
+  CHECK(WeightsReply(on_gpu, 7)["gpu"] == "GPU-1");
+  CHECK(WeightsReply(on_gpu, 7)["manifestBytes"] == 7);
+  CHECK_FALSE(WeightsReply(shape, 7).contains("gpu"));
 }
 
 TEST_CASE("Requests that were damaged anywhere are decoded or refused, never more") {

@@ -8,6 +8,7 @@
 
 #include "agent/cuda/copy_engine.h"
 #include "agent/cuda/device.h"
+#include "agent/cuda/gpus.h"
 #include "agent/nccl/nccl_broadcaster.h"
 #include "agent/tests/transfer_fixture.h"
 #include "agent/transfer/node_pull.h"
@@ -128,6 +129,21 @@ TEST_CASE("a node-local pull brings every byte, and finds one that was flipped",
   REQUIRE(damaged.status().code() == StatusCode::kDataLoss);
   REQUIRE_THAT(damaged.status().message(), Catch::Contains("chunk 41 of rank 0"));
   ::rmdir(folder);
+}
+
+TEST_CASE("a GPU is found by its UUID, and is known by it", "[gpu]") {
+  const auto gpus = cuda::Gpus();
+  REQUIRE(gpus->Check() == Status());
+  const auto device = Gpu();
+  const auto memory = Must(gpus->MemoryOf(device->uuid()));
+  REQUIRE(memory->gpu() == device->uuid());
+  REQUIRE(Must(gpus->MemoryOf(device->uuid())) == memory);
+  REQUIRE(gpus->MemoryOf("GPU-of-somebody-else").status().code() == StatusCode::kNotFound);
+  const auto content = Bytes(9 * kMiB);
+  const auto arena = Must(memory::Arena::Create({.bytes = content.size(), .memory = memory}));
+  Must(cuda::Upload(*device, arena->span().data(), content));
+  const auto engine = Must(memory->NewCopyEngine(1));
+  REQUIRE(Must(memory::DigestChunks(*engine, *arena)) == CpuDigests(content));
 }
 
 TEST_CASE("memory is given back when an arena goes", "[gpu]") {

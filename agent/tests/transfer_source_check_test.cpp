@@ -28,6 +28,16 @@ TEST_CASE("a partial description brings one bit for each chunk", "[transfer]") {
   REQUIRE_THAT(CheckSource(source).message(), Catch::Contains("availability.bytes"));
 }
 
+TEST_CASE("slabs without keys can be read within the node alone", "[transfer]") {
+  PullSource source = Good();
+  REQUIRE_FALSE(OnlyWithinNode(source.rank));
+  for (RemoteSlab& slab : source.rank.slabs) slab = {.bytes = slab.bytes};
+  REQUIRE(OnlyWithinNode(source.rank));
+  REQUIRE(CheckSource(source).ok());
+  source.rank.slabs[1].bytes = std::uint64_t{5} << 30;
+  REQUIRE_THAT(CheckSource(source).message(), Catch::Contains("slabs[1].bytes"));
+}
+
 TEST_CASE("an impossible description is refused with source and field", "[transfer]") {
   PullSource source = Good();
   std::string field;

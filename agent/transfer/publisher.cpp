@@ -119,6 +119,12 @@ void Publisher::ReleaseUnused() {
 
 Status Publisher::Describe(Published& published) {
   std::vector<RemoteSlab> slabs;
+  if (!published.arena->memory().on_host()) {
+    for (const std::uint64_t bytes : published.arena->SlabBytes())
+      slabs.push_back({.bytes = bytes});
+    published.description.slabs = std::move(slabs);
+    return {};
+  }
   for (std::size_t i = 0; i < published.arena->slab_count(); ++i) {
     ROUSE_ASSIGN_OR_RETURN(RemoteSlab slab, process_->Offer(published.arena->slab(i)));
     slabs.push_back(std::move(slab));

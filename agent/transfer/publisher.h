@@ -53,7 +53,8 @@ class Publisher {
   /// some seconds after the last owner of the arena and the last lease on it have gone.
   Status Hold(const std::shared_ptr<memory::Arena>& arena);
 
-  /// Offers one rank's arena. The manifest must describe it and bring the digest of every chunk
+  /// Offers one rank's arena. One in GPU memory is offered to this node alone (OnlyWithinNode of
+  /// source.h). The manifest must describe it and bring the digest of every chunk
   /// (InvalidArgument). AlreadyExists when this rank is published. The arena is sealed if it is not
   /// yet. `available` is given while chunks are missing.
   Status Publish(std::shared_ptr<memory::Arena> arena, WeightManifest manifest,

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "agent/memory/chunk_digest.h"
 #include "agent/transfer/source.h"
 
@@ -10,11 +12,16 @@ constexpr std::size_t kMaxKeyBytes = 4u << 10;
 constexpr std::uint64_t kMaxSlabBytes = std::uint64_t{4} << 30;
 constexpr std::size_t kMaxSlabs = 65536;
 
-Status CheckSlab(const RemoteSlab& slab, const std::string& where) {
+Status CheckBytes(const RemoteSlab& slab, const std::string& where) {
   if (slab.bytes == 0 || slab.bytes > kMaxSlabBytes) {
     return InvalidArgument(where + ".bytes: " + std::to_string(slab.bytes) +
                            " is not between 1 and " + std::to_string(kMaxSlabBytes));
   }
+  return {};
+}
+
+Status CheckSlab(const RemoteSlab& slab, const std::string& where) {
+  ROUSE_RETURN_IF_ERROR(CheckBytes(slab, where));
   if (slab.address == 0 || slab.address + slab.bytes < slab.address) {
     return InvalidArgument(where + ".address: the slab does not fit an address space");
   }
@@ -30,9 +37,10 @@ Status CheckRank(const RemoteRank& rank) {
   if (rank.slabs.size() > kMaxSlabs) {
     return InvalidArgument("slabs: has more than " + std::to_string(kMaxSlabs) + " entries");
   }
+  const auto check = OnlyWithinNode(rank) ? CheckBytes : CheckSlab;
   std::uint64_t total = 0;
   for (std::size_t i = 0; i < rank.slabs.size(); ++i) {
-    ROUSE_RETURN_IF_ERROR(CheckSlab(rank.slabs[i], "slabs[" + std::to_string(i) + "]"));
+    ROUSE_RETURN_IF_ERROR(check(rank.slabs[i], "slabs[" + std::to_string(i) + "]"));
     total += rank.slabs[i].bytes;  // at most 65536 × 4 GiB
   }
   if (total != rank.manifest.arena_bytes) {
@@ -59,6 +67,12 @@ Status CheckSource(const std::string& name, const std::string& worker_address,
                            " bytes, expected 1 to " + std::to_string(kMaxAddressBytes));
   }
   return CheckRank(rank).WithContext(what);
+}
+
+bool OnlyWithinNode(const RemoteRank& rank) {
+  return !rank.slabs.empty() &&
+         std::all_of(rank.slabs.begin(), rank.slabs.end(),
+                     [](const RemoteSlab& slab) { return slab.rkey.empty(); });
 }
 
 Status CheckSource(const PullSource& source) {

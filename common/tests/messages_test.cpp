@@ -82,6 +82,12 @@ OpenResponse SomePartialResponse() {
   return response;
 }
 
+OpenResponse SomeResponseWithinNode() {
+  OpenResponse response = SomeOpenResponse();
+  for (RemoteSlab& slab : response.ranks[0].slabs) slab = {.bytes = slab.bytes};
+  return response;
+}
+
 ModelFiles SomeFiles() {
   return {
       .files = {{.path = "config.json", .bytes = 3, .mode = 0644, .sha256 = std::string(64, 'a')},
@@ -100,6 +106,7 @@ TEST_CASE("every message reads back as it was written") {
         OpenRequest{"x", "ns/p", true});
   CHECK(*OpenResponseFromJson(ToJson(SomeOpenResponse())) == SomeOpenResponse());
   CHECK(*OpenResponseFromJson(ToJson(SomePartialResponse())) == SomePartialResponse());
+  CHECK(*OpenResponseFromJson(ToJson(SomeResponseWithinNode())) == SomeResponseWithinNode());
   CHECK(*LeaseRequestFromJson(ToJson(LeaseRequest{"l"})) == LeaseRequest{"l"});
   CHECK(*ModelFilesFromJson(ToJson(SomeFiles())) == SomeFiles());
   CHECK(*ManifestFromJson(ToJson(SomeManifest()), "m") == SomeManifest());

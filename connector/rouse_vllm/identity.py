@@ -107,6 +107,13 @@ def device_name(device_type: str) -> str:
     return f"{device_type} {platform.machine()}"
 
 
+def gpu_uuid(device_type: str) -> str:
+    """The UUID of the GPU that this process computes with, as NVIDIA's tools write it; else empty."""
+    if device_type != "cuda" or torch.version.cuda is None:
+        return ""
+    return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+
+
 def build(
     vllm_config: VllmConfig, model_config: ModelConfig, form: str, engine_version: str
 ) -> dict[str, str]:

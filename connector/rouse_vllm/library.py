@@ -18,8 +18,12 @@ MAX_MESSAGE_FDS = 64
 MAP_SHARED = 1
 MAP_PRIVATE = 2
 
+GPU_READ = 1
+GPU_READ_WRITE = 2
+
 _c_size = ctypes.c_size_t
 _c_pointer = ctypes.c_void_p
+_c_address = ctypes.c_uint64  # of a GPU
 
 _PROTOTYPES = {
     "rouse_abi_version": (ctypes.c_int, []),
@@ -56,6 +60,15 @@ _PROTOTYPES = {
     "rouse_arena_map": (ctypes.c_int, [_c_pointer, _c_size, _c_size, ctypes.c_int, ctypes.c_int]),
     "rouse_arena_unmap": (ctypes.c_int, [_c_pointer]),
     "rouse_arena_free": (None, [_c_pointer]),
+    "rouse_gpu_arena_reserve": (ctypes.c_int, [_c_size, _c_address, ctypes.POINTER(_c_pointer)]),
+    "rouse_gpu_arena_address": (_c_address, [_c_pointer]),
+    "rouse_gpu_arena_map": (
+        ctypes.c_int,
+        [_c_pointer, _c_size, _c_size, ctypes.c_int, ctypes.c_int],
+    ),
+    "rouse_gpu_arena_protect": (ctypes.c_int, [_c_pointer]),
+    "rouse_gpu_arena_unmap": (ctypes.c_int, [_c_pointer]),
+    "rouse_gpu_arena_free": (None, [_c_pointer]),
 }
 
 _library: ctypes.CDLL | None = None
@@ -225,3 +238,62 @@ class Arena:
         if handle and not sys.is_finalizing():
             self._library.rouse_arena_free(handle)
             self._handle = None
+
+
+class GpuArena:
+    """One contiguous range of addresses of the current GPU with slabs of its memory mapped into it.
+
+    The range lives as long as this object or anything that bytes_at() returned.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._library = load()
+        self._handle = _c_pointer()
+        self.size = size
+        if self._library.rouse_gpu_arena_reserve(size, 0, ctypes.byref(self._handle)) < 0:
+            raise RouseError(_message(self._library))
+        self.address: int = self._library.rouse_gpu_arena_address(self._handle)
+
+    def map(self, offset: int, size: int, fd: int, access: int) -> None:
+        """Maps a slab at `offset`; the descriptor stays the caller's. Nobody is kept from reading what
+        is written, as there is no copy-on-write on a GPU."""
+        if self._library.rouse_gpu_arena_map(self._handle, offset, size, fd, access) < 0:
+            raise RouseError(_message(self._library))
+
+    def protect(self) -> None:
+        """Waits until the GPU is idle; from then on whoever writes to the arena here faults."""
+        if self._library.rouse_gpu_arena_protect(self._handle) < 0:
+            raise RouseError(_message(self._library))
+
+    def unmap(self) -> None:
+        """Waits until the GPU is idle, then unmaps all slabs; the addresses stay reserved."""
+        if self._library.rouse_gpu_arena_unmap(self._handle) < 0:
+            raise RouseError(_message(self._library))
+
+    def bytes_at(self, offset: int, size: int) -> GpuBytes:
+        """A part of the range, for torch.as_tensor()."""
+        if offset < 0 or size <= 0 or size > self.size - offset:
+            raise ValueError(f"[{offset}, {offset + size}) is not in an arena of {self.size} bytes")
+        return GpuBytes(self, offset, size)
+
+    def __del__(self) -> None:
+        handle = getattr(self, "_handle", None)
+        # While the interpreter ends, CUDA may be gone already.
+        if handle and not sys.is_finalizing():
+            self._library.rouse_gpu_arena_free(handle)
+            self._handle = None
+
+
+class GpuBytes:
+    """Bytes of a GPU, as numpy, torch and others take them. Keeps their arena alive."""
+
+    def __init__(self, arena: GpuArena, offset: int, size: int) -> None:
+        self._arena = arena
+        # Said to be writable, because torch takes nothing else.
+        self.__cuda_array_interface__ = {
+            "version": 3,
+            "shape": (size,),
+            "typestr": "|u1",
+            "data": (arena.address + offset, False),
+            "strides": None,
+        }

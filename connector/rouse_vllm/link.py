@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from rouse_vllm import identity, library, manifest, tensors
 from rouse_vllm.errors import ManifestError
-from rouse_vllm.manifest import Manifest, Scalar
-from rouse_vllm.session import Session, Welcome
+from rouse_vllm.manifest import Manifest, Scalar, Tensor
+from rouse_vllm.session import Session, SlabPlan, Welcome
 from rouse_vllm.stream import CheckpointStream
 
 
 def now_us() -> int:
     """Microseconds since the epoch."""
     return time.time_ns() // 1000
+
+
+def _release_gpu_memory() -> None:
+    """Gives what the model has left of its own back to the GPU: torch would keep it, as much as the
+    weights are."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)
@@ -64,10 +74,11 @@ class Rank:
     engine_version: str
     identity: dict[str, str]
     form: str
+    gpu: str = ""  # UUID
 
     @property
     def adopts(self) -> bool:
-        """Whether the model computes with the arena itself. Slabs are host memory: a device copies."""
+        """Whether the model computes with an arena in host memory itself; a device copies from it."""
         return self.form == manifest.LOADED
 
 
@@ -80,6 +91,8 @@ class Link:
     #: (phase, microseconds) pairs that a new connection begins with.
     moments: list[tuple[str, int]] = field(default_factory=list)
     _session: Session | None = None
+    #: The arena in GPU memory that the model computes with.
+    _weights: tuple[library.GpuArena, SlabPlan] | None = None
 
     def open(self) -> Welcome:
         """Connects anew and says who we are."""
@@ -88,7 +101,7 @@ class Link:
             self.settings.socket, self.rank.rank, self.settings.connect_timeout_s
         )
         welcome = self._session.hello(
-            self.rank.world_size, self.rank.engine_version, self.rank.identity
+            self.rank.world_size, self.rank.engine_version, self.rank.identity, self.rank.gpu
         )
         for name, at_us in self.moments:
             self._session.phase(name, at_us)
@@ -115,15 +128,32 @@ class Link:
         self._check_for_us(described, plan.arena_bytes)
         named = tensors.collect(model, self.rank.form)
         tensors.check(named, described)
-        (arena,) = session.map_slabs(plan, library.MAP_PRIVATE)
-        view = tensors.ArenaView(arena.buffer(), described.allocations)
         pairs = tensors.pair(named, described.tensors)
-        if self.rank.adopts:
-            tensors.adopt(pairs, view)
+        if plan.gpu:
+            self._take_on_gpu(plan, described, pairs)
         else:
-            tensors.copy_out(pairs, view)
+            (arena,) = session.map_slabs(plan, library.MAP_PRIVATE)
+            view = tensors.ArenaView(arena.buffer(), described.allocations)
+            if self.rank.adopts:
+                tensors.adopt(pairs, view)
+            else:
+                tensors.copy_out(pairs, view)
         tensors.set_scalars(model, described.scalars)
         return described
+
+    def _take_on_gpu(
+        self, plan: SlabPlan, described: Manifest, pairs: list[tuple[tensors.Named, Tensor]]
+    ) -> None:
+        arena = self._map_on_gpu(plan, library.GPU_READ)
+        view = tensors.GpuArenaView(arena, described.allocations)
+        # All of it, before parameters are pointed elsewhere: should the model hold a view of one that
+        # was not found, its bytes are right too. Takes a thousandth of a second a gigabyte.
+        tensors.copy_out(pairs, view)
+        # Another GPU's memory would be read over the link between the two each time.
+        if plan.gpu == self.rank.gpu:
+            tensors.adopt(tensors.read_only(pairs, view.device), view)
+            self._weights = arena, plan
+        _release_gpu_memory()
 
     def give(self, model: nn.Module, scalars: dict[str, Scalar]) -> Manifest:
         """Publishes the model's weights. Where it can, the model goes on computing with the arena,
@@ -141,10 +171,14 @@ class Link:
             tensors=layout.tensors,
             scalars=scalars,
         )
+        if plan.gpu:
+            self._give_on_gpu(plan, described, named, layout)
+            session.publish(described.encode())
+            return described
         if self.rank.adopts:
             shared, private = session.map_slabs(plan, library.MAP_SHARED, library.MAP_PRIVATE)
             tensors.move_in(
-                named,
+                tensors.pair(named, layout.tensors),
                 layout,
                 tensors.ArenaView(shared.buffer(), described.allocations),
                 tensors.ArenaView(private.buffer(), described.allocations),
@@ -160,6 +194,35 @@ class Link:
         shared.unmap()
         session.publish(described.encode())
         return described
+
+    def _give_on_gpu(
+        self, plan: SlabPlan, described: Manifest, named: list[tensors.Named], layout: tensors.Layout
+    ) -> None:
+        arena = self._map_on_gpu(plan, library.GPU_READ_WRITE)
+        view = tensors.GpuArenaView(arena, described.allocations)
+        pairs = tensors.read_only(tensors.pair(named, layout.tensors), view.device)
+        tensors.move_in(pairs, layout, view, view)
+        self._weights = arena, plan
+        _release_gpu_memory()
+        # Peers are promised that nobody changes what was published.
+        arena.protect()
+
+    def _map_on_gpu(self, plan: SlabPlan, access: int) -> library.GpuArena:
+        arena = library.GpuArena(sum(plan.slab_bytes))
+        self._connected().map_gpu_slabs(plan, arena, access)
+        return arena
+
+    def unmap_weights(self) -> None:
+        """Lets go of the arena in GPU memory, if there is one. Its addresses stay reserved, so that
+        captured graphs are valid again after map_weights(); until then nothing may compute."""
+        if self._weights is not None:
+            self._weights[0].unmap()
+
+    def map_weights(self) -> None:
+        """Maps the arena again where it was, with what the agent has in it now."""
+        if self._weights is not None:
+            arena, plan = self._weights
+            self._connected().map_gpu_slabs(plan, arena, library.GPU_READ)
 
     def _connected(self) -> Session:
         if self._session is None:

@@ -135,6 +135,7 @@ class RouseModelLoader(DefaultModelLoader):
             engine_version=version,
             identity=identity.build(vllm_config, model_config, form, version),
             form=form,
+            gpu=identity.gpu_uuid(vllm_config.device_config.device_type),
         )
         self._link = Link(self._settings, rank, moments)
         self._connect()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,7 @@ class SlabPlan:
 
     arena_bytes: int
     slab_bytes: tuple[int, ...]
+    gpu: str = ""  # the UUID of the GPU whose memory they are; empty: the host's
 
 
 @dataclass(frozen=True)
@@ -78,21 +80,22 @@ class Session:
             os.close(self._socket)
             self._socket = -1
 
-    def hello(self, world_size: int, engine_version: str, identity: dict[str, str]) -> Welcome:
-        answer = self._ask(
-            {
-                "type": "Hello",
-                "protocol": PROTOCOL,
-                "version": PROTOCOL_VERSION,
-                "pid": os.getpid(),
-                "rank": self.rank,
-                "worldSize": world_size,
-                "engine": "vllm",
-                "engineVersion": engine_version,
-                "identity": identity,
-            },
-            "Welcome",
-        )
+    def hello(
+        self, world_size: int, engine_version: str, identity: dict[str, str], gpu: str = ""
+    ) -> Welcome:
+        """`gpu` is the UUID of the GPU that this rank computes with, if any."""
+        request = {
+            "type": "Hello",
+            "protocol": PROTOCOL,
+            "version": PROTOCOL_VERSION,
+            "pid": os.getpid(),
+            "rank": self.rank,
+            "worldSize": world_size,
+            "engine": "vllm",
+            "engineVersion": engine_version,
+            "identity": identity,
+        }
+        answer = self._ask(request | ({"gpu": gpu} if gpu else {}), "Welcome")
         spoken = (answer.get("protocol"), answer.get("version"))
         if spoken != (PROTOCOL, PROTOCOL_VERSION):
             raise ProtocolError(
@@ -147,6 +150,19 @@ class Session:
     def map_slabs(self, plan: SlabPlan, *mappings: int) -> list[library.Arena]:
         """Maps all slabs once for each kind of mapping (library.MAP_…), each in a range of its own."""
         arenas = [library.Arena(sum(plan.slab_bytes)) for _ in mappings]
+        for offset, size, fd in self._slabs(plan):
+            for arena, mapping in zip(arenas, mappings):
+                arena.map(offset, size, fd, mapping)
+        return arenas
+
+    def map_gpu_slabs(self, plan: SlabPlan, arena: library.GpuArena, access: int) -> None:
+        """Maps all slabs of GPU memory into an arena of that size, on the current GPU."""
+        for offset, size, fd in self._slabs(plan):
+            arena.map(offset, size, fd, access)
+
+    def _slabs(self, plan: SlabPlan) -> Iterator[tuple[int, int, int]]:
+        """Offset, size and descriptor of each slab; descriptors are good until the next slab is
+        asked for."""
         offset, first = 0, 0
         while first < len(plan.slab_bytes):
             count = min(library.MAX_MESSAGE_FDS, len(plan.slab_bytes) - first)
@@ -160,13 +176,11 @@ class Session:
                         f"announced as first {came[0]}, count {came[1]}"
                     )
                 for fd, size in zip(fds, plan.slab_bytes[first:]):
-                    for arena, mapping in zip(arenas, mappings):
-                        arena.map(offset, size, fd, mapping)
+                    yield offset, size, fd
                     offset += size
             finally:
                 _close_all(fds)
             first += count
-        return arenas
 
     def publish(self, manifest: bytes) -> None:
         """Publishes the arena. The caller has dropped every shared mapping of it before."""
@@ -341,4 +355,7 @@ def _slab_plan(answer: dict[str, Any]) -> SlabPlan:
         raise ProtocolError(
             f"{answer['type']}.slabBytes: {sum(sizes)} in all, the arena has {arena_bytes}"
         )
-    return SlabPlan(arena_bytes, tuple(sizes))
+    gpu = answer.get("gpu", "")
+    if not isinstance(gpu, str):
+        raise ProtocolError(f"{answer['type']}.gpu: expected a string")
+    return SlabPlan(arena_bytes, tuple(sizes), gpu)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rouse_vllm import library
 from rouse_vllm import manifest as manifests
 from rouse_vllm.errors import ManifestError, Unsupported
 from rouse_vllm.manifest import Allocation, Manifest, Scalar, Tensor
@@ -192,22 +193,39 @@ class ArenaView:
         self._allocations = allocations
         self._storages: dict[int, torch.Tensor] = {}
 
+    device = torch.device("cpu")
+
     def allocation(self, index: int) -> torch.Tensor:
         """The bytes of one allocation, as a storage of its own."""
         if index not in self._storages:
-            place = self._allocations[index]
-            self._storages[index] = torch.frombuffer(
-                self._buffer, dtype=torch.uint8, count=place.bytes, offset=place.offset
-            )
+            self._storages[index] = self._bytes(self._allocations[index])
         return self._storages[index]
+
+    def _bytes(self, place: Allocation) -> torch.Tensor:
+        return torch.frombuffer(
+            self._buffer, dtype=torch.uint8, count=place.bytes, offset=place.offset
+        )
 
     def tensor(self, place: Tensor) -> torch.Tensor:
         """The tensor that the manifest describes."""
         dtype = getattr(torch, place.dtype)
         item = manifests.ITEM_BYTES[place.dtype]
-        view = torch.empty(0, dtype=dtype, device="cpu")
+        view = torch.empty(0, dtype=dtype, device=self.device)
         storage = self.allocation(place.allocation).untyped_storage()
         return view.set_(storage, place.offset // item, place.shape, place.stride)
+
+
+class GpuArenaView(ArenaView):
+    """The same of an arena in the memory of the current GPU."""
+
+    def __init__(self, arena: library.GpuArena, allocations: tuple[Allocation, ...]) -> None:
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        self._arena = arena
+        self._allocations = allocations
+        self._storages = {}
+
+    def _bytes(self, place: Allocation) -> torch.Tensor:
+        return torch.as_tensor(self._arena.bytes_at(place.offset, place.bytes), device=self.device)
 
 
 def check(named: list[Named], manifest: Manifest) -> None:
@@ -262,18 +280,34 @@ def adopt(pairs: list[tuple[Named, Tensor]], view: ArenaView) -> None:
         entry.tensor.data = view.tensor(place)
 
 
+def read_only(
+    pairs: list[tuple[Named, Tensor]], device: torch.device
+) -> list[tuple[Named, Tensor]]:
+    """Those that a model only reads when it computes, on this device: parameters, and what shares
+    storages with them. Buffers and the rest are small, and some are written to."""
+    parameters = {
+        place.allocation
+        for entry, place in pairs
+        if place.kind == "Parameter" and entry.tensor.device == device
+    }
+    return [pair for pair in pairs if pair[1].allocation in parameters]
+
+
 def copy_in(layout: Layout, view: ArenaView, index: int) -> None:
     """Copies the bytes of one storage into the arena, from whatever device they are on."""
     view.allocation(index).copy_(layout.storages[index].bytes_view())
 
 
-def move_in(named: list[Named], layout: Layout, writable: ArenaView, private: ArenaView) -> None:
-    """Copies every storage through `writable` and points its tensors at the same bytes in `private`.
+def move_in(
+    pairs: list[tuple[Named, Tensor]], layout: Layout, writable: ArenaView, private: ArenaView
+) -> None:
+    """Copies every storage through `writable` and points those of its tensors that are in `pairs` at
+    the same bytes in `private`.
 
     One after the other, so that the old memory goes as the new one fills. Ends `layout.storages`.
     """
     users: list[list[tuple[Named, Tensor]]] = [[] for _ in layout.storages]
-    for entry, place in pair(named, layout.tensors):
+    for entry, place in pairs:
         users[place.allocation].append((entry, place))
     for i in range(len(users)):
         copy_in(layout, writable, i)

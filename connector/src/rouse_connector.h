@@ -15,6 +15,7 @@
 #define ROUSE_CONNECTOR_H_
 
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -96,6 +97,48 @@ ROUSE_EXPORT int rouse_arena_unmap(rouse_arena* arena);
 
 /// Unmaps everything and gives the range back; null is ignored. Nothing may use the range any more.
 ROUSE_EXPORT void rouse_arena_free(rouse_arena* arena);
+
+// ---- Arenas in GPU memory
+// ------------------------------------------------------------------------
+
+/// One contiguous range of GPU addresses that slabs (descriptors of cuMemCreate memory) are mapped
+/// into. All functions need the CUDA context of the same GPU to be current in the calling thread,
+/// which torch sees to. libcuda is opened at the first call.
+///
+/// Errors: -ENODEV: no driver, one that is too old, or no context is current. -ENOMEM, -EINVAL;
+/// -EIO: what else CUDA says, by name in the text.
+typedef struct rouse_gpu_arena rouse_gpu_arena;
+
+/// What this process may do with a mapped slab. There is no copy-on-write on a GPU: what is written
+/// reaches everybody.
+enum rouse_gpu_access {
+  ROUSE_GPU_READ = 1,        ///< A kernel that writes is a fault, and the context is lost.
+  ROUSE_GPU_READ_WRITE = 2,  ///< For filling it, before it is published.
+};
+
+/// Reserves a range of `bytes` on the current GPU, at the address `at` or, with 0, anywhere.
+/// Nothing is mapped. Free it with rouse_gpu_arena_free(). -EEXIST: `at` is not to be had.
+ROUSE_EXPORT int rouse_gpu_arena_reserve(size_t bytes, uint64_t at, rouse_gpu_arena** arena);
+
+/// The first address of the range.
+ROUSE_EXPORT uint64_t rouse_gpu_arena_address(const rouse_gpu_arena* arena);
+
+/// Maps the slab `fd` of `bytes` at `offset` in the range. The slab may be another GPU's that this
+/// one reaches. -EINVAL: `offset` is not a multiple of the GPU's granularity (2 MiB), or the slab
+/// does not fit into the range. -EEXIST: a slab is mapped there.
+ROUSE_EXPORT int rouse_gpu_arena_map(rouse_gpu_arena* arena, size_t offset, size_t bytes, int fd,
+                                     enum rouse_gpu_access access);
+
+/// Waits for all work on the GPU, then takes the right to write to the mapped slabs from this
+/// process.
+ROUSE_EXPORT int rouse_gpu_arena_protect(rouse_gpu_arena* arena);
+
+/// Waits for all work on the GPU, then unmaps all slabs and keeps the range reserved, so that they
+/// may come back at the same addresses.
+ROUSE_EXPORT int rouse_gpu_arena_unmap(rouse_gpu_arena* arena);
+
+/// Unmaps everything and gives the range back; null is ignored. Nothing may use the range any more.
+ROUSE_EXPORT void rouse_gpu_arena_free(rouse_gpu_arena* arena);
 
 #ifdef __cplusplus
 }

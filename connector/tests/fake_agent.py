@@ -82,6 +82,8 @@ class FakeAgent:
     identity: dict[str, str] | None = None
     overrides: dict[str, Callable[[dict[str, Any], Answer], Answer]] = field(default_factory=dict)
     storage_allowed: bool = True
+    #: Whose memory it says its slabs are, to engines on that GPU.
+    gpu: str = ""
     #: Of the slots that checkpoints stream through.
     slot_bytes: int = 256 * 1024
 
@@ -188,14 +190,14 @@ class FakeAgent:
                 "arenaBytes": sum(self.weights.slab_bytes),
                 "slabBytes": self.weights.slab_bytes,
                 "manifestBytes": len(self.weights.manifest),
-            }, [document]
+            } | self._whose(), [document]
         if kind == "CreateArena":
             self._arena = create_slabs(request["bytes"])
             return {
                 "type": "Arena",
                 "arenaBytes": request["bytes"],
                 "slabBytes": self._arena.slab_bytes,
-            }, []
+            } | self._whose(), []
         if kind == "GetSlabs":
             assert self._arena is not None
             first, count = request["first"], request["count"]
@@ -216,6 +218,10 @@ class FakeAgent:
         if kind == "CloseStream":
             return {"type": "Ok"}, []
         raise AssertionError(f"unknown request {kind}")
+
+    def _whose(self) -> dict[str, str]:
+        hello = next(r for r in reversed(self.requests) if r["type"] == "Hello")
+        return {"gpu": self.gpu} if self.gpu and "gpu" in hello else {}
 
     def _hello(self, request: dict[str, Any]) -> dict[str, Any]:
         welcome = {"type": "Welcome", "protocol": "rouse-engine", "version": 1}

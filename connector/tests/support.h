@@ -12,7 +12,11 @@
 #include <string>
 #include <vector>
 
-namespace rouse::connector_test {
+namespace rouse {
+
+extern const char kFakeCuda[];  ///< Where the build put it.
+
+namespace connector_test {
 
 inline size_t OpenDescriptors() {
   size_t count = 0;
@@ -106,4 +110,5 @@ inline void RawSend(int socket, const std::string& bytes, const std::vector<int>
   REQUIRE(sendmsg(socket, &header, MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size()));
 }
 
-}  // namespace rouse::connector_test
+}  // namespace connector_test
+}  // namespace rouse

@@ -6,6 +6,7 @@ is looked at right before vLLM post-processes it.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 from vllm.model_executor.model_loader import base_loader, get_model, get_model_loader  # noqa: E402
 
 import rouse_vllm  # noqa: E402
-from rouse_vllm import loader, tensors  # noqa: E402
+from rouse_vllm import identity, library, loader, tensors  # noqa: E402
 
 
 @dataclass
@@ -293,6 +294,95 @@ def test_processed_weights_that_do_not_fit_are_replaced_by_a_load_from_storage(
     got = values(processed_form["model"])
     assert all(torch.equal(got[n], expected[n]) for n in expected)
     assert agent.types().count("Publish") == 1
+
+
+# ---- Arenas in GPU memory -----------------------------------------------------------------------
+
+
+class StandInForGpuArena(library.Arena):
+    """Host memory, mapped as a GPU's is: writes reach the slabs until they are forbidden."""
+
+    def map(self, offset: int, size: int, fd: int, access: int) -> None:
+        super().map(offset, size, fd, library.MAP_SHARED)
+        if access == library.GPU_READ:
+            self.protect()
+
+    def protect(self) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.mprotect(ctypes.c_void_p(self.address), ctypes.c_size_t(self.size), 1) == 0
+
+
+@pytest.fixture
+def on_gpu(
+    processed_form: dict[str, torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, torch.nn.Module]:
+    """The engine takes the CPU for the GPU "GPU-1"."""
+    monkeypatch.setattr(identity, "gpu_uuid", lambda device_type: "GPU-1")
+    monkeypatch.setattr(library, "GpuArena", StandInForGpuArena)
+    monkeypatch.setattr("rouse_vllm.link._release_gpu_memory", lambda: None)
+    monkeypatch.setattr(
+        tensors,
+        "GpuArenaView",
+        lambda arena, allocations: tensors.ArenaView(arena.buffer(), allocations),
+    )
+    return processed_form
+
+
+def places(model: torch.nn.Module) -> dict[str, str]:
+    """Each tensor's kind, and the mapping that it is in."""
+    named = tensors.collect(model, "Processed")
+    return {n.name: f"{n.kind} {mapping_of(n.tensor.data_ptr())}" for n in named}
+
+
+@pytest.mark.parametrize("kind", ["moe", "tied"])
+def test_on_a_gpu_both_sides_compute_with_the_arenas_parameters(
+    load: Load,
+    kind: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    on_gpu: dict[str, torch.nn.Module],
+) -> None:
+    checkpoint = request.getfixturevalue(kind)
+    with FakeAgent(tmp_path / "source.sock", gpu="GPU-1") as agent:
+        load(checkpoint, agent.path)
+    assert agent.errors == [] and agent.published is not None
+    assert agent.requests[0]["gpu"] == "GPU-1"
+    expected = values(on_gpu["model"])
+    source = places(on_gpu["model"])
+    target_folder = without_weights(checkpoint, tmp_path / "target")
+    pulled = agent.published.pulled()
+    with FakeAgent(tmp_path / "target.sock", weights=pulled, gpu="GPU-1") as agent:
+        load(target_folder, agent.path)
+    assert agent.errors == []
+    got = values(on_gpu["model"])
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[n], expected[n]) for n in got)
+    for side, memfd in ((source, "/memfd:slab"), (places(on_gpu["model"]), "/memfd:pulled")):
+        for name, place in side.items():
+            # Nobody can change what peers read; what an engine may write to is its own.
+            if place.startswith("Parameter"):
+                assert memfd in place and " r--s " in place, f"{name}: {place}"
+            else:
+                assert memfd not in place, f"{name}: {place}"
+        assert any(place.startswith("Buffer") for place in side.values())
+    model = on_gpu["model"]
+    if kind == "tied":
+        assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+def test_on_another_gpu_than_the_arenas_an_engine_keeps_its_own_memory(
+    load: Load, moe: Path, bare: Path, tmp_path: Path, on_gpu: dict[str, torch.nn.Module]
+) -> None:
+    with FakeAgent(tmp_path / "source.sock", gpu="GPU-1") as agent:
+        load(moe, agent.path)
+    assert agent.published is not None
+    expected = values(on_gpu["model"])
+    with FakeAgent(tmp_path / "s", weights=agent.published.pulled(), gpu="GPU-2") as agent:
+        load(bare, agent.path)
+    assert agent.errors == []
+    got = values(on_gpu["model"])
+    assert all(torch.equal(got[n], expected[n]) for n in expected)
+    assert not any("/memfd:" in place for place in places(on_gpu["model"]).values())
 
 
 # ---- Identities ---------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def test_a_target_that_adopts_an_arena_has_the_sources_values_at_the_arenas_addr
     layout = tensors.lay_out(named)
     buffer, described = arena_of(layout)
     view = ArenaView(buffer, described.allocations)
-    tensors.move_in(named, layout, view, view)
+    tensors.move_in(tensors.pair(named, layout.tensors), layout, view, view)
 
     theirs = tensors.collect(target, LOADED)
     assert not all(equal(n.tensor, expected[n.name]) for n in theirs)
@@ -130,12 +130,23 @@ def test_tensors_keep_the_arena_alive() -> None:
     buffer, described = arena_of(layout)
     buffer.arena = Tracked()
     view = ArenaView(buffer, described.allocations)
-    tensors.move_in(named, layout, view, view)
+    tensors.move_in(tensors.pair(named, layout.tensors), layout, view, view)
     del view, buffer
     assert Tracked.alive
     assert module.weight.tolist() == [1.0] * 4
     del module, named
     assert not Tracked.alive
+
+
+def test_parameters_and_what_shares_storages_with_them_are_only_read() -> None:
+    named = tensors.collect(Toy(1), LOADED)
+    pairs = tensors.pair(named, tensors.lay_out(named).tensors)
+    kinds = {entry.name: entry.kind for entry in named}
+    found = {entry.name for entry, _ in tensors.read_only(pairs, torch.device("cpu"))}
+    assert {name for name, kind in kinds.items() if kind == "Parameter"} <= found
+    assert "view_of_first" in found and kinds["view_of_first"] == "Attribute"
+    assert "bare" not in found and "mask" not in found
+    assert tensors.read_only(pairs, torch.device("cuda", 0)) == []
 
 
 def test_processed_weights_are_copied_over_the_ones_that_are_there() -> None:

@@ -1,0 +1,330 @@
+// Weights in GPU memory, with memory of the host in the GPU's place: who has them, and how they
+// come from a peer of the node.
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <cstring>
+#include <filesystem>
+#include <future>
+
+#include "agent/memory/copy_engine.h"
+#include "agent/server/peer_pull.h"
+#include "agent/server/weights.h"
+#include "agent/tests/paths.h"
+#include "agent/tests/transfer_fixture.h"
+#include "agent/transfer/source.h"
+#include "common/http.h"
+
+namespace rouse::agent {
+namespace {
+
+using transfer::Must;
+using transfer::ScopedVariable;
+
+constexpr std::uint64_t kMiB = 1u << 20;
+constexpr std::uint64_t kBytes = 9 * kMiB + 123;
+const std::string kGpu = "GPU-fake";
+
+/// Does with the CPU what a GPU's engine does, all in one piece.
+class FakeGpuEngine final : public memory::CopyEngine {
+ public:
+  Status Copy(const memory::Arena& from, memory::Arena& to, const memory::CopyOptions& options,
+              const memory::OnPiece& on_piece) override {
+    std::memcpy(to.span().data(), from.span().data(), to.bytes());
+    return Digest(to, options, on_piece);
+  }
+  Status Digest(const memory::Arena& arena, const memory::CopyOptions&,
+                const memory::OnPiece& on_piece) override {
+    std::vector<memory::BlockDigest> blocks;
+    for (std::uint64_t at = 0; at < arena.bytes(); at += memory::kDigestBlockBytes) {
+      blocks.push_back(memory::DigestBlock(
+          arena.span().subspan(at, std::min(memory::kDigestBlockBytes, arena.bytes() - at))));
+    }
+    return on_piece({0, arena.bytes(), blocks});
+  }
+};
+
+/// Memory that says it is a GPU's.
+class FakeGpuMemory final : public memory::Memory {
+ public:
+  std::string name() const override { return "cuda:7"; }
+  bool on_host() const override { return false; }
+  std::string gpu() const override { return kGpu; }
+  std::uint64_t granularity() const override { return 2 * kMiB; }
+  Result<std::byte*> Reserve(std::uint64_t bytes) const override { return host_->Reserve(bytes); }
+  void Free(std::byte* base, std::uint64_t bytes) const override { host_->Free(base, bytes); }
+  Result<std::unique_ptr<memory::Slab>> Create(std::uint64_t bytes,
+                                               const std::string& slab) const override {
+    if (full) return Status(StatusCode::kResourceExhausted, "the GPU is full");
+    return host_->Create(bytes, slab);
+  }
+  Result<std::unique_ptr<memory::Slab>> Import(memory::OwnedFd fd,
+                                               std::uint64_t bytes) const override {
+    return host_->Import(std::move(fd), bytes);
+  }
+  Status Populate(std::byte* base, std::uint64_t bytes, int threads) const override {
+    return host_->Populate(base, bytes, threads);
+  }
+  Result<std::unique_ptr<memory::CopyEngine>> NewCopyEngine(int) const override {
+    return std::unique_ptr<memory::CopyEngine>(std::make_unique<FakeGpuEngine>());
+  }
+
+  bool full = false;
+
+ private:
+  const std::shared_ptr<const memory::Memory> host_ = memory::HostMemory();
+};
+
+class FakeGpus final : public memory::Gpus {
+ public:
+  Status Check() override { return check; }
+  Result<std::shared_ptr<const memory::Memory>> MemoryOf(const std::string& uuid) override {
+    if (uuid != kGpu) return NotFound("no such GPU");
+    return std::shared_ptr<const memory::Memory>(memory);
+  }
+
+  Status check;
+  std::shared_ptr<FakeGpuMemory> memory = std::make_shared<FakeGpuMemory>();
+};
+
+HelloRequest Hello(const std::string& gpu) {
+  return {.pid = 1, .rank = 0, .world_size = 1, .gpu = gpu, .identity = {{"model", "m"}}};
+}
+
+struct Folder {
+  Folder() { REQUIRE(::mkdtemp(path.data()) != nullptr); }
+  ~Folder() { std::filesystem::remove_all(path); }
+  std::string path = "/tmp/rouse-weights-XXXXXX";
+};
+
+std::unique_ptr<WeightStore> Store(const std::shared_ptr<memory::Gpus>& gpus,
+                                   const std::string& node_folder = "") {
+  const ScopedVariable variable("UCX_TLS", "tcp");
+  return std::make_unique<WeightStore>(
+      Must(ucx::Context::Create()),
+      Must(transfer::Publisher::Create({.leases = {},
+                                        .program = kTransferPeerProgram,
+                                        .node_folder = node_folder,
+                                        .node_socket = "source.sock"})),
+      WeightStoreOptions{.slab_bytes = 5 * kMiB, .digest_threads = 1, .gpus = gpus}, "none yet");
+}
+
+std::vector<std::byte> Content() {
+  std::vector<std::byte> content(kBytes);
+  for (std::size_t i = 0; i < kBytes; ++i) content[i] = static_cast<std::byte>(i * 31 >> 3);
+  return content;
+}
+
+std::vector<std::byte> BytesOf(const WeightStore& store, const ArenaShape& shape) {
+  std::vector<std::byte> bytes;
+  const auto fds = Must(store.Slabs(0, 0, shape.slab_bytes.size()));
+  for (std::size_t i = 0; i < fds.size(); ++i) {
+    const std::size_t at = bytes.size();
+    bytes.resize(at + shape.slab_bytes[i]);
+    REQUIRE(::pread(fds[i].get(), bytes.data() + at, shape.slab_bytes[i], 0) ==
+            static_cast<ssize_t>(shape.slab_bytes[i]));
+  }
+  return bytes;
+}
+
+/// What an engine on this GPU does, until peers are served.
+ArenaShape Publish(WeightStore& store, const HelloRequest& hello) {
+  store.OnEngine(hello);
+  const ArenaShape shape = Must(store.Create(hello, kBytes));
+  const auto content = Content();
+  const auto fds = Must(store.Slabs(0, 0, shape.slab_bytes.size()));
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < fds.size(); ++i) {
+    REQUIRE(::pwrite(fds[i].get(), content.data() + at, shape.slab_bytes[i], 0) ==
+            static_cast<ssize_t>(shape.slab_bytes[i]));
+    at += shape.slab_bytes[i];
+  }
+  WeightManifest manifest;
+  manifest.form = WeightForm::kProcessed;
+  manifest.identity = hello.identity;
+  manifest.arena_bytes = kBytes;
+  manifest.allocations = {{.offset = 0, .bytes = kBytes}};
+  Must(store.Publish(hello, json::Dump(ToJson(manifest)), false));
+  REQUIRE(Must(store.Prepare({})) == WeightStore::Work::kDigested);
+  REQUIRE(Must(store.Prepare({})) == WeightStore::Work::kOffered);
+  return shape;
+}
+
+TEST_CASE("an engine's arena lies in the memory of its GPU", "[weights]") {
+  const auto gpus = std::make_shared<FakeGpus>();
+  const auto store = Store(gpus);
+  const ArenaShape shape = Must(store->Create(Hello(kGpu), kBytes));
+  CHECK(shape.gpu == kGpu);
+  // Slabs are whole chunks there.
+  CHECK(shape.slab_bytes == std::vector<std::uint64_t>{8 * kMiB, kMiB + 123});
+  CHECK(Must(store->Create(Hello(""), kBytes)).gpu.empty());
+  SECTION("and in the host's when the agent does not see that GPU") {
+    const ArenaShape other = Must(store->Create(Hello("GPU-other"), kBytes));
+    CHECK(other.gpu.empty());
+    CHECK(other.slab_bytes == std::vector<std::uint64_t>{5 * kMiB, 4 * kMiB + 123});
+  }
+  SECTION("and in the host's when the GPU is full") {
+    gpus->memory->full = true;
+    CHECK(Must(store->Create(Hello(kGpu), kBytes)).gpu.empty());
+  }
+  SECTION("and in the host's when the agent was told so") {
+    CHECK(Must(Store(nullptr)->Create(Hello(kGpu), kBytes)).gpu.empty());
+  }
+}
+
+TEST_CASE("weights in GPU memory are offered to the node alone, those in host memory to all",
+          "[weights]") {
+  const auto store = Store(std::make_shared<FakeGpus>());
+  CHECK(Publish(*store, Hello(kGpu)).gpu == kGpu);
+  const OpenResponse gpu = Must(store->Open("ns/target", true));
+  REQUIRE(gpu.ranks.size() == 1);
+  CHECK(transfer::OnlyWithinNode(gpu.ranks[0]));
+  CHECK(Must(OpenResponseFromJson(ToJson(gpu))) == gpu);
+  CHECK(transfer::CheckSource("x", gpu.worker_address, gpu.ranks[0]).ok());
+  Publish(*store, Hello(""));
+  const OpenResponse host = Must(store->Open("ns/target", true));
+  CHECK_FALSE(transfer::OnlyWithinNode(host.ranks.at(0)));
+  CHECK(host.ranks[0].manifest.chunk_digests == gpu.ranks[0].manifest.chunk_digests);
+}
+
+TEST_CASE("announced weights are promised, and nothing more", "[weights]") {
+  const auto source = Store(std::make_shared<FakeGpus>());
+  Publish(*source, Hello(kGpu));
+  const WeightManifest manifest = Must(source->Open("ns/t", true)).ranks.at(0).manifest;
+  const auto store = Store(std::make_shared<FakeGpus>());
+  Must(store->Announce(manifest, 1, "pulled from a"));
+  CHECK(store->Offer(0).identity == manifest.identity);
+  CHECK(Must(store->Weights(0)) == std::nullopt);
+  CHECK(store->Slabs(0, 0, 1).status().code() == StatusCode::kFailedPrecondition);
+  CHECK(Must(store->Prepare({})) == WeightStore::Work::kNone);
+  CHECK(store->Open("ns/u", true).status().code() == StatusCode::kUnavailable);
+  CHECK(store->holdings().weights == std::nullopt);
+  SECTION("their engine's GPU is waited for") {
+    std::stop_source stop;
+    auto waits =
+        std::async(std::launch::async, [&] { return store->AwaitGpu(0, stop.get_token()); });
+    CHECK(waits.wait_for(std::chrono::milliseconds(50)) == std::future_status::timeout);
+    store->OnEngine(Hello(kGpu));
+    CHECK(Must(waits.get())->gpu() == kGpu);
+    store->OnEngineGone(0);
+    stop.request_stop();
+    CHECK(store->AwaitGpu(0, stop.get_token()).status().code() == StatusCode::kCancelled);
+  }
+  SECTION("an engine that takes no GPU memory cannot have them") {
+    store->OnEngine(Hello(""));
+    CHECK(store->AwaitGpu(0, {}).status().code() == StatusCode::kFailedPrecondition);
+  }
+  SECTION("an engine that loads for itself ends the promise") {
+    Must(store->Create(Hello(kGpu), kBytes));
+    CHECK(store->Announce(manifest, 1, "x").code() == StatusCode::kFailedPrecondition);
+  }
+}
+
+/// A source agent's HTTP port.
+std::unique_ptr<http::Server> Serve(WeightStore& store) {
+  return Must(http::Server::Listen("127.0.0.1", 0, [&store](const http::Request& request) {
+    const auto body = json::Parse(request.body, "request");
+    if (!body.ok()) return http::ErrorResponse(body.status());
+    if (request.target != "/v1/weights/open") {
+      const auto lease = LeaseRequestFromJson(*body);
+      if (!lease.ok()) return http::ErrorResponse(lease.status());
+      const bool renew = request.target == "/v1/weights/renew";
+      const Status done = renew ? store.Renew(lease->lease) : store.Close(lease->lease);
+      return done.ok() ? http::JsonResponse("{}") : http::ErrorResponse(done);
+    }
+    const auto opened = store.Open("ns/target", true);
+    return opened.ok() ? http::JsonResponse(json::Dump(ToJson(*opened)))
+                       : http::ErrorResponse(opened.status());
+  }));
+}
+
+struct Pulling {
+  explicit Pulling(const std::string& node_folder) {
+    source = Store(std::make_shared<FakeGpus>(), folder.path);
+    Publish(*source, Hello(kGpu));
+    server = Serve(*source);
+    settings.launch_identity = "launch";
+    settings.requester = "ns/target";
+    settings.node_folder = node_folder == "shared" ? folder.path : node_folder;
+    settings.picker.refused_deadline = std::chrono::milliseconds(200);
+    hooks.peers = [this] {
+      return std::vector<Peer>{
+          {"source", "node", "http://127.0.0.1:" + std::to_string(server->port())}};
+    };
+    hooks.on_opened = [this](const Peer&) {
+      opened = true;
+      if (when_opened) when_opened();
+    };
+    hooks.on_progress = [] {};
+    hooks.on_verified = [](std::uint64_t) {};
+    hooks.on_transfer = [this](const Status&, const transfer::PullCounters&, double,
+                               const std::string& way) { transport = way; };
+    hooks.on_put_aside = [](const Peer&, const Status&) {};
+  }
+
+  Folder folder;
+  std::shared_ptr<FakeGpus> gpus = std::make_shared<FakeGpus>();
+  std::unique_ptr<WeightStore> target = Store(gpus);
+  std::unique_ptr<WeightStore> source;
+  std::unique_ptr<http::Server> server;
+  PeerPullSettings settings;
+  PeerPullHooks hooks;
+  std::function<void()> when_opened;
+  bool opened = false;
+  std::string transport;
+};
+
+TEST_CASE("weights go from one GPU's memory to another's within the node", "[weights]") {
+  Pulling pulling("shared");
+  std::jthread engine;
+  pulling.when_opened = [&] {
+    engine = std::jthread([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(30));
+      pulling.target->OnEngine(Hello(kGpu));
+    });
+  };
+  Must(PullFromPeers(*pulling.target, pulling.settings, pulling.hooks, {}));
+  CHECK(pulling.transport == "node/cuda:7");
+  const auto weights = Must(pulling.target->Weights(0));
+  REQUIRE(weights);
+  CHECK(weights->shape.gpu == kGpu);
+  CHECK(BytesOf(*pulling.target, weights->shape) == Content());
+  // And on from there.
+  REQUIRE(Must(pulling.target->Prepare({})) == WeightStore::Work::kOffered);
+  CHECK(transfer::OnlyWithinNode(Must(pulling.target->Open("ns/next", false)).ranks.at(0)));
+}
+
+TEST_CASE("weights in GPU memory that cannot be reached are not waited for", "[weights]") {
+  std::string said;
+  SECTION("on another node") {
+    Pulling pulling("/nowhere");
+    const Status status = PullFromPeers(*pulling.target, pulling.settings, pulling.hooks, {});
+    CHECK_FALSE(pulling.opened);
+    said = status.message();
+    CHECK_THAT(said, Catch::Contains("only agents of its node can read"));
+  }
+  SECTION("without a GPU") {
+    Pulling pulling("shared");
+    pulling.gpus->check = Unavailable("no CUDA driver");
+    const Status status = PullFromPeers(*pulling.target, pulling.settings, pulling.hooks, {});
+    CHECK_FALSE(pulling.opened);
+    said = status.message();
+    CHECK_THAT(said, Catch::Contains("no CUDA driver"));
+    CHECK(pulling.target->Offer(0).identity == std::nullopt);
+  }
+  SECTION("when the engine is on a GPU that the agent does not see") {
+    Pulling pulling("shared");
+    pulling.when_opened = [&] { pulling.target->OnEngine(Hello("GPU-other")); };
+    const Status status = PullFromPeers(*pulling.target, pulling.settings, pulling.hooks, {});
+    CHECK_FALSE(status.ok());
+    said = pulling.target->Offer(0).reason;
+    CHECK_THAT(said, Catch::Contains("no such GPU"));
+    CHECK(pulling.target->Weights(0).status().code() == StatusCode::kUnavailable);
+  }
+}
+
+}  // namespace
+}  // namespace rouse::agent

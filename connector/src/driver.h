@@ -1,0 +1,33 @@
+// libcuda, opened when the first GPU arena is made: the engine has it loaded by then.
+
+#pragma once
+
+#include <cuda.h>
+
+namespace rouse::connector {
+
+/// The driver's functions that are called here. The names are those that libcuda exports.
+struct Driver {
+  decltype(&::cuGetErrorName) get_error_name = nullptr;
+  decltype(&::cuCtxGetDevice) ctx_get_device = nullptr;
+  decltype(&::cuCtxSynchronize) ctx_synchronize = nullptr;
+  decltype(&::cuMemGetAllocationGranularity) mem_get_allocation_granularity = nullptr;
+  decltype(&::cuMemAddressReserve) mem_address_reserve = nullptr;
+  decltype(&::cuMemAddressFree) mem_address_free = nullptr;
+  decltype(&::cuMemImportFromShareableHandle) mem_import_from_shareable_handle = nullptr;
+  decltype(&::cuMemRelease) mem_release = nullptr;
+  decltype(&::cuMemMap) mem_map = nullptr;
+  decltype(&::cuMemUnmap) mem_unmap = nullptr;
+  decltype(&::cuMemSetAccess) mem_set_access = nullptr;
+};
+
+/// What is opened; tests set another library before the first call.
+extern const char* driver_library;
+
+/// The driver, or null with the reason in rouse_last_error().
+const Driver* GetDriver();
+
+/// 0, or as Fail, with `what` and what CUDA calls the error.
+int CudaStatus(const Driver& driver, CUresult code, const char* what);
+
+}  // namespace rouse::connector

@@ -1,0 +1,145 @@
+"""Real agents, and the few lines that stand in for the operator."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+
+class FakeOperator:
+    """Answers every report with the peers that report servable weights."""
+
+    def __init__(self) -> None:
+        self.reports: dict[str, dict[str, Any]] = {}
+        operator = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                report = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                operator.reports[report["pod"]] = report
+                answer = json.dumps(operator.assignment(report["pod"])).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def assignment(self, pod: str) -> dict[str, Any]:
+        peers = [
+            {"pod": r["pod"], "node": r["node"], "address": r["address"]}
+            for r in list(self.reports.values())
+            if r["pod"] != pod and (r["weights"] or {}).get("servable")
+        ]
+        path = "Storage" if pod == "demo-0" else "Peer"
+        return {
+            "protocol": "rouse-agent",
+            "version": 1,
+            "path": path,
+            "peers": peers,
+            "reportAfterMs": 200,
+        }
+
+    def wait(
+        self, pod: str, ready: Callable[[dict[str, Any]], bool], limit_s: float = 60
+    ) -> dict[str, Any]:
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            report = self.reports.get(pod)
+            if report is not None and ready(report):
+                return report
+            time.sleep(0.05)
+        raise AssertionError(f"{pod} did not get there, last report: {self.reports.get(pod)}")
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Agent:
+    """A real rouse-agent with folders of its own."""
+
+    def __init__(
+        self, folder: Path, operator: FakeOperator, pod: str, *arguments: str, slab_mib: int = 1
+    ) -> None:
+        program = os.environ["ROUSE_TEST_AGENT"]
+        assert Path(program).exists(), f"build rouse-agent first: {program} is missing"
+        folder.mkdir()
+        self.socket = folder / "engine.sock"
+        self.plugin = folder / "plugin"  # a volume in the pod: it is there before the agent
+        self.plugin.mkdir()
+        self.log_path = folder / "agent.log"
+        self._log = self.log_path.open("w")
+        self._process = subprocess.Popen(
+            [
+                program,
+                *(
+                    "--namespace",
+                    "default",
+                    "--pod",
+                    pod,
+                    "--pod-uid",
+                    f"uid-{pod}",
+                    "--node",
+                    "node",
+                ),
+                *(
+                    "--pod-ip",
+                    "127.0.0.1",
+                    "--listen-host",
+                    "127.0.0.1",
+                    "--port",
+                    str(_free_port()),
+                ),
+                *("--operator-url", operator.url, "--launch-identity", "launch"),
+                *("--engine-socket", str(self.socket), "--drain-seconds", "1"),
+                *(
+                    "--plugin-source",
+                    os.environ["ROUSE_TEST_PLUGIN"],
+                    "--plugin-dir",
+                    str(self.plugin),
+                ),
+                *("--slab-mib", str(slab_mib)),
+                *arguments,
+            ],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def phases(self) -> dict[str, int]:
+        """The phases that its engine told it, in order; microseconds since the epoch."""
+        lines = [
+            json.loads(line)
+            for line in self.log_path.read_text().splitlines()
+            if line.startswith("{")
+        ]
+        return {line["phase"]: line["atUs"] for line in lines if line["message"] == "engine phase"}
+
+    def close(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
