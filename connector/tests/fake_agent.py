@@ -220,8 +220,8 @@ class FakeAgent:
         raise AssertionError(f"unknown request {kind}")
 
     def _whose(self) -> dict[str, str]:
-        hello = next(r for r in reversed(self.requests) if r["type"] == "Hello")
-        return {"gpu": self.gpu} if self.gpu and "gpu" in hello else {}
+        named = [r.get("gpu", "") for r in self.requests if r["type"] == "Hello"][-1:]
+        return {"gpu": self.gpu} if self.gpu and any(named) else {}
 
     def _hello(self, request: dict[str, Any]) -> dict[str, Any]:
         welcome = {"type": "Welcome", "protocol": "rouse-engine", "version": 1}

@@ -359,11 +359,12 @@ def test_on_a_gpu_both_sides_compute_with_the_arenas_parameters(
     assert all(torch.equal(got[n], expected[n]) for n in got)
     for side, memfd in ((source, "/memfd:slab"), (places(on_gpu["model"]), "/memfd:pulled")):
         for name, place in side.items():
-            # Nobody can change what peers read; what an engine may write to is its own.
+            # Nobody can change what peers read; what an engine may write to is its own. (vLLM keeps
+            # rotary embeddings for the process: an earlier test's may lie in a private mapping.)
             if place.startswith("Parameter"):
                 assert memfd in place and " r--s " in place, f"{name}: {place}"
             else:
-                assert memfd not in place, f"{name}: {place}"
+                assert " r--s " not in place, f"{name}: {place}"
         assert any(place.startswith("Buffer") for place in side.values())
     model = on_gpu["model"]
     if kind == "tied":
@@ -382,7 +383,7 @@ def test_on_another_gpu_than_the_arenas_an_engine_keeps_its_own_memory(
     assert agent.errors == []
     got = values(on_gpu["model"])
     assert all(torch.equal(got[n], expected[n]) for n in expected)
-    assert not any("/memfd:" in place for place in places(on_gpu["model"]).values())
+    assert not any(" r--s " in place for place in places(on_gpu["model"]).values())
 
 
 # ---- Identities ---------------------------------------------------------------------------------
