@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
 
     simulator = Simulator(options.program)
-    load = os.getloadavg()[0]
+    print(f"load average {os.getloadavg()[0]:.2f} before the start", file=sys.stderr)
     # As fast as one source can be: enough in flight to hide round trips.
     one_pull = simulator.run(1, unit_bytes=16 * MIB, gets=8)["lastReadySeconds"]
     found = [Figure("one pull, one source to one target", round(one_pull, 4), "s")]
@@ -154,26 +155,7 @@ def main() -> None:
             one_pull,
         )
     )
-    write(
-        "fanout",
-        found,
-        options.out,
-        loadBefore=round(load, 2),
-        settings={
-            "simulated": "one rank of 8, with a NIC of its own; the others do the same at the same time",
-            "rankBytes": ARENA,
-            "nicBytesPerSecond": 47_000_000_000,
-            "nvlinkBytesPerSecond": 400_000_000_000,
-            "digestBytesPerSecond": 1_000_000_000_000,
-            "unitBytes": {str(targets): unit_bytes(targets) for targets in options.targets},
-            "refreshMicroseconds": {
-                str(targets): refresh_us(targets) for targets in options.targets
-            },
-            "peersPerTarget": 8,
-            "chunksInFlightPerPeer": 2,
-            "deadlineForTheSilentSeconds": 0.25,
-        },
-    )
+    write("fanout", found, options.out)
     chart = options.out.with_suffix(".svg")
     chart.write_text(draw(curves, last, one_pull))
     print(f"drawn to {chart}")

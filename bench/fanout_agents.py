@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How well the fan-out simulator's model fits: the same small scenario with 32 real agents on loopback.
 
-    bench/fanout_agents.py [--build build/release] [--out docs/benchmarks/fanout-agents.json]
+    bench/fanout_agents.py [--build build/bench] [--tests build/release] [--out FILE]
 
 Every agent's weights can be read for a small part of the time only, which makes loopback a network of slow,
 equal ports that need little of the processor. One pull over such a port gives the rate; the simulator is given
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from figures import REPOSITORY, Figure, write
@@ -29,15 +30,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    build = Path(os.environ.get("ROUSE_BUILD", REPOSITORY / "build" / "release"))
-    parser.add_argument("--build", type=Path, default=build)
+    build = Path(os.environ.get("ROUSE_BUILD", REPOSITORY / "build" / "bench"))
+    parser.add_argument("--build", type=Path, default=build, help="has the simulator")
+    tests = REPOSITORY / "build" / "release"
+    parser.add_argument("--tests", type=Path, default=tests, help="has the agents and their test")
     parser.add_argument(
         "--out", type=Path, default=REPOSITORY / "docs" / "benchmarks" / "fanout-agents.json"
     )
     options = parser.parse_args()
 
-    load = os.getloadavg()[0]
-    real = run([str(options.build / "agent" / "agent_fan_out_program_test"), "[model]"])
+    print(f"load average {os.getloadavg()[0]:.2f} before the start", file=sys.stderr)
+    real = run([str(options.tests / "agent" / "agent_fan_out_program_test"), "[model]"])
     rate = real["arenaBytes"] / real["oneSeconds"]
     simulated = run(
         [
@@ -64,12 +67,6 @@ def main() -> None:
             ),
         ],
         options.out,
-        loadBefore=round(load, 2),
-        settings={
-            "arenaBytes": real["arenaBytes"],
-            "chunkBytes": real["chunkBytes"],
-            "portBytesPerSecond": round(rate),
-        },
     )
 
 
