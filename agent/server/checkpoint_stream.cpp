@@ -81,12 +81,10 @@ Result<std::optional<OpenedStream>> CheckpointStream::Open(const HelloRequest& h
   delivered_.erase(hello.rank);
   const bool joinable = load_ != nullptr && load_->status.ok() && !load_->stop.stop_requested() &&
                         load_->world_size == hello.world_size && load_->wanted == wanted;
-  const auto found = load_ == nullptr ? std::map<std::uint32_t, Consumer>::iterator()
-                                      : load_->consumers.find(hello.rank);
-  const bool known = load_ != nullptr && found != load_->consumers.end();
-  const bool asks_again = known && !found->second.opened && !found->second.closed;
+  const Consumer* const known = Find(hello.rank);
+  const bool asks_again = known != nullptr && !known->opened && !known->closed;
   if (!asks_again) {
-    if (known || !joinable) Begin(hello, std::move(wanted));
+    if (known != nullptr || !joinable) Begin(hello, std::move(wanted));
     load_->consumers[hello.rank] = {};
   }
   Load& load = *load_;
@@ -136,14 +134,12 @@ Result<OpenedStream> CheckpointStream::Describe(const Load& load) const {
 
 Result<std::optional<StreamedBatch>> CheckpointStream::Next(const NextBatchRequest& request) {
   const std::scoped_lock lock(mutex_);
-  const auto found = load_ == nullptr ? std::map<std::uint32_t, Consumer>::iterator()
-                                      : load_->consumers.find(request.rank);
-  if (load_ == nullptr || found == load_->consumers.end() || !found->second.opened ||
-      found->second.closed) {
+  Consumer* const found = Find(request.rank);
+  if (found == nullptr || !found->opened || found->closed) {
     return FailedPrecondition("the stream of " + RankName(request.rank) + " has ended");
   }
   Load& load = *load_;
-  Consumer& consumer = found->second;
+  Consumer& consumer = *found;
   if (request.batch != consumer.next) {
     return InvalidArgument("batch: " + std::to_string(request.batch) + " was asked for, " +
                            std::to_string(consumer.next) + " is next");
@@ -190,6 +186,12 @@ Result<std::optional<StreamedBatch>> CheckpointStream::Next(const NextBatchReque
   return std::optional(std::move(answer));
 }
 
+CheckpointStream::Consumer* CheckpointStream::Find(std::uint32_t rank) {
+  if (load_ == nullptr) return nullptr;
+  const auto found = load_->consumers.find(rank);
+  return found == load_->consumers.end() ? nullptr : &found->second;
+}
+
 void CheckpointStream::Leave(std::uint32_t rank) {
   Close(rank);
   const std::scoped_lock lock(mutex_);
@@ -198,10 +200,9 @@ void CheckpointStream::Leave(std::uint32_t rank) {
 
 void CheckpointStream::Close(std::uint32_t rank) {
   const std::scoped_lock lock(mutex_);
-  if (load_ == nullptr) return;
-  const auto found = load_->consumers.find(rank);
-  if (found == load_->consumers.end()) return;
-  found->second.closed = true;
+  Consumer* const found = Find(rank);
+  if (found == nullptr) return;
+  found->closed = true;
   const bool all = std::all_of(load_->consumers.begin(), load_->consumers.end(),
                                [](const auto& entry) { return entry.second.closed; });
   if (all) EndLoad(Status(StatusCode::kCancelled, "nobody loads the checkpoint any more"));

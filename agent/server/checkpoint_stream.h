@@ -98,6 +98,8 @@ class CheckpointStream {
     std::shared_ptr<storage::StreamRing> ring;
   };
 
+  // With the lock held; null when the rank is none of the load's, or there is no load.
+  Consumer* Find(std::uint32_t rank);
   void Work(const std::stop_token& stop);
   void Read(Load& load);
   Status Prepare(Load& load);

@@ -66,6 +66,18 @@ struct Stream {
     ring->Free(index + 1);
   }
 
+  /// Takes everything, until the reader has ended: each tensor's content.
+  std::map<std::string, std::string> TakeAll() {
+    std::map<std::string, std::string> contents;
+    for (std::size_t i = 0; i < plan.batches.size(); ++i) {
+      REQUIRE(AwaitBatch(i));
+      Take(i, contents);
+    }
+    thread.join();
+    REQUIRE(result.ok());
+    return contents;
+  }
+
   CheckpointFiles files;
   StreamPlan plan;
   std::atomic<std::size_t> batches_ready{0};
@@ -96,14 +108,7 @@ TEST_CASE("a checkpoint that is far larger than the slots arrives whole", "[stor
   stream.options.use_io_uring = use_io_uring;
   REQUIRE(stream.plan.batches.size() > 9);
   stream.Start();
-  std::map<std::string, std::string> contents;
-  for (std::size_t i = 0; i < stream.plan.batches.size(); ++i) {
-    REQUIRE(stream.AwaitBatch(i));
-    stream.Take(i, contents);
-  }
-  stream.thread.join();
-  REQUIRE(stream.result.ok());
-  REQUIRE(contents == expected);
+  REQUIRE(stream.TakeAll() == expected);
   REQUIRE(stream.ring->bytes_read() == stream.plan.reads.read_bytes());
   REQUIRE_FALSE(stream.ring->Ready(stream.plan.batches.size()));
 }
@@ -157,14 +162,7 @@ TEST_CASE("a disk that fails is an error, one that only stutters is not", "[stor
   }
   SECTION("short reads, interrupts, refused direct reads") {
     stream.Start(std::make_unique<test::FaultyQueue>(5));
-    std::map<std::string, std::string> contents;
-    for (std::size_t i = 0; i < stream.plan.batches.size(); ++i) {
-      REQUIRE(stream.AwaitBatch(i));
-      stream.Take(i, contents);
-    }
-    stream.thread.join();
-    REQUIRE(stream.result.ok());
-    REQUIRE(contents.at("x") == std::string(300'000, 'x'));
+    REQUIRE(stream.TakeAll().at("x") == std::string(300'000, 'x'));
   }
 }
 
