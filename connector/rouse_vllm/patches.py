@@ -1,0 +1,53 @@
+"""Every place where vLLM has no extension point: functions of its that we wrap.
+
+A wrapper relies on what the function takes, so that is checked when it is wrapped: an unknown vLLM
+gets a clear refusal there, not a wrong answer later. Which functions, and why, is said where each
+one is wrapped; all of them are in this file.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from rouse_vllm.errors import Unsupported
+
+
+def parameters(function: Callable[..., Any]) -> str:
+    """What a function takes, as its definition says it, without types: "self, level=1, *, tag"."""
+    signature = inspect.signature(function)
+    bare = [
+        parameter.replace(annotation=inspect.Parameter.empty)
+        for parameter in signature.parameters.values()
+    ]
+    return str(inspect.Signature(bare))[1:-1]
+
+
+def wrap(
+    owner: Any,
+    name: str,
+    expected: tuple[str, ...],
+    make: Callable[[Callable[..., Any]], Callable[..., Any]],
+) -> None:
+    """Puts make(original) in the place of owner.name, a function or a method. `expected` are the
+    parameters (see above) of each vLLM version that the wrapper is written for.
+
+    Unsupported when there is no such function, or it takes something else. Wrapping twice does
+    nothing.
+    """
+    where = f"{getattr(owner, '__module__', '')}.{owner.__name__}.{name}".lstrip(".")
+    original = inspect.getattr_static(owner, name, None)
+    if not inspect.isfunction(original):
+        raise Unsupported(f"this vLLM has no function {where}")
+    if hasattr(original, "_rouse_wraps"):
+        return
+    found = parameters(original)
+    if found not in expected:
+        raise Unsupported(
+            f"{where} takes ({found}) in this vLLM, this plugin knows ({') or ('.join(expected)})"
+        )
+    wrapper = functools.wraps(original)(make(original))
+    wrapper._rouse_wraps = original  # type: ignore[attr-defined]
+    setattr(owner, name, wrapper)
