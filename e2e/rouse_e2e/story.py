@@ -41,6 +41,10 @@ class Instance:
     def name(self) -> str:
         return self.pod["metadata"]["name"]
 
+    @property
+    def uid(self) -> str:
+        return self.pod["metadata"]["uid"]
+
     def annotation(self, name: str) -> str:
         return self.pod["metadata"].get("annotations", {}).get(f"rouse.dev/{name}", "")
 
@@ -181,6 +185,9 @@ class Story:
         selector = f"rouse.dev/modelservice={self.name}"
         pods = self.cluster.list("pods", self.namespace, selector)
         return sorted(pods, key=lambda pod: pod["metadata"]["name"])
+
+    def uids(self) -> set[str]:
+        return {Instance(pod).uid for pod in self.pods()}
 
     def serving(self) -> list[Instance]:
         """The instances that say that they serve, have told their timeline, and are Ready."""

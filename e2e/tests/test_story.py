@@ -37,7 +37,7 @@ def told(installed_story: Story):
         story.ask(first)
         story.scale(2)
         first_again, second = story.await_serving(2)
-        assert first_again.pod["metadata"]["uid"] == first.pod["metadata"]["uid"]
+        assert first_again.uid == first.uid
         story.ask(second)
         columns = story.cluster.kubectl("get", "modelservices", "-n", story.namespace)
         yield Told(story, first, second, prometheus, columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 
@@ -101,62 +102,68 @@ def test_a_scale_out_survives_the_operators_sigkill_again_and_again(
         story.say(f"SIGKILL to the operator ({moment.__name__})")
         kill_operator(story)
     instances = check_two(story, first)
-    uids = {x.name: x.pod["metadata"]["uid"] for x in instances}
-    assert uids[first.name] == first.pod["metadata"]["uid"], "the first instance was disturbed"
+    uids = {x.name: x.uid for x in instances}
+    assert uids[first.name] == first.uid, "the first instance was disturbed"
     assert next(x for x in instances if x.name != first.name).path == "Peer"
 
 
-def test_a_pod_deleted_by_hand_is_replaced_by_way_of_the_peer(
-    begin_with: Callable[[int], Story], first: Instance
-):
-    story = begin_with(2)
-    second = next(x for x in story.serving() if x.name != first.name)
-    story.say(f"kubectl delete pod {second.name}")
-    story.cluster.kubectl("delete", "pod", second.name, "-n", story.namespace, "--wait=false")
-    wait_until(
-        "the deleted pod to be gone",
-        60,
-        lambda: second.pod["metadata"]["uid"] not in {x["metadata"]["uid"] for x in story.pods()},
-    )
-    replacement = next(x for x in check_two(story, first) if x.name != first.name)
-    assert replacement.pod["metadata"]["uid"] != second.pod["metadata"]["uid"]
-    assert replacement.path == "Peer"
-
-
-@pytest.mark.parametrize("end", ["target", "source"])
-def test_an_agent_killed_in_mid_pull_does_no_lasting_harm(
-    begin_with: Callable[[int], Story], first: Instance, end: str
-):
-    story = begin_with(1)
-    source = story.serving()[0]
+@contextlib.contextmanager
+def slow_sender(story: Story, source: Instance):
+    """What the instance sends is slow meanwhile."""
     address = source.pod["status"]["podIP"]
     on_node(story, "slow", address, SLOW)
     try:
-        story.scale(2)
-
-        def pulling() -> str | None:
-            for pod in story.pods():
-                instance = Instance(pod)
-                arriving = "arriving" in instance.annotation("agent-message")
-                if instance.name != source.name and arriving:
-                    return instance.name
-            return None
-
-        target = wait_until("the second agent to pull", 120, pulling, 0.1)
-        victim = target if end == "target" else source.name
-        story.say(f"SIGKILL to the agent of {victim}")
-        on_node(story, "kill", victim, "rouse-agent")
+        yield
     finally:
         if pod_named(story, source.name):
             on_node(story, "fast", address)
-    instances = check_two(story, first)
-    for instance in instances:
-        if instance.pod["metadata"]["uid"] == source.pod["metadata"]["uid"]:
+
+
+def kill_agent_in_mid_pull(story: Story, source: Instance, end: str) -> None:
+    def pulling() -> str | None:
+        for pod in story.pods():
+            instance = Instance(pod)
+            arriving = "arriving" in instance.annotation("agent-message")
+            if instance.name != source.name and arriving:
+                return instance.name
+        return None
+
+    target = wait_until("another agent to pull", 120, pulling, 0.1)
+    victim = target if end == "target" else source.name
+    story.say(f"SIGKILL to the agent of {victim}")
+    on_node(story, "kill", victim, "rouse-agent")
+
+
+def test_a_pod_deleted_by_hand_is_replaced_by_the_peer_even_if_the_new_agent_is_killed_in_mid_pull(
+    begin_with: Callable[[int], Story], first: Instance
+):
+    story = begin_with(2)
+    source, second = sorted(story.serving(), key=lambda x: x.name != first.name)
+    with slow_sender(story, source):
+        story.say(f"kubectl delete pod {second.name}")
+        story.cluster.kubectl("delete", "pod", second.name, "-n", story.namespace, "--wait=false")
+        wait_until("the deleted pod to be gone", 60, lambda: second.uid not in story.uids())
+        kill_agent_in_mid_pull(story, source, "target")
+    instances = {x.name: x for x in check_two(story, first)}
+    left = instances.pop(source.name)
+    assert left.uid == source.uid, "the source was disturbed"
+    (replacement,) = instances.values()
+    assert replacement.uid != second.uid
+    assert replacement.path == "Peer"
+
+
+def test_a_sources_agent_killed_in_mid_pull_does_no_lasting_harm(
+    begin_with: Callable[[int], Story], first: Instance
+):
+    story = begin_with(1)
+    source = story.serving()[0]
+    with slow_sender(story, source):
+        story.scale(2)
+        kill_agent_in_mid_pull(story, source, "source")
+    for instance in check_two(story, first):
+        if instance.uid == source.uid:
             # An agent that starts beside an engine that serves knows of no start of its own.
             assert instance.timeline == source.timeline
-    if end == "target":
-        names = {x.name: x.pod["metadata"]["uid"] for x in instances}
-        assert names[source.name] == source.pod["metadata"]["uid"], "the source was disturbed"
 
 
 def test_the_node_scripts_find_what_they_look_for(begin_with: Callable[[int], Story]):
