@@ -41,11 +41,11 @@ def commit() -> str:
     return answer.stdout.strip() or "unknown"
 
 
-def write(name: str, figures: list[Figure], out: Path) -> None:
-    """Prints a table and writes docs/benchmarks/NAME.json."""
+def write(name: str, figures: list[Figure], out: Path, where: str | None = None) -> None:
+    """Prints a table and writes docs/benchmarks/NAME.json. `where` is the machine, if not this one."""
     document = {
         "name": name,
-        "machine": machine(),
+        "machine": where or machine(),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": " ".join([f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),

@@ -1,0 +1,313 @@
+"""The rows of the table: one way to start each, and what is measured of it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from server import LAUNCH, Server
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "connector" / "tests"))
+
+from agents import Agent, FakeOperator  # noqa: E402
+
+GIB = 1 << 30
+
+VLLM_COLD = "vLLM as shipped, cold caches"
+VLLM_WARM = "vLLM as shipped, warm caches"
+STORAGE = "Rouse, first instance: storage read by the agent, warm caches"
+PEER = "peer weights"
+STATE = "+ state reuse"
+LAZY = "+ lazy capture"
+FORK = "+ fork"
+PRELOADED = "+ preloaded parent"
+KILLED = "engine killed to serving again"
+WAKE = "guard wake to first token"
+VLLM_SLEEP = "vLLM's sleep level 2, wake, reload from tmpfs"
+
+
+class Bench:
+    """One model on one GPU. Every folder is below `work`, which is in tmpfs."""
+
+    def __init__(self, work: Path, kv_gib: float, share: float, logs: Path) -> None:
+        self.work = work
+        self.model = work / "model"
+        self.logs = logs
+        self.samples: list[dict[str, Any]] = []
+        self.tokens: list[list[int]] | None = None
+        self._operator = FakeOperator()
+        self._count = 0
+        self._arguments = [
+            *("--max-model-len", "4096", "--kv-cache-memory-bytes", str(int(kv_gib * GIB))),
+            # What has to be free when a start begins: several engines are on one GPU.
+            *("--gpu-memory-utilization", str(share), "--disable-log-stats"),
+        ]
+        self.source: Agent | None = None
+
+    # ---- what a row is made of ----
+
+    def environment(self, plugin: Path | None = None) -> dict[str, str]:
+        cache = self.work / "cache"
+        names = {
+            "VLLM_CACHE_ROOT": cache / "vllm",
+            "TRITON_CACHE_DIR": cache / "triton",
+            "TORCHINDUCTOR_CACHE_DIR": cache / "inductor",
+            "FLASHINFER_WORKSPACE_BASE": cache,
+        }
+        out = {name: str(folder) for name, folder in names.items()}
+        out |= {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "VLLM_HOST_IP": "127.0.0.1"}
+        if plugin is not None:
+            out["PYTHONPATH"] = f"{plugin}:{os.environ.get('PYTHONPATH', '')}"
+        return out
+
+    def caches(self, warm: bool) -> None:
+        """Empty, or as the first start left them, if any; the path is the same, as it is in every pod."""
+        cache, kept = self.work / "cache", self.work / "cache-kept"
+        if cache.exists() and not kept.exists():
+            cache.rename(kept)
+        shutil.rmtree(cache, ignore_errors=True)
+        if warm and kept.exists():
+            shutil.copytree(kept, cache, symlinks=True)
+        else:
+            cache.mkdir()
+
+    def _folder(self, name: str) -> Path:
+        self._count += 1
+        return self.work / f"{name}-{self._count}"
+
+    @contextlib.contextmanager
+    def stock(self, name: str, *more: str) -> Iterator[Server]:
+        log = self.logs / f"{self._folder(name).name}.log"
+        server = Server(name, self.model, [*self._arguments, *more], self.environment(), log)
+        try:
+            yield server
+        finally:
+            server.close()
+
+    @contextlib.contextmanager
+    def agent(self, pod: str, *arguments: str) -> Iterator[Agent]:
+        node = self.work / "node"
+        node.mkdir(exist_ok=True)
+        agent = Agent(
+            self._folder(pod), self._operator, pod, "--model-dir", str(self.model),
+            "--node-folder", str(node), *arguments, slab_mib=1024,
+        )  # fmt: skip
+        try:
+            yield agent
+        finally:
+            agent.close()
+            shutil.copy(agent.log_path, self.logs / f"{agent.log_path.parent.name}.agent.log")
+            self._operator.reports.pop(pod, None)
+
+    def rouse(
+        self, name: str, agent: Agent, began: float, extra: dict[str, str] | None = None,
+        environment: dict[str, str] | None = None, command: list[str] | None = None, port: int = 0,
+    ) -> Server:  # fmt: skip
+        given = json.dumps({"socket": str(agent.socket)} | (extra or {}))
+        server = Server(
+            name, self.model,
+            [*self._arguments, "--load-format", "rouse", "--model-loader-extra-config", given],
+            self.environment(agent.plugin) | (environment or {}),
+            self.logs / f"{self._folder(name).name}.log", command, port,
+        )  # fmt: skip
+        server.started = began
+        return server
+
+    def measured(
+        self, row: str, server: Server, seconds: float, speed: bool = True, **more: Any
+    ) -> None:
+        """Notes a start, and whether it is as good as the first one."""
+        tokens = server.tokens()
+        if self.tokens is None:
+            self.tokens = tokens
+        sample = {
+            "row": row,
+            "seconds": round(seconds, 4),
+            "differingTokens": sum(
+                a != b for x, y in zip(tokens, self.tokens) for a, b in zip(x, y)
+            ),
+            **more,
+        }
+        if speed:
+            sample["speed"] = {name: round(value, 6) for name, value in server.speed().items()}
+        self.samples.append(sample)
+        print("SAMPLE", json.dumps(sample), flush=True)
+
+    # ---- the rows ----
+
+    def vllm(self, row: str) -> None:
+        self.caches(warm=row == VLLM_WARM)
+        with self.stock("vllm") as server:
+            self.measured(row, server, server.first_token())
+
+    @contextlib.contextmanager
+    def first_instance(self) -> Iterator[None]:
+        """An instance that serves, whose weights others take; the weight files are out of reach then."""
+        self.caches(warm=True)
+        began = time.monotonic()
+        with self.agent("demo-0") as agent:
+            server = self.rouse("source", agent, began)
+            try:
+                self.measured(STORAGE, server, server.first_token())
+                self._operator.wait("demo-0", lambda r: (r["weights"] or {}).get("servable", False))
+                hidden = self.work / "weights"
+                hidden.mkdir()
+                for file in self.model.glob("*.safetensors"):
+                    file.rename(hidden / file.name)
+                try:
+                    yield
+                finally:
+                    for file in hidden.iterdir():
+                        file.rename(self.model / file.name)
+                    hidden.rmdir()
+            finally:
+                server.close()
+
+    def peer(self, row: str, **how: Any) -> None:
+        """A second instance beside the first, by its weights."""
+        self.caches(warm=row != PEER)
+        lazy = row in (LAZY, FORK, PRELOADED)
+        with self._second(row, lazy, LAUNCH if row in (FORK, PRELOADED) else None, **how):
+            pass
+
+    @contextlib.contextmanager
+    def _second(
+        self, row: str, lazy: bool, command: list[str] | None, port: int = 0, speed: bool = True
+    ) -> Iterator[tuple[Agent, Server]]:
+        extra = {"graphCapture": "Lazy", "graphCaptureTrigger": "Idle"} if lazy else {}
+        began = time.monotonic()
+        more = ["--engine-url", f"http://127.0.0.1:{port}"] if port else []
+        if lazy:
+            os.environ["ROUSE_GRAPH_CAPTURE"] = "Lazy"
+        try:
+            with self.agent("demo-1", "--path", "Peer", "--model-files", "Storage", *more) as agent:
+                server = self.rouse("target", agent, began, extra, None, command, port)
+                try:
+                    seconds = server.first_token()
+                    report = self._operator.wait("demo-1", lambda r: r["bytesBySource"]["peer"] > 0)
+                    self.measured(
+                        row,
+                        server,
+                        seconds,
+                        speed,
+                        transport=report["transport"],
+                        phases=agent.phases(),
+                    )
+                    yield agent, server
+                finally:
+                    server.close()
+        finally:
+            os.environ.pop("ROUSE_GRAPH_CAPTURE", None)
+
+    def killed(self) -> None:
+        """kill -9 of the engine's processes; the launcher forks a new one, the agent has the weights."""
+        self.caches(warm=True)
+        with self._second(FORK, True, LAUNCH, speed=False) as (_, server):
+            killed = time.monotonic()
+            for pid in _children(server.process.pid):
+                os.kill(pid, signal.SIGKILL)
+            seconds = server.first_token(since=killed)
+            self.measured(KILLED, server, seconds)
+
+    def wakes(self, rounds: int) -> None:
+        """A guard is put to sleep and woken, by its agent."""
+        from server import free_port
+
+        self.caches(warm=True)
+        port = free_port()
+        with self._second("guard's start", False, None, port, speed=False) as (agent, server):
+            self._operator.wait("demo-1", lambda r: r["state"] == "Serving")
+            for i in range(rounds):
+                server.forget()
+                self._role("demo-1", "Guard", "Asleep")
+                time.sleep(0.5)  # The driver scrubs what was freed.
+                used = _gpu_used()
+                begun = time.monotonic()
+                self._role("demo-1", "Active", "Serving")
+                reported = time.monotonic() - begun
+                report = self._operator.reports["demo-1"]
+                timeline = report.get("timeline") or {}
+                self.measured(
+                    WAKE, server, timeline.get("totalUs", 0) / 1e6, speed=i == 0, reported=reported,
+                    gpuUsedAsleep=used, timeline=timeline,
+                )  # fmt: skip
+
+    def _role(self, pod: str, role: str, until: str) -> None:
+        report = self._operator.reports[pod]
+        address = report["address"].removeprefix("http://")
+        peers = self._operator.assignment(pod)["peers"] if role == "Active" else []
+        connection = http.client.HTTPConnection(address, timeout=60)
+        body = {"protocol": "rouse-role", "version": 1, "role": role, "peers": peers}
+        connection.request(
+            "POST", "/v1/role", json.dumps(body), {"Content-Type": "application/json"}
+        )
+        answer = connection.getresponse()
+        text = answer.read()
+        connection.close()
+        if answer.status >= 300:
+            raise RuntimeError(f"{pod}: role {role}: HTTP {answer.status}: {text[:300]!r}")
+        deadline = time.monotonic() + 60
+        while self._operator.reports[pod]["state"] != until:
+            if time.monotonic() > deadline or self._operator.reports[pod]["state"] == "Failed":
+                raise RuntimeError(f"{pod} is not {until}: {self._operator.reports[pod]}")
+            time.sleep(0.002)
+
+    def vllm_sleep(self, rounds: int) -> None:
+        """What vLLM itself offers, with the checkpoint in tmpfs."""
+        self.caches(warm=True)
+        with self.stock("vllm-sleep", "--enable-sleep-mode") as server:
+            server.first_token()
+            for i in range(rounds):
+                server.request("POST", "/sleep?level=2")
+                time.sleep(0.5)
+                used = _gpu_used()
+                begun = time.monotonic()
+                server.request("POST", "/wake_up?tags=weights")
+                server.request("POST", "/collective_rpc", {"method": "reload_weights"})
+                server.request("POST", "/wake_up?tags=kv_cache")
+                server.complete([[1, 2, 3]], 1)
+                self.measured(
+                    VLLM_SLEEP, server, time.monotonic() - begun, speed=i == 0, gpuUsedAsleep=used
+                )
+
+    def close(self) -> None:
+        self._operator.close()
+
+
+def _children(pid: int) -> list[int]:
+    """All descendants, the youngest first."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            found += [*_children(int(child)), int(child)]
+    return found
+
+
+def _gpu_used() -> int:
+    """Bytes of the GPU in use, whoever uses them."""
+    import subprocess
+
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=True)
+    return int(answer.stdout.split()[0]) << 20
+
+
+#: Rows that need nothing but a first instance, by the name that the command line knows.
+ROWS: dict[str, Callable[[Bench], None]] = {
+    "peer": lambda bench: bench.peer(PEER),
+    "state": lambda bench: bench.peer(STATE),
+    "lazy": lambda bench: bench.peer(LAZY),
+    "fork": lambda bench: bench.peer(FORK),
+    "killed": lambda bench: bench.killed(),
+    "wake": lambda bench: bench.wakes(5),
+}

@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""table.py SAMPLES... : docs/benchmarks/coldstart-h200.{json,svg} out of the files that run.py left.
+
+Files of several runs count as one: each row is the median of all its samples, with their number beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import rows  # noqa: E402
+
+import figures  # noqa: E402
+
+#: Faster rows first in the chart would hide what each one adds: this is the order of the table.
+ORDER = [
+    rows.VLLM_COLD,
+    rows.VLLM_WARM,
+    rows.STORAGE,
+    rows.PEER,
+    rows.STATE,
+    rows.LAZY,
+    rows.FORK,
+    rows.PRELOADED,
+    rows.KILLED,
+    rows.VLLM_SLEEP,
+    rows.WAKE,
+]
+EVERYTHING = (rows.PRELOADED, rows.FORK, rows.LAZY, rows.STATE)
+
+
+def median_of(samples: list[dict[str, Any]], row: str) -> tuple[float, int] | None:
+    seconds = [x["seconds"] for x in samples if x["row"] == row]
+    return (statistics.median(seconds), len(seconds)) if seconds else None
+
+
+def speeds(samples: list[dict[str, Any]], row: str) -> dict[str, float]:
+    measured = [x["speed"] for x in samples if x["row"] == row and "speed" in x]
+    names = measured[0] if measured else {}
+    return {name: statistics.median(x[name] for x in measured) for name in names}
+
+
+def of_model(model: str, samples: list[dict[str, Any]]) -> list[figures.Figure]:
+    out = []
+    base = median_of(samples, rows.VLLM_COLD)
+    warm_speeds = speeds(samples, rows.VLLM_WARM)
+    for row in ORDER:
+        measured = median_of(samples, row)
+        if measured is None:
+            continue
+        seconds, count = measured
+        ratio = round(seconds / base[0], 4) if base else None
+        name = f"{model}: {row}, median of {count}"
+        out.append(figures.Figure(name, round(seconds, 4), "s", "vLLM cold" if base else "", ratio))
+        for what, value in speeds(samples, row).items():
+            against = warm_speeds.get(what) if row != rows.VLLM_WARM else None
+            out.append(
+                figures.Figure(
+                    f"{model}: {row}: {what}", round(value, 6), what.split(" ")[0],
+                    "vLLM, warm caches" if against else "", round(value / against, 4) if against else None,
+                )
+            )  # fmt: skip
+    asleep = [x["gpuUsedAsleep"] for x in samples if x["row"] == rows.WAKE]
+    if asleep:
+        out.append(
+            figures.Figure(
+                f"{model}: GPU memory in use while the guard sleeps, its source's included",
+                round(statistics.median(asleep) / 2**30, 3), "GiB",
+            )
+        )  # fmt: skip
+    wake = median_of(samples, rows.WAKE)
+    if wake is not None:
+        out.append(figures.Figure(f"guard wake to first token, {model}", round(wake[0], 4), "s"))
+    everything = next((x for row in EVERYTHING if (x := median_of(samples, row))), None)
+    if everything and base:
+        ratio = round(everything[0] / base[0], 4)
+        what = f"everything reused, against vLLM cold, {model}"
+        out.append(figures.Figure(what, ratio, "", "vLLM cold", ratio))
+    return out
+
+
+def chart(by_model: dict[str, list[dict[str, Any]]]) -> str:
+    """One bar a row, its length on a logarithmic scale from 0.01 s to 1,000 s."""
+    import math
+
+    left, width, height = 430, 640, 22
+    parts, y = [], 40
+    for model, samples in by_model.items():
+        parts.append(
+            f'<text x="10" y="{y}" font-size="16" font-weight="bold">{html.escape(model)}</text>'
+        )
+        y += 12
+        for row in ORDER:
+            measured = median_of(samples, row)
+            if measured is None:
+                continue
+            seconds, count = measured
+            length = max(2.0, (math.log10(max(seconds, 0.011)) + 2) / 5 * width)
+            colour = "#8c8c8c" if "vLLM" in row else "#2a6fbb"
+            parts += [
+                f'<text x="{left - 8}" y="{y + 15}" text-anchor="end" font-size="12">{html.escape(row)}</text>',
+                f'<rect x="{left}" y="{y + 3}" width="{length:.1f}" height="{height - 6}" fill="{colour}"/>',
+                f'<text x="{left + length + 6:.1f}" y="{y + 15}" font-size="12">{seconds:.3g} s ({count})</text>',
+            ]
+            y += height
+        y += 30
+    for exponent in range(-2, 4):
+        x = left + (exponent + 2) / 5 * width
+        parts.insert(0, f'<line x1="{x:.0f}" y1="44" x2="{x:.0f}" y2="{y - 24}" stroke="#ddd"/>')
+        parts.append(
+            f'<text x="{x:.0f}" y="{y - 8}" text-anchor="middle" font-size="11">{10**exponent:g} s</text>'
+        )
+    title = "Seconds from the start of a process (or the wake's request) to the first token; medians, number of runs"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 110}" height="{y + 10}" '
+        f'font-family="sans-serif"><rect width="100%" height="100%" fill="white"/>'
+        f'<text x="10" y="18" font-size="13">{title}</text>{"".join(parts)}</svg>\n'
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("samples", nargs="+", type=Path)
+    parser.add_argument(
+        "--out", type=Path, default=figures.REPOSITORY / "docs/benchmarks/coldstart-h200.json"
+    )
+    options = parser.parse_args()
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    machines = set()
+    for file in options.samples:
+        document = json.loads(file.read_text())
+        by_model.setdefault(document["model"], []).extend(document["samples"])
+        machines.add(document["machine"])
+    found = [figure for model, samples in by_model.items() for figure in of_model(model, samples)]
+    differing = sum(x["differingTokens"] for samples in by_model.values() for x in samples)
+    found.append(figures.Figure("differing tokens over all rows", differing, ""))
+    figures.write("coldstart-h200", found, options.out, "; ".join(sorted(machines)))
+    options.out.with_suffix(".svg").write_text(chart(by_model))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
