@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -54,6 +55,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # No engine may outlive us.
     chosen = options.rows.split(",")
     kv_gib, share = ROOM[options.model]
     logs = options.work / "logs"

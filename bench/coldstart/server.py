@@ -18,7 +18,7 @@ START_LIMIT_S = 400
 PROMPTS = [[(7 + 131 * i + 17 * j) % 250 for j in range(24)] for i in range(32)]
 BATCHES = (1, 32, 256)
 #: Tokens by which throughput is measured.
-LONG = 128
+LONG = 64
 
 _VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
 LAUNCH = [sys.executable, "-m", "rouse_vllm.launch"]
