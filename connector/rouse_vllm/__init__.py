@@ -8,7 +8,9 @@ one. The engine is started with
 Further keys there, all optional: connectTimeoutS (seconds to wait for the agent, 30), weightsTimeoutS
 (seconds to wait for weights that peers send, 600), storageFormat (the load format that is used for
 storage; with "auto", the default, the agent reads safetensors files, with any other one vLLM reads),
-and those that vLLM's own loader takes.
+graphCapture ("Eager", the default, or "Lazy": most CUDA graphs are captured after the start),
+graphCaptureTrigger (when: "Idle", the default, or "FirstRequest"), and those that vLLM's own loader
+takes.
 """
 
 import os

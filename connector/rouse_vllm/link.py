@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rouse_vllm import identity, library, manifest, tensors
+from rouse_vllm import capture_plan, identity, library, manifest, tensors
 from rouse_vllm.errors import ManifestError
 from rouse_vllm.manifest import Manifest, Scalar, Tensor
 from rouse_vllm.session import Session, SlabPlan, Welcome
@@ -38,6 +38,8 @@ class Settings:
     connect_timeout_s: float = 30.0  # An agent that was killed is back within seconds.
     weights_timeout_s: float = 600.0
     storage_format: str = "auto"
+    graph_capture: str = capture_plan.EAGER
+    graph_capture_trigger: str = capture_plan.IDLE
 
     @staticmethod
     def take(extra: dict[str, Any]) -> Settings:
@@ -62,6 +64,22 @@ class Settings:
                 values[name] = float(value)
         if "storageFormat" in extra:
             values["storage_format"] = str(extra.pop("storageFormat"))
+        for key, name, known in (
+            ("graphCapture", "graph_capture", (capture_plan.EAGER, capture_plan.LAZY)),
+            (
+                "graphCaptureTrigger",
+                "graph_capture_trigger",
+                (capture_plan.IDLE, capture_plan.FIRST_REQUEST),
+            ),
+        ):
+            if key in extra:
+                value = extra.pop(key)
+                if value not in known:
+                    raise ValueError(
+                        f"model_loader_extra_config.{key}: expected {' or '.join(known)}, "
+                        f"found {value!r}"
+                    )
+                values[name] = value
         return Settings(socket, **values)
 
 

@@ -23,7 +23,14 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
 from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 
-from rouse_vllm import IMPORTED_AT_VARIABLE, identity, manifest, tensors
+from rouse_vllm import (
+    IMPORTED_AT_VARIABLE,
+    capture,
+    capture_plan,
+    identity,
+    manifest,
+    tensors,
+)
 from rouse_vllm.errors import AgentRefused, ManifestError, RouseError, Unsupported
 from rouse_vllm.link import Link, Rank, Settings, now_us
 from rouse_vllm.session import PEER, STORAGE
@@ -72,6 +79,8 @@ class RouseModelLoader(DefaultModelLoader):
             logger.info("Rouse: the draft model %s is loaded from storage", model_config.model)
             return super().load_model(vllm_config, model_config, prefix)
         started_us = now_us()
+        if self._settings.graph_capture == capture_plan.LAZY:
+            capture.install(vllm_config, self._settings.graph_capture_trigger)
         self._open(vllm_config, model_config, started_us)
         while True:
             model = super().load_model(vllm_config, model_config, prefix)

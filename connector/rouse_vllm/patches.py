@@ -34,15 +34,19 @@ def wrap(
     """Puts make(original) in the place of owner.name, a function or a method. `expected` are the
     parameters (see above) of each vLLM version that the wrapper is written for.
 
-    Unsupported when there is no such function, or it takes something else. Wrapping twice does
-    nothing.
+    Unsupported when there is no such function, or it takes something else. Wrapping twice with the
+    same `make` does nothing.
     """
     where = f"{getattr(owner, '__module__', '')}.{owner.__name__}.{name}".lstrip(".")
     original = inspect.getattr_static(owner, name, None)
     if not inspect.isfunction(original):
         raise Unsupported(f"this vLLM has no function {where}")
-    if hasattr(original, "_rouse_wraps"):
-        return
+    maker = f"{make.__module__}.{make.__qualname__}"
+    inner = original
+    while inner is not None:
+        if getattr(inner, "_rouse_maker", None) == maker:
+            return
+        inner = getattr(inner, "_rouse_wraps", None)
     found = parameters(original)
     if found not in expected:
         raise Unsupported(
@@ -50,4 +54,5 @@ def wrap(
         )
     wrapper = functools.wraps(original)(make(original))
     wrapper._rouse_wraps = original  # type: ignore[attr-defined]
+    wrapper._rouse_maker = maker  # type: ignore[attr-defined]
     setattr(owner, name, wrapper)

@@ -43,14 +43,10 @@ def sleep_and_wake(llm, greedy) -> None:
     print("AWAKE " + json.dumps(rounds), flush=True)
 
 
-def main() -> None:
-    request = json.loads(sys.argv[1])
-    started = time.monotonic()
-    import torch
-    from vllm import LLM, SamplingParams
+def start(request):
+    from vllm import LLM
 
-    imported = time.monotonic()
-    llm = LLM(
+    return LLM(
         model=request["model"],
         load_format=request["loadFormat"],
         model_loader_extra_config=request["extra"],
@@ -58,13 +54,27 @@ def main() -> None:
         disable_log_stats=True,
         **request["arguments"],
     )
+
+
+def worker_of(llm):
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+
+
+def main() -> None:
+    request = json.loads(sys.argv[1])
+    started = time.monotonic()
+    import torch
+    from vllm import SamplingParams
+
+    imported = time.monotonic()
+    llm = start(request)
     ready = time.monotonic()
     greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False)
     results = llm.generate(
         [{"prompt_token_ids": prompt} for prompt in PROMPTS], greedy, use_tqdm=False
     )
     answered = time.monotonic()
-    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    worker = worker_of(llm)
     model = worker.model_runner.model
     sums = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:

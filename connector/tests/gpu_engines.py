@@ -38,22 +38,33 @@ def gpu_used() -> int:
 
 
 class Engine:
-    """gpu_engine.py, starting or up."""
+    """gpu_engine.py, or another program of its kind, starting or up. `extra` are further keys of its
+    request, `variables` of its environment."""
 
-    def __init__(self, name: str, model: Path, agent: Agent | None, arguments: dict[str, Any]):
+    def __init__(
+        self,
+        name: str,
+        model: Path,
+        agent: Agent | None,
+        arguments: dict[str, Any],
+        program: str = "gpu_engine.py",
+        extra: dict[str, Any] | None = None,
+        variables: dict[str, str] | None = None,
+    ):
         request = {
             "model": str(model),
             "loadFormat": "auto" if agent is None else "rouse",
             "extra": {} if agent is None else {"socket": str(agent.socket)},
             "arguments": arguments,
-        }
+        } | (extra or {})
         environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+        environment |= variables or {}
         if agent is not None:
             environment["PYTHONPATH"] = f"{agent.plugin}:{environment.get('PYTHONPATH', '')}"
         self.name = name
         self._started = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "gpu_engine.py"), json.dumps(request)],
+            [sys.executable, str(Path(__file__).parent / program), json.dumps(request)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -73,8 +84,8 @@ class Engine:
                 self._results.put(json.loads(line.split(" ", 1)[1]))
         self._results.put(None)
 
-    def result(self) -> dict[str, Any]:
-        result = self._results.get(timeout=300)
+    def result(self, timeout_s: float = 300) -> dict[str, Any]:
+        result = self._results.get(timeout=timeout_s)
         if result is None:
             raise AssertionError(f"{self.name} ended without a result:\n" + "".join(self.lines[-60:]))
         result["seconds"] = round(time.monotonic() - self._started, 2)

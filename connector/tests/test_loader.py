@@ -715,6 +715,11 @@ def test_without_an_agent_weights_come_from_storage_or_the_error_says_what_to_do
         ({"socket": 5}, "needs the path of the engine socket"),
         ({"weightsTimeoutS": "5"}, "weightsTimeoutS: expected seconds, found '5'"),
         ({"connectTimeoutS": 0}, "connectTimeoutS: expected seconds, found 0"),
+        ({"graphCapture": "lazy"}, "graphCapture: expected Eager or Lazy, found 'lazy'"),
+        (
+            {"graphCaptureTrigger": 1},
+            "graphCaptureTrigger: expected Idle or FirstRequest, found 1",
+        ),
         ({"unknown": 1}, "Unexpected extra config keys.*unknown"),
     ],
 )
@@ -729,6 +734,16 @@ def test_vllms_own_loader_settings_still_work(load: Load, moe: Path, tmp_path: P
     with FakeAgent(tmp_path / "s") as agent:
         loaded = load(moe, agent.path, extra={"enable_multithread_load": True, "num_threads": 2})
     assert same(loaded, load(moe, None))
+
+
+def test_lazy_capture_of_graphs_is_not_for_a_cpu(load: Load, moe: Path, tmp_path: Path) -> None:
+    from vllm.v1.worker.gpu_worker import Worker
+
+    with FakeAgent(tmp_path / "s") as agent:
+        extra = {"graphCapture": "Lazy", "graphCaptureTrigger": "FirstRequest"}
+        loaded = load(moe, agent.path, extra=extra)
+    assert same(loaded, load(moe, None))
+    assert not hasattr(Worker.execute_model, "_rouse_wraps")
 
 
 def test_registering_twice_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,16 @@ def test_a_known_function_is_wrapped_once():
     assert Upstream.step.__name__ == "step"
 
 
+def quiet(original):
+    return lambda self, *args, **kwargs: original(self, *args, **kwargs).lower()
+
+
+def test_two_features_may_wrap_the_same_function():
+    for make in (loud, quiet, loud):
+        patches.wrap(Upstream, "step", ("self, count, *, late=False",), make)
+    assert Upstream().step(3, late=True) == "3 true!"
+
+
 @pytest.mark.parametrize(
     ("name", "expected", "message"),
     [

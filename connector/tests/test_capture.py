@@ -1,0 +1,590 @@
+"""Late capture in vLLM's own dispatchers and with its own signatures. The captures are fakes: there is no GPU."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import random
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from vllm.config import CUDAGraphMode
+from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec
+from vllm.v1.worker import gpu_model_runner
+from vllm.v1.worker.gpu import cudagraph_utils
+from vllm.v1.worker.gpu import model_runner as gpu_model_runner_v2
+from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
+from vllm.v1.worker.gpu_worker import Worker
+
+from rouse_vllm import capture, capture_common, capture_v1, capture_v2
+from rouse_vllm.capture_plan import FIRST_REQUEST, FULL, IDLE, PIECEWISE, Graph
+from rouse_vllm.errors import Unsupported
+from rouse_vllm.lazy_graphs import LazyGraphs
+
+MIB = 1 << 20
+SIZES = [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
+MAX_REQUESTS = 32
+
+WRAPPED = [
+    (Worker, "compile_or_warm_up_model"),
+    (Worker, "execute_model"),
+    (Worker, "sleep"),
+    (CudagraphDispatcher, "dispatch"),
+    (gpu_model_runner.GPUModelRunner, "_capture_cudagraphs"),
+    (gpu_model_runner.GPUModelRunner, "capture_model"),
+    (ModelCudaGraphManager, "capture"),
+    (ModelCudaGraphManager, "dispatch"),
+    (cudagraph_utils, "graph_capture"),
+    (gpu_model_runner_v2.GPUModelRunner, "capture_model"),
+]
+
+
+@pytest.fixture(autouse=True)
+def vllm_restored():
+    before = [(owner, name, vars(owner).get(name)) for owner, name in WRAPPED]
+    yield
+    capture_common._engine = None
+    for owner, name, original in before:
+        if original is not None:
+            setattr(owner, name, original)
+        elif name in vars(owner):
+            delattr(owner, name)
+
+
+class FakeDevice:
+    """GPU memory in which each graph takes 10 MiB, and 50 MiB more the first time."""
+
+    def __init__(self, free_mib: int = 4000) -> None:
+        self.free = free_mib * MIB
+        self.pool = 0
+        self.held: list[int] = []
+
+    def settle(self) -> None:
+        pass
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def reserved_bytes(self) -> int:
+        return self.pool
+
+    def hold(self, size: int) -> torch.Tensor:
+        self.held.append(size)
+        return torch.empty(size, dtype=torch.uint8, device="meta")
+
+    def capture(self) -> None:
+        if self.pool == 0:
+            self.pool = 50 * MIB
+            self.free -= 50 * MIB
+        if self.free < 10 * MIB:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 10.00 MiB")
+        self.free -= 10 * MIB
+
+
+class FakeRunner:
+    def __init__(self, device: FakeDevice) -> None:
+        self.device = device
+        self.captured: list[tuple[str, int]] = []
+        self.late_ones = 0
+        self.forgotten: list[Graph] = []
+        self.failing: dict[int, Exception] = {}
+
+    def capture(self, graph: Graph) -> None:
+        self.device.capture()
+        if graph.tokens in self.failing:
+            raise self.failing[graph.tokens]
+        assert self.late_ones == 0 or not gc.isenabled()
+        self.captured.append((graph.mode, graph.tokens))
+
+    @contextmanager
+    def late(self):
+        self.late_ones += 1
+        yield
+
+    def forget(self, graph: Graph) -> None:
+        self.forgotten.append(graph)
+
+
+class FakeRanks:
+    """This rank and others, whose answers are given: a list for each question asked."""
+
+    def __init__(self, others: list[bool] | None = None, first: bool = True) -> None:
+        self.count = 1 if others is None else 2
+        self.first = first
+        self.others = others or []
+        self.said: list[bool] = []
+
+    def all_agree(self, yes: bool) -> bool:
+        self.said.append(yes)
+        return yes if self.count == 1 else yes and self.others.pop(0)
+
+
+def started(trigger: str = IDLE, device: FakeDevice | None = None, ranks: FakeRanks | None = None):
+    """Graphs of an engine that is up, with the largest of both modes captured; and its runner."""
+    device = device or FakeDevice()
+    runner = FakeRunner(device)
+    graphs = LazyGraphs(trigger, device, lambda: ranks or FakeRanks())
+    for mode, sizes in ((PIECEWISE, SIZES), (FULL, [s for s in SIZES if s <= MAX_REQUESTS])):
+        graphs.start(runner, [Graph(mode, size, (mode, size)) for size in sizes])
+    return graphs, runner
+
+
+def test_at_start_the_largest_graph_of_each_mode_is_captured_and_memory_held_for_the_others():
+    device = FakeDevice()
+    graphs, runner = started(device=device)
+    assert runner.captured == [(PIECEWISE, 64), (FULL, 32)] and runner.late_ones == 0
+    assert graphs.pending.left == 16
+    # Of the first graph's 60 MiB the pool's 50 serve the others too.
+    assert graphs.bytes_to_come == 16 * 10 * MIB
+    assert device.held == []  # Not before vLLM has warmed up.
+    assert graphs.step(9.0) == (0, 16)
+    graphs.serve(step_bytes=100 * MIB)
+    assert device.held == [160 * MIB] and graphs.held_bytes == 160 * MIB
+
+
+def test_head_room_is_vllms_own_estimate_where_it_has_one():
+    device = FakeDevice()
+    graphs = LazyGraphs(IDLE, device, FakeRanks)
+    graphs.expect(60 * MIB + 3 * 25 * MIB)
+    graphs.start(FakeRunner(device), [Graph(FULL, size, size) for size in (1, 2, 4, 8)])
+    assert graphs.bytes_to_come == 75 * MIB
+
+
+def test_a_step_captures_one_graph_and_more_only_while_there_is_time(monkeypatch):
+    graphs, runner = started()
+    graphs.serve(None)
+    assert graphs.step(0.0) == (1, 15)
+    assert runner.captured[-1] == (FULL, 24)
+    now = 100.0
+    monkeypatch.setattr("rouse_vllm.lazy_graphs.time.monotonic", lambda: now)
+    capture_one = runner.capture
+
+    def in_a_tenth(graph):
+        nonlocal now
+        now += 0.1
+        capture_one(graph)
+
+    runner.capture = in_a_tenth
+    assert graphs.step(0.35) == (3, 12)
+    assert graphs.step(0.05) == (1, 11)
+    assert graphs.held_bytes == 11 * 10 * MIB
+    assert graphs.step(60.0) == (11, 0)
+    assert graphs.step(60.0) == (0, 0)
+    assert graphs.held_bytes == 0 and graphs.pending.all_there
+    assert gc.isenabled()
+
+
+def test_only_the_first_ranks_clock_says_whether_there_is_time():
+    # The first rank goes on once more than this one's clock would; then it stops. For each graph
+    # the question whether to go on, whether there is memory, and whether it worked.
+    ranks = FakeRanks([True, True, True, True, True, True, False], first=False)
+    graphs, runner = started(ranks=ranks)
+    graphs.serve(None)
+    assert graphs.step(0.0) == (2, 14)
+    assert all(ranks.said)
+
+
+def test_a_graph_that_fails_on_another_rank_is_used_on_none():
+    graphs, runner = started(ranks=FakeRanks([True, True, False, False]))
+    graphs.serve(None)
+    assert graphs.step(0.0) == (0, 15)
+    assert [graph.tokens for graph in runner.forgotten] == [24]
+    assert not graphs.pending.is_there(FULL, (FULL, 24))
+
+
+def test_ranks_do_not_begin_a_graph_for_which_one_of_them_has_no_memory():
+    graphs, runner = started(ranks=FakeRanks([True, False, False]))
+    graphs.serve(None)
+    assert graphs.step(0.0) == (0, 15)
+    assert runner.captured == [(PIECEWISE, 64), (FULL, 32)] and len(graphs.pending.dropped) == 1
+
+
+def test_a_graph_that_finds_no_memory_is_left_out_and_the_others_are_captured():
+    graphs, runner = started()
+    graphs.serve(None)
+    runner.failing = {
+        24: torch.OutOfMemoryError("CUDA out of memory"),
+        2: RuntimeError("CUDA error: out of memory"),
+    }
+    graphs.finish()
+    assert graphs.pending.left == 0 and len(graphs.pending.dropped) == 4
+    assert runner.forgotten == graphs.pending.dropped
+    for mode, size in ((FULL, 24), (FULL, 2), (PIECEWISE, 24), (PIECEWISE, 2)):
+        dropped = (mode, size) not in runner.captured
+        assert graphs.pending.is_there(mode, (mode, size)) != dropped
+    assert gc.isenabled()
+
+
+def test_the_first_request_waits_for_all_graphs():
+    graphs, runner = started(FIRST_REQUEST)
+    graphs.before_step()  # One of vLLM's own, for warming up.
+    assert graphs.pending.left == 16
+    graphs.serve(None)
+    graphs.before_step()
+    assert graphs.pending.left == 0 and len(runner.captured) == 18
+    graphs.before_step()
+    assert len(runner.captured) == 18
+
+
+# --- vLLM's own dispatchers ---
+
+
+def fake_config() -> Any:
+    """As much of VllmConfig as dispatchers ask for."""
+    compilation = SimpleNamespace(
+        cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE,
+        is_attention_compiled_piecewise=lambda: True,
+        splitting_ops=[],
+        mode=3,
+        cudagraph_capture_sizes=SIZES,
+        max_cudagraph_capture_size=SIZES[-1],
+        compile_sizes=[],
+        cudagraph_specialize_lora=False,
+    )
+    return SimpleNamespace(
+        compilation_config=compilation,
+        num_speculative_tokens=0,
+        lora_config=None,
+        speculative_config=None,
+        scheduler_config=SimpleNamespace(max_num_seqs=MAX_REQUESTS),
+        observability_config=SimpleNamespace(jit_monitor_mode="warn"),
+        parallel_config=SimpleNamespace(
+            data_parallel_size=1,
+            enable_expert_parallel=False,
+            pipeline_parallel_size=1,
+            use_ubatching=False,
+        ),
+        model_config=SimpleNamespace(
+            enforce_eager=False, is_hybrid=False, is_attention_free=False, is_encoder_decoder=False
+        ),
+        use_v2_model_runner=False,
+    )
+
+
+def cache_of(spec: type) -> Any:
+    """As much of KVCacheConfig as is looked at."""
+    return SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec.__new__(spec))])
+
+
+class V1:
+    """vLLM's dispatcher, and a fake of the runner that captures for it."""
+
+    def __init__(self, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the capture's stream")
+        self.dispatcher = CudagraphDispatcher(config)
+        self.captured: list[tuple[str, Any]] = []
+        real = gpu_model_runner.GPUModelRunner._capture_cudagraphs
+
+        @functools.wraps(real)
+        def fake(runner, batch_descriptors, cudagraph_runtime_mode, profiler=None):
+            for descriptor in batch_descriptors:
+                # As _dummy_run asserts.
+                assert self.dispatcher.dispatch(
+                    descriptor.num_tokens,
+                    uniform_decode=descriptor.uniform,
+                ) == (cudagraph_runtime_mode, descriptor)
+                self.captured.append((cudagraph_runtime_mode.name, descriptor))
+
+        monkeypatch.setattr(gpu_model_runner.GPUModelRunner, "_capture_cudagraphs", fake)
+        self.config = config
+        self.kv_cache_config = cache_of(FullAttentionSpec)
+        # The context of a late capture is the GPU's.
+        monkeypatch.setattr(capture_v1.RunnerV1, "late", no_context)
+
+    def start(self) -> None:
+        runner = SimpleNamespace(vllm_config=self.config, kv_cache_config=self.kv_cache_config)
+        self.dispatcher.initialize_cudagraph_keys(CUDAGraphMode.FULL_AND_PIECEWISE)
+        for mode, descriptors in self.dispatcher.get_capture_descs():
+            gpu_model_runner.GPUModelRunner._capture_cudagraphs(
+                runner, batch_descriptors=descriptors, cudagraph_runtime_mode=mode
+            )
+
+    def dispatch(self, requests: int, tokens: int) -> tuple[str, int, Any]:
+        mode, descriptor = self.dispatcher.dispatch(tokens, uniform_decode=tokens == requests)
+        return mode.name, descriptor.num_tokens, descriptor
+
+    wrap = staticmethod(capture_v1.wrap_runner)
+
+
+class V2:
+    """vLLM's manager, and a fake of its captures."""
+
+    def __init__(self, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: "the capture's stream")
+        self.captured: list[tuple[str, Any]] = []
+        self.contexts: list[Any] = []
+        manager = ModelCudaGraphManager.__new__(ModelCudaGraphManager)
+        vars(manager).update(
+            vllm_config=config,
+            device="cuda",
+            max_num_reqs=MAX_REQUESTS,
+            compilation_config=config.compilation_config,
+            cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE,
+            decode_query_len=1,
+            lora_capture_cases=[0],
+            graphs={},
+            use_breakable_cg=False,
+            _lora_dispatch_map={},
+            _max_lora_case=0,
+            _graphs_captured=False,
+            _candidates={},
+            _capture_descs={},
+        )
+        manager._init_candidates()
+        self.manager = manager
+        self.kv_cache_config = cache_of(FullAttentionSpec)
+        monkeypatch.setattr(
+            cudagraph_utils, "graph_capture", as_real(cudagraph_utils.graph_capture, self._context)
+        )
+
+        @functools.wraps(ModelCudaGraphManager.capture)
+        def fake(manager, *arguments, **named):
+            assert arguments[0] == "model" and named == {"has_lora": False}
+            cudagraph_utils.graph_capture(device=manager.device)
+            for mode in (CUDAGraphMode.PIECEWISE, CUDAGraphMode.FULL):
+                for descriptor in manager._capture_descs.get(mode, []):
+                    assert descriptor not in manager.graphs
+                    self.captured.append((mode.name, descriptor))
+                    manager.graphs[descriptor] = "graph"
+            manager._graphs_captured = True
+
+        monkeypatch.setattr(ModelCudaGraphManager, "capture", fake)
+        monkeypatch.setattr(capture_v2.RunnerV2, "late", no_context)
+
+    def _context(self, device: Any, graph_capture_context: Any = None) -> None:
+        self.contexts.append(graph_capture_context)
+
+    def start(self) -> None:
+        self.manager.capture("model", "", "", "", "", "", self.kv_cache_config, has_lora=False)
+        assert set(self.manager._capture_descs) == {CUDAGraphMode.PIECEWISE, CUDAGraphMode.FULL}
+
+    def dispatch(self, requests: int, tokens: int) -> tuple[str, int, Any]:
+        uniform = tokens // requests if tokens % requests == 0 else None
+        descriptor = self.manager.dispatch(requests, tokens, uniform, num_active_loras=0)
+        return descriptor.cg_mode.name, descriptor.num_tokens, descriptor
+
+    wrap = staticmethod(capture_v2.wrap_runner)
+
+
+def as_real(real: Any, fake: Any) -> Any:
+    """The fake as a function with the real one's signature, which wrapping checks."""
+
+    @functools.wraps(real)
+    def function(*arguments, **named):
+        return fake(*arguments, **named)
+
+    return function
+
+
+@contextmanager
+def no_context(self):
+    yield
+
+
+BATCHES = [(1, 1), (3, 3), (32, 32), (1, 5), (2, 9), (1, 64), (7, 65), (20, 20), (4, 40), (33, 33)]
+
+
+@pytest.mark.parametrize("version", [V1, V2])
+def test_no_batch_is_given_to_a_graph_that_is_not_captured(version, monkeypatch):
+    config = fake_config()
+    eager = version(config, monkeypatch)
+    eager.start()
+    expected = {batch: eager.dispatch(*batch) for batch in BATCHES}
+    assert {mode for mode, _, _ in expected.values()} == {"FULL", "PIECEWISE", "NONE"}
+    everything = set(eager.captured)
+
+    config = fake_config()
+    lazy = version(config, monkeypatch)
+    lazy.wrap()
+    graphs = LazyGraphs(IDLE, FakeDevice(), FakeRanks)
+    capture_common.set_engine(config, graphs)
+    lazy.start()
+    assert [(mode, d.num_tokens) for mode, d in lazy.captured] == [("PIECEWISE", 64), ("FULL", 32)]
+    graphs.serve(None)
+
+    without, order = 0, random.Random(7)
+    while True:
+        for batch in order.sample(BATCHES, len(BATCHES)):
+            mode, tokens, descriptor = lazy.dispatch(*batch)
+            wanted_mode, wanted_tokens, wanted = expected[batch]
+            if mode == "NONE":
+                # Padded as it will be with a graph: the same shapes, and so the same kernels.
+                assert tokens == wanted_tokens
+                without += wanted_mode != "NONE"
+            else:
+                assert (mode, descriptor) in lazy.captured
+                assert tokens == wanted_tokens
+            if (wanted_mode, wanted) in lazy.captured:
+                assert (mode, descriptor) == (wanted_mode, wanted)
+        if graphs.pending.left == 0:
+            break
+        graphs.step(0.0)
+    assert without > 20
+    assert set(lazy.captured) == everything and len(lazy.captured) == len(everything)
+    if isinstance(lazy, V2):
+        # All on one stream: only there can the pool's memory be used again.
+        assert len(set(map(id, lazy.contexts))) == 1 and lazy.contexts[0].stream
+        cudagraph_utils.graph_capture("cuda")
+        assert lazy.contexts[-1] is None
+
+
+@pytest.mark.parametrize("version", [V1, V2])
+def test_other_engines_are_left_alone(version, monkeypatch):
+    config = fake_config()
+    engine = version(config, monkeypatch)
+    engine.wrap()
+    capture_common.set_engine(fake_config(), LazyGraphs(IDLE, FakeDevice(), FakeRanks))
+    engine.start()
+    assert len(engine.captured) == len(SIZES) + sum(size <= MAX_REQUESTS for size in SIZES)
+
+
+def test_a_decode_batch_takes_a_piecewise_graph_of_its_size_meanwhile(monkeypatch):
+    for version in (V1, V2):
+        config = fake_config()
+        lazy = version(config, monkeypatch)
+        lazy.wrap()
+        graphs = LazyGraphs(IDLE, FakeDevice(), FakeRanks)
+        capture_common.set_engine(config, graphs)
+        lazy.start()
+        for graph in list(graphs.pending._left):
+            if graph.mode == PIECEWISE:
+                graphs.pending.begin(graph)
+                graphs.pending.end(graph, True)
+        assert lazy.dispatch(3, 3)[:2] == ("PIECEWISE", 4)
+
+
+@pytest.mark.parametrize("version", [V1, V2])
+def test_a_model_with_other_state_than_keys_and_values_captures_all_at_start(version, monkeypatch):
+    config = fake_config()
+    engine = version(config, monkeypatch)
+    engine.wrap()
+    capture_common.set_engine(config, LazyGraphs(IDLE, FakeDevice(), FakeRanks))
+    engine.kv_cache_config = cache_of(MambaSpec)
+    engine.start()
+    assert len(engine.captured) == len(SIZES) + sum(size <= MAX_REQUESTS for size in SIZES)
+
+
+# --- The worker ---
+
+
+class FakeWorker:
+    def __init__(self, config: Any) -> None:
+        self.vllm_config = config
+        self.model_runner = SimpleNamespace(execute_model_state=None)
+        self.did: list[str] = []
+
+
+def engine_with_worker(monkeypatch, trigger: str = IDLE):
+    """A fake worker on which vLLM's own methods are called, whose work is a fake too."""
+    config = fake_config()
+    device = FakeDevice()
+    graphs = LazyGraphs(trigger, device, FakeRanks)
+    worker = FakeWorker(config)
+    capture_common.set_engine(config, graphs)
+
+    def warm_up(self):
+        graphs.start(FakeRunner(device), [Graph(FULL, size, size) for size in (1, 2, 4)])
+        Worker.execute_model(self, SimpleNamespace(total_num_scheduled_tokens=2))
+        self.did.append("warmed up")
+
+    for name, fake in (
+        ("compile_or_warm_up_model", warm_up),
+        ("execute_model", lambda self, output: self.did.append(f"step {graphs.pending.left}")),
+        ("sleep", lambda self, level=1: self.did.append(f"slept {level}")),
+    ):
+        monkeypatch.setattr(Worker, name, as_real(getattr(Worker, name), fake))
+    capture.wrap_worker()
+    Worker.compile_or_warm_up_model(worker)
+    return worker, graphs
+
+
+def test_the_first_step_with_requests_captures_what_is_left(monkeypatch):
+    worker, graphs = engine_with_worker(monkeypatch, FIRST_REQUEST)
+    Worker.execute_model(worker, SimpleNamespace(total_num_scheduled_tokens=0))
+    Worker.execute_model(worker, SimpleNamespace(total_num_scheduled_tokens=1))
+    assert worker.did == ["step 2", "warmed up", "step 2", "step 0"]
+
+
+def test_a_worker_captures_everything_before_it_sleeps(monkeypatch):
+    worker, graphs = engine_with_worker(monkeypatch)
+    Worker.sleep(worker, 2)
+    assert graphs.pending.left == 0 and worker.did[-1] == "slept 2"
+
+
+def test_the_agent_captures_between_steps_only(monkeypatch):
+    worker, graphs = engine_with_worker(monkeypatch)
+    wrapper = SimpleNamespace(worker=worker, vllm_config=None)  # What collective_rpc hands over.
+    worker.model_runner.execute_model_state = "not sampled yet"
+    assert capture.step(wrapper, 9.0) == (0, 2)
+    worker.model_runner.execute_model_state = None
+    assert capture.step(wrapper) == (1, 1)
+    assert capture.status(wrapper)["captured"] == 2
+    capture.finish(wrapper)
+    assert capture.step(wrapper) == (0, 0)
+    capture_common._engine = None
+    assert capture.step(wrapper, 9.0) == (0, 0) and capture.status(wrapper) == {}
+
+
+def test_the_memory_of_graphs_to_come_counts_as_graph_memory(monkeypatch):
+    """vLLM saves start-up plans from it: a later start with one sizes its KV cache by it."""
+    config = fake_config()
+    device = FakeDevice()
+    graphs = LazyGraphs(IDLE, device, FakeRanks)
+    capture_common.set_engine(config, graphs)
+    runner_class = gpu_model_runner.GPUModelRunner
+
+    def fake(self):
+        graphs.start(FakeRunner(device), [Graph(FULL, size, size) for size in (1, 2, 4)])
+        return 60 * MIB
+
+    monkeypatch.setattr(runner_class, "capture_model", as_real(runner_class.capture_model, fake))
+    capture_v1.wrap_runner()
+    assert runner_class.capture_model(SimpleNamespace(vllm_config=config)) == 80 * MIB
+
+
+@pytest.mark.parametrize("v2", [False, True])
+def test_installing_wraps_this_vllm(v2, monkeypatch):
+    """Signatures of the real functions are checked: this fails when vLLM changes them."""
+    config = fake_config()
+    config.use_v2_model_runner = v2
+    monkeypatch.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cuda=lambda: True))
+    assert capture.install(config, IDLE)
+    runner = gpu_model_runner_v2.GPUModelRunner if v2 else gpu_model_runner.GPUModelRunner
+    assert hasattr(runner.capture_model, "_rouse_wraps")
+    assert capture_common.graphs_of(SimpleNamespace(vllm_config=config)) is not None
+
+
+def test_nothing_is_wrapped_where_nothing_can_be_captured_late(monkeypatch):
+    said = []
+    monkeypatch.setattr(capture, "say_why_not", said.append)
+    assert not capture.install(fake_config(), IDLE)  # There is no GPU here.
+    assert said == ["CUDA graphs are captured on NVIDIA GPUs only"]
+    assert not hasattr(Worker.execute_model, "_rouse_wraps")
+    assert not hasattr(CudagraphDispatcher.dispatch, "_rouse_wraps")
+
+
+def test_an_unknown_vllm_captures_all_at_start(monkeypatch):
+    said = []
+    monkeypatch.setattr(capture, "say_why_not", said.append)
+    monkeypatch.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cuda=lambda: True))
+    monkeypatch.setattr(CudagraphDispatcher, "dispatch", lambda self, batch: None)
+    config = fake_config()
+    assert not capture.install(config, IDLE)
+    assert "dispatch takes (self, batch) in this vLLM" in said[0]
+    assert capture_common.graphs_of(SimpleNamespace(vllm_config=config)) is None
+    with pytest.raises(Unsupported):
+        capture_v1.wrap_runner()
+
+
+def test_late_capture_does_not_mind_other_threads():
+    """vLLM asks for torch.cuda.graph without saying how it treats what other threads do."""
+    module = SimpleNamespace(tqdm="a progress bar")
+    before = torch.cuda.graph
+    with capture_common.late_capture(module):
+        assert torch.cuda.graph.keywords == {"capture_error_mode": "thread_local"}
+        assert list(module.tqdm([1, 2], desc="Capturing")) == [1, 2]
+    assert torch.cuda.graph is before and module.tqdm == "a progress bar"
