@@ -22,6 +22,10 @@ from rouse_vllm.errors import Unsupported
 
 CUDA_ERROR_NOT_INITIALIZED = 3
 
+#: Why this process was spawned although it was to be forked, in its environment. The worker tells it
+#: to the agent, which counts.
+SPAWNED_VARIABLE = "ROUSE_SPAWNED_BECAUSE"
+
 #: Variables that may be set after the imports: they are read when they are needed (or, as with
 #: LD_PRELOAD, which vLLM sets for its CPU workers' allocator, only make a process faster).
 _READ_LATE = (
@@ -191,8 +195,9 @@ def install() -> None:
             if reasons != _said:
                 _said = reasons
                 if reasons:
+                    os.environ[SPAWNED_VARIABLE] = "; ".join(reasons)
                     logger.warning(
-                        "Rouse: processes are spawned, not forked: %s", "; ".join(reasons)
+                        "Rouse: processes are spawned, not forked: %s", os.environ[SPAWNED_VARIABLE]
                     )
                 else:
                     logger.info("Rouse: processes are forked from the launcher")
@@ -204,4 +209,5 @@ def install() -> None:
         for name in _EDGES:
             patches.wrap(importlib.import_module(name), "get_mp_context", ("",), choose)
     except Unsupported as error:
+        os.environ[SPAWNED_VARIABLE] = str(error)
         logger.warning("Rouse: processes are spawned, not forked: %s", error)

@@ -4,7 +4,8 @@ The launcher (launch.py) has imported everything. Whoever descends from it by fo
 process with CONTEXT as with a context of "spawn": what it is to run is pickled, and the new process
 has none of the memory of the one that asked. It is a fork of the launcher instead of a new
 interpreter, so nothing is imported again, and nothing that the asking process has done (threads,
-CUDA, open files) can hurt it.
+CUDA, open files) can hurt it. What a program has from the one that starts it is given to it:
+environment, limit of open files, processors.
 
 Between the two is one pair of sockets that forks inherit and other programs do not. A request is one
 message without content and these descriptors: the pipe with what to run, the pipe on which the
@@ -15,12 +16,24 @@ and what the pickled objects refer to.
 from __future__ import annotations
 
 import io
+import logging
 import os
+import resource
 import socket
 import struct
 from dataclasses import dataclass
-from multiprocessing import context, forkserver, popen_forkserver, process, resource_tracker
-from multiprocessing import reduction, spawn, util
+from multiprocessing import (
+    context,
+    forkserver,
+    popen_fork,
+    popen_forkserver,
+    popen_spawn_posix,
+    process,
+    reduction,
+    resource_tracker,
+    spawn,
+    util,
+)
 from typing import Any
 
 MAX_FDS = 253  # in one message, by the kernel
@@ -30,6 +43,9 @@ _NUMBER = struct.Struct("q")
 
 #: The asking end, in the launcher and in every process that it forked. Never closed.
 _channel: socket.socket | None = None
+
+#: Who sets another one wants it to be used.
+_executable = spawn.get_executable()
 
 #: The environment that the modules of the launcher were imported in.
 _environment: dict[str, str] = {}
@@ -96,12 +112,31 @@ def become(request: Request) -> int:
     return spawn._main(request.work, os.dup(request.work))  # type: ignore[attr-defined]
 
 
-def _take_environment(process_class: type[Process], environment: dict[str, str]) -> Process:
-    """First thing that a forked process unpickles: its environment, which is the asking process's."""
+@dataclass(frozen=True)
+class _Surroundings:
+    """What a program inherits from the one that starts it."""
+
+    environment: dict[str, str]
+    open_files: tuple[int, int]  # soft and hard limit
+    processors: frozenset[int]
+
+
+def _surroundings() -> _Surroundings:
+    return _Surroundings(
+        dict(os.environ),
+        resource.getrlimit(resource.RLIMIT_NOFILE),
+        frozenset(os.sched_getaffinity(0)),
+    )
+
+
+def _inherit(process_class: type[Process], surroundings: _Surroundings) -> Process:
+    """The first thing that a forked process unpickles."""
     os.environ.clear()
-    os.environ.update(environment)
-    threads = environment.get("OMP_NUM_THREADS")
-    if threads != _environment.get("OMP_NUM_THREADS") and (threads or "").isdecimal():
+    os.environ.update(surroundings.environment)
+    resource.setrlimit(resource.RLIMIT_NOFILE, surroundings.open_files)
+    os.sched_setaffinity(0, surroundings.processors)
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads != _environment.get("OMP_NUM_THREADS", "") and threads.isdecimal():
         import torch
 
         torch.set_num_threads(int(threads))  # OpenMP has read the variable long ago.
@@ -114,11 +149,18 @@ class Process(process.BaseProcess):
     _start_method = "forkserver"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _take_environment, (type(self), dict(os.environ)), self.__dict__
+        return _inherit, (type(self), _surroundings()), self.__dict__
 
     @staticmethod
-    def _Popen(process_object: process.BaseProcess) -> _Popen:
-        return _Popen(process_object)
+    def _Popen(process_object: process.BaseProcess) -> popen_fork.Popen:
+        executable = spawn.get_executable()
+        if executable == _executable:
+            return _Popen(process_object)
+        # So vLLM binds a process to a NUMA node.
+        logging.getLogger("vllm.rouse").warning(
+            "Rouse: %s is spawned, not forked: it is started by %s", process_object.name, executable
+        )
+        return popen_spawn_posix.Popen(process_object)
 
 
 class _Popen(popen_forkserver.Popen):

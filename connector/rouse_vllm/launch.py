@@ -30,12 +30,24 @@ from rouse_vllm import fork, forkserver
 RESTART_DELAYS_S = (0.0, 1.0, 5.0)
 RESTART_WINDOW_S = 600.0
 
+#: vLLM ends when a process of its engine did, but looks for that every five seconds only. It is asked to
+#: end this much after.
+_LOST_S = 0.5
+
 #: What multiprocessing's resource tracker may take to remove the shared memory of killed processes.
 _TRACKER_S = 5.0
 
+#: vLLM's own variable: its API shall go on without an engine.
+_KEPT_ALIVE = os.environ.get("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "0") not in ("", "0")
+
 _SPAWN = "--rouse-spawn"  # Our own first argument: do not fork.
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+#: The signals that wake the launcher, and what they do in a new process.
+_HANDLERS = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGCHLD: signal.SIG_DFL,
+}
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -61,12 +73,14 @@ class Launcher:
         self._engine = 0  # pid; 0: there is none
         self._engine_code = 0  # of the last one that ended
         self._restart_at: float | None = None
+        self._lost_at: float | None = None  # when a process of the engine died
         self._crashes: list[float] = []
         self._asked_to_end = False
         self._answers: dict[int, int] = {}  # of a process, the pipe that its exit code goes to
         self._pid = os.getpid()
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._handlers = {s: signal.signal(s, lambda *_: None) for s in _SIGNALS}
+        for number in _HANDLERS:
+            signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
 
     def run(self) -> Job | int:
@@ -78,12 +92,16 @@ class Launcher:
                 self._engine = self._fork()
                 if self._engine == 0:
                     return self._engine_job
+            if self._lost_at is not None and time.monotonic() >= self._lost_at + _LOST_S:
+                self._lost_at = None
+                self._signal_engine(signal.SIGTERM)
             ready = self._wait()
             if self._wake_r in ready:
                 self._take_signals()
             if self._reap():
                 _say(f"the engine ended with {self._engine_code}")
                 self._end_all()
+                self._lost_at = None
                 if not self._go_on():
                     return self._engine_code if self._engine_code >= 0 else 128 - self._engine_code
             elif self._asked_to_end and self._engine == 0:
@@ -97,15 +115,19 @@ class Launcher:
         fds = [self._wake_r]
         if self._server is not None:
             fds.append(self._server.fileno())
-        timeout = None if self._restart_at is None else max(0.0, self._restart_at - time.monotonic())
-        return select.select(fds, [], [], timeout)[0]
+        due = [self._restart_at, self._lost_at and self._lost_at + _LOST_S]
+        waits = [max(0.0, at - time.monotonic()) for at in due if at is not None]
+        return select.select(fds, [], [], min(waits, default=None))[0]
 
     def _take_signals(self) -> None:
         for number in os.read(self._wake_r, 4096):
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._asked_to_end = True
-                if self._engine != 0:
-                    os.kill(self._engine, number)
+                self._signal_engine(number)
+
+    def _signal_engine(self, number: int) -> None:
+        if self._engine != 0:
+            os.kill(self._engine, number)
 
     def _reap(self) -> bool:
         """Takes the exit codes of all that ended. True: the engine did."""
@@ -124,6 +146,8 @@ class Launcher:
             if answer is not None:
                 forkserver.tell(answer, code)
                 os.close(answer)
+                if code not in (0, -signal.SIGTERM) and not _KEPT_ALIVE:
+                    self._lost_at = self._lost_at or time.monotonic()
 
     def _go_on(self) -> bool:
         """After the engine has ended: will there be another one?"""
@@ -174,14 +198,14 @@ class Launcher:
         sys.stdout.flush()
         sys.stderr.flush()
         # A signal must find the child's own handlers.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLERS)
         try:
             pid = os.fork()
             if pid == 0:
                 self._leave()
             return pid
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLERS)
 
     def _leave(self) -> None:
         """In a new process: it is not the launcher."""
@@ -189,12 +213,14 @@ class Launcher:
         if os.getppid() != self._pid:
             os._exit(1)  # It died before.
         signal.set_wakeup_fd(-1)
-        for number, handler in self._handlers.items():
+        for number, handler in _HANDLERS.items():
             signal.signal(number, handler)
         for fd in (self._wake_r, self._wake_w, *self._answers.values()):
             os.close(fd)
         if self._server is not None:
             self._server.close()
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed()  # `random` does so by itself.
 
 
 def descendants(root: int) -> list[int]:
@@ -365,6 +391,8 @@ def main() -> None:
     if any(a.split("=")[0] in ("-h", "--help", "-v", "--version") for a in arguments):
         _spawn(arguments)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    # A container's first process ignores what it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     server: socket.socket | None = None
     if arguments[:1] == [_SPAWN]:
         arguments = arguments[1:]
@@ -373,7 +401,9 @@ def main() -> None:
         started = time.monotonic()
         reasons = preload(arguments[0] if arguments else "")
         if reasons:
-            _say(f"vllm serve is spawned, not forked: {'; '.join(reasons)}")
+            why = "; ".join(reasons)
+            _say(f"vllm serve is spawned, not forked: {why}")
+            os.environ[fork.SPAWNED_VARIABLE] = why
             # Anew, so that this process keeps no CUDA context.
             os.execv(
                 sys.executable, [sys.executable, "-m", "rouse_vllm.launch", _SPAWN, *arguments]
