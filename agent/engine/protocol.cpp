@@ -46,6 +46,10 @@ Result<EngineRequest> Hello(json::Reader& in) {
   if (hello.gpu.size() > kMaxGpuName) {
     in.Fail("gpu", "has more than " + std::to_string(kMaxGpuName) + " bytes");
   }
+  if (in.Has("spawned")) hello.spawned = in.String("spawned");
+  if (hello.spawned.size() > kMaxSpawned) {
+    in.Fail("spawned", "has more than " + std::to_string(kMaxSpawned) + " bytes");
+  }
   const json::Json& identity = in.Object("identity");
   ROUSE_RETURN_IF_ERROR(in.status());
   if (hello.rank >= hello.world_size) {

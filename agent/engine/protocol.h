@@ -24,7 +24,8 @@ inline constexpr std::int64_t kMaxArenaBytes = INT64_C(1) << 44;  ///< 16 TiB; m
 inline constexpr std::int64_t kMaxManifestBytes = 64 << 20;
 inline constexpr std::int64_t kMaxAwaitMs = 3'600'000;
 inline constexpr std::size_t kMaxStreamReason = 4096;
-inline constexpr std::size_t kMaxGpuName = 64;  ///< "GPU-" and 36 characters, as of 2026.
+inline constexpr std::size_t kMaxSpawned = 4096;  ///< 1024 characters of any kind.
+inline constexpr std::size_t kMaxGpuName = 64;    ///< "GPU-" and 36 characters, as of 2026.
 
 struct HelloRequest {
   std::int64_t pid = 0;
@@ -35,6 +36,8 @@ struct HelloRequest {
   /// The UUID of the GPU that the rank computes with ("GPU-6f0c..."); empty: none, or an engine
   /// that cannot take slabs of GPU memory.
   std::string gpu;
+  /// Why the rank's process was spawned although it was to be forked; empty: it was not.
+  std::string spawned;
   Identity identity;
 };
 struct PhaseRequest {

@@ -214,6 +214,11 @@ void Agent::OnRankConnected(const HelloRequest& hello, bool from_peer) {
                                       {"engineVersion", hello.engine_version},
                                       {"gpu", hello.gpu},
                                       {"source", from_peer ? "Peer" : "Storage"}});
+  if (!hello.spawned.empty()) {
+    log::Warning("engine process was spawned, not forked",
+                 {{"rank", hello.rank}, {"reason", hello.spawned}});
+    metrics_.CountSpawn();
+  }
   store_->OnEngine(hello);
   Apply(event::RankConnected{hello.rank, NowUs()});
 }

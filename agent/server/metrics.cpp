@@ -82,6 +82,10 @@ struct Metrics::Families {
                                   .Name("rouse_engine_requests_total")
                                   .Help("Requests on the engine socket, by type and outcome.")
                                   .Register(registry);
+  Family<Counter>& spawns = BuildCounter()
+                                .Name("rouse_engine_spawns_total")
+                                .Help("Processes of the engine that could not be forked.")
+                                .Register(registry);
   Family<Counter>& reports = BuildCounter()
                                  .Name("rouse_reports_total")
                                  .Help("Reports to the operator, by outcome.")
@@ -109,6 +113,7 @@ Metrics::Metrics() : families_(std::make_unique<Families>()) {
   // Series that are there from the first scrape, so that a rate over them is right.
   families_->mismatches.Add({});
   families_->fallbacks.Add({});
+  families_->spawns.Add({});
   for (const char* cause : {"damaged", "slow", "lost"}) {
     families_->put_aside.Add({{"cause", cause}});
   }
@@ -152,6 +157,10 @@ void Metrics::CountTransfer(bool ok, std::uint64_t bytes, std::uint64_t mismatch
 
 void Metrics::CountFallback() {
   families_->fallbacks.Add({}).Increment();
+}
+
+void Metrics::CountSpawn() {
+  families_->spawns.Add({}).Increment();
 }
 
 void Metrics::SetPulled(std::uint64_t verified_bytes) {

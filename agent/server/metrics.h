@@ -33,6 +33,8 @@ class Metrics {
   /// The agent has read, or tried to read, a checkpoint for its engine.
   void CountStorage(bool ok, std::uint64_t bytes, double seconds);
   void CountLease(bool opened);
+  /// A rank's process was spawned although it was to be forked.
+  void CountSpawn();
   void CountEngineRequest(std::string_view type, bool ok);
   void CountReport(bool ok);
   void CountModelFiles(std::uint64_t fetched_bytes);

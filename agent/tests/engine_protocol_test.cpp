@@ -30,6 +30,11 @@ TEST_CASE("Each request is decoded") {
   const auto on_gpu =
       DecodeEngineRequest(Replaced(kHello, "\"pid\"", "\"gpu\":\"GPU-1\",\"pid\""), 0);
   CHECK(std::get<HelloRequest>(*on_gpu).gpu == "GPU-1");
+  CHECK(std::get<HelloRequest>(*hello).spawned.empty());
+  const auto spawned =
+      DecodeEngineRequest(Replaced(kHello, "\"pid\"", "\"spawned\":\"why\",\"pid\""), 0);
+  REQUIRE(spawned.ok());
+  CHECK(std::get<HelloRequest>(*spawned).spawned == "why");
   const auto phase = DecodeEngineRequest(R"({"type":"Phase","name":"WeightsReady","atUs":5})", 0);
   CHECK(std::get<PhaseRequest>(*phase).phase == event::EnginePhase::kWeightsReady);
   const auto await = DecodeEngineRequest(R"({"type":"AwaitWeights","rank":0,"timeoutMs":9})", 0);
@@ -87,6 +92,9 @@ TEST_CASE("What is wrong with a request is named") {
       {Replaced(kHello, "{\"model\":\"m\"}", "{\"model\":3}"), 0, "identity.model"},
       {Replaced(kHello, "\"pid\":7,", ""), 0, "pid"},
       {Replaced(kHello, "\"pid\"", "\"gpu\":5,\"pid\""), 0, "gpu"},
+      {Replaced(kHello, "\"pid\"", "\"spawned\":5,\"pid\""), 0, "spawned"},
+      {Replaced(kHello, "\"pid\"", "\"spawned\":\"" + std::string(4097, 'g') + "\",\"pid\""), 0,
+       "spawned"},
       {Replaced(kHello, "\"pid\"", "\"gpu\":\"" + std::string(65, 'g') + "\",\"pid\""), 0, "gpu"},
       {R"({"type":"Phase","name":"Coffee","atUs":5})", 0, "name"},
       {R"({"type":"CreateArena","rank":0,"bytes":0})", 0, "bytes"},

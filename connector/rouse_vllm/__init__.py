@@ -39,7 +39,9 @@ def register() -> None:
     # Imported only now: importing this package must not import vLLM.
     from vllm.model_executor.model_loader import register_model_loader
 
+    from rouse_vllm import fork
     from rouse_vllm.loader import RouseModelLoader
 
     register_model_loader(LOAD_FORMAT)(RouseModelLoader)
+    fork.install()
     _registered = True

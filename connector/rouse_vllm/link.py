@@ -93,6 +93,7 @@ class Rank:
     identity: dict[str, str]
     form: str
     gpu: str = ""  # UUID
+    spawned: str = ""  # why this process was spawned although it was to be forked
 
     @property
     def adopts(self) -> bool:
@@ -119,7 +120,11 @@ class Link:
             self.settings.socket, self.rank.rank, self.settings.connect_timeout_s
         )
         welcome = self._session.hello(
-            self.rank.world_size, self.rank.engine_version, self.rank.identity, self.rank.gpu
+            self.rank.world_size,
+            self.rank.engine_version,
+            self.rank.identity,
+            self.rank.gpu,
+            self.rank.spawned,
         )
         for name, at_us in self.moments:
             self._session.phase(name, at_us)

@@ -32,6 +32,7 @@ from rouse_vllm import (
     tensors,
 )
 from rouse_vllm.errors import AgentRefused, ManifestError, RouseError, Unsupported
+from rouse_vllm.fork import SPAWNED_VARIABLE
 from rouse_vllm.link import Link, Rank, Settings, now_us
 from rouse_vllm.session import PEER, STORAGE
 from rouse_vllm.stream import CheckpointStream
@@ -145,6 +146,7 @@ class RouseModelLoader(DefaultModelLoader):
             identity=identity.build(vllm_config, model_config, form, version),
             form=form,
             gpu=identity.gpu_uuid(vllm_config.device_config.device_type),
+            spawned=os.environ.get(SPAWNED_VARIABLE, ""),
         )
         self._link = Link(self._settings, rank, moments)
         self._connect()

@@ -27,6 +27,8 @@ ANSWER_TIMEOUT_S = 120.0
 #: One question for weights waits this long at the agent, so that a silent agent is noticed.
 AWAIT_SLICE_S = 10.0
 
+MAX_SPAWNED = 1024  # characters
+
 _MAX_MANIFEST_BYTES = 1 << 30
 
 
@@ -81,10 +83,16 @@ class Session:
             self._socket = -1
 
     def hello(
-        self, world_size: int, engine_version: str, identity: dict[str, str], gpu: str = ""
+        self,
+        world_size: int,
+        engine_version: str,
+        identity: dict[str, str],
+        gpu: str = "",
+        spawned: str = "",
     ) -> Welcome:
-        """`gpu` is the UUID of the GPU that this rank computes with, if any."""
-        request = {
+        """`gpu` is the UUID of the GPU that this rank computes with, if any; `spawned` why its process
+        was not forked, if it was to be."""
+        request: dict[str, Any] = {
             "type": "Hello",
             "protocol": PROTOCOL,
             "version": PROTOCOL_VERSION,
@@ -95,7 +103,11 @@ class Session:
             "engineVersion": engine_version,
             "identity": identity,
         }
-        answer = self._ask(request | ({"gpu": gpu} if gpu else {}), "Welcome")
+        if gpu:
+            request["gpu"] = gpu
+        if spawned:
+            request["spawned"] = spawned[:MAX_SPAWNED]
+        answer = self._ask(request, "Welcome")
         spoken = (answer.get("protocol"), answer.get("version"))
         if spoken != (PROTOCOL, PROTOCOL_VERSION):
             raise ProtocolError(

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -89,6 +90,7 @@ class Agent:
         self.plugin = folder / "plugin"  # a volume in the pod: it is there before the agent
         self.plugin.mkdir()
         self.log_path = folder / "agent.log"
+        self._port = _free_port()
         self._log = self.log_path.open("w")
         self._process = subprocess.Popen(
             [
@@ -109,7 +111,7 @@ class Agent:
                     "--listen-host",
                     "127.0.0.1",
                     "--port",
-                    str(_free_port()),
+                    str(self._port),
                 ),
                 *("--operator-url", operator.url, "--launch-identity", "launch"),
                 *("--engine-socket", str(self.socket), "--drain-seconds", "1"),
@@ -134,6 +136,10 @@ class Agent:
             if line.startswith("{")
         ]
         return {line["phase"]: line["atUs"] for line in lines if line["message"] == "engine phase"}
+
+    def metrics(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=10) as answer:
+            return answer.read().decode()
 
     def close(self) -> None:
         self._process.terminate()

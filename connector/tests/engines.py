@@ -13,7 +13,7 @@ from pathlib import Path
 
 TIME_LIMIT_S = 240
 
-_ENVIRONMENT = {
+CPU_ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -41,7 +41,7 @@ class Engine:
             "extra": {} if socket is None else {"socket": str(socket)},
             "arguments": arguments,
         }
-        environment = os.environ | _ENVIRONMENT
+        environment = os.environ | CPU_ENVIRONMENT
         if plugin is not None:
             environment["PYTHONPATH"] = f"{plugin}:{_without_our_plugin(environment['PYTHONPATH'])}"
         self._process = subprocess.Popen(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 _BASE = dict(
     attention_bias=False,
@@ -79,6 +80,7 @@ def _make(folder: Path, config: dict, seed: int) -> Path:
     (folder / "generation_config.json").write_text(
         json.dumps(dict(bos_token_id=256, eos_token_id=257))
     )
+    _write_tokenizer(folder, config["vocab_size"])
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in _shapes(config):
@@ -98,6 +100,19 @@ def _make(folder: Path, config: dict, seed: int) -> Path:
         json.dumps({"metadata": {"total_size": total}, "weight_map": index})
     )
     return folder
+
+
+def _write_tokenizer(folder: Path, vocabulary_size: int) -> None:
+    """A token a byte, two special ones, then words to fill up."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*letters, "<|bos|>", "<|eos|>", *(f"w{i}" for i in range(258, vocabulary_size))]
+    tokenizer = Tokenizer(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|bos|>", "<|eos|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|eos|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
 
 
 def _shapes(c: dict) -> list[tuple[str, tuple[int, ...]]]:

@@ -160,6 +160,10 @@ Json Engine(const api::ModelService& service, const CreateInstance& action) {
        {Mount("rouse-plugin", kPluginDir, true), Mount("rouse-run", kRunDir),
         ModelMount(service, action, /*read_only=*/true), Mount("home", kHomeDir),
         Mount("dshm", "/dev/shm"), Mount("tmp", "/tmp")}}};
+  // Else the image's own entry point, which is `vllm serve`. Arguments are the same for both.
+  if (service.spec.fast_start.process_start == api::ProcessStart::kFork) {
+    container["command"] = {"python3", "-m", "rouse_vllm.launch"};
+  }
   if (!engine.image_pull_policy.empty()) container["imagePullPolicy"] = engine.image_pull_policy;
   return container;
 }

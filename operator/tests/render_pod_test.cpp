@@ -145,7 +145,6 @@ TEST_CASE("only with a folder of the node do agents get one, and engines never")
 TEST_CASE("the engine is a stock image with Rouse's arguments before the user's") {
   const Json engine = EngineOf(Render(StartPath::kPeer));
   CHECK(engine["image"] == "vllm:1");
-  CHECK_FALSE(engine.contains("command"));
   CHECK(engine["args"] == Json{"/rouse/model", "--served-model-name", "org/model", "--port", "8000",
                                "--load-format", "rouse", "--model-loader-extra-config",
                                R"({"socket":"/rouse/run/engine.sock"})", "--max-model-len=256"});
@@ -158,10 +157,26 @@ TEST_CASE("the engine is a stock image with Rouse's arguments before the user's"
   CHECK(Find(engine["volumeMounts"], "/rouse/home", "mountPath")["name"] == "home");
 }
 
+TEST_CASE(
+    "the engine is forked from what has imported everything, or started as the image starts it") {
+  api::ModelService service = Service(1);
+  for (const StartPath path : {StartPath::kStorage, StartPath::kPeer}) {
+    service.spec.fast_start.process_start = api::ProcessStart::kFork;
+    const Json fork = EngineOf(RenderPod(service, Create(path), Config()));
+    CHECK(fork["command"] == Json{"python3", "-m", "rouse_vllm.launch"});
+    service.spec.fast_start.process_start = api::ProcessStart::kSpawn;
+    const Json spawn = EngineOf(RenderPod(service, Create(path), Config()));
+    CHECK_FALSE(spawn.contains("command"));
+    CHECK(fork["args"] == spawn["args"]);
+    CHECK(fork["env"] == spawn["env"]);
+  }
+}
+
 TEST_CASE("the engine's container is the same in every pod, since caches are keyed by it") {
   Json a = EngineOf(Render(StartPath::kPeer));
   Json b = EngineOf(Render(StartPath::kStorage));
   CHECK(a["env"] == b["env"]);
+  CHECK(a["command"] == b["command"]);
   CHECK(a["args"] == b["args"]);
 }
 

@@ -1,0 +1,140 @@
+"""`vllm serve`, started plainly or by rouse-launch, and asked over HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+PLAIN = ("-m", "vllm.entrypoints.cli.main", "serve")
+LAUNCH = ("-m", "rouse_vllm.launch")
+
+PROMPTS = [[(7 + 131 * i + 17 * j) % 250 for j in range(24)] for i in range(4)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def processes_below(root: int) -> dict[int, str]:
+    """Command lines of all processes below this one, by pid."""
+    found: dict[int, str] = {}
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True)
+    rows = [line.split(maxsplit=2) for line in listing.stdout.splitlines()]
+    todo = [root]
+    while todo:
+        parent = todo.pop()
+        for pid, ppid, *args in rows:
+            if int(ppid) == parent:
+                found[int(pid)] = args[0] if args else ""
+                todo.append(int(pid))
+    return found
+
+
+class Server:
+    """One program with an OpenAI API, starting or up; close() ends it."""
+
+    def __init__(
+        self,
+        name: str,
+        how: tuple[str, ...],
+        model: Path,
+        arguments: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.name, self.model, self.port = name, model, free_port()
+        self.lines: list[str] = []
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [
+                sys.executable, *how, str(model), "--served-model-name", "demo",
+                "--host", "127.0.0.1", "--port", str(self.port), *arguments,
+            ],
+            env=os.environ | (environment or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+
+    @property
+    def log(self) -> str:
+        return "".join(self.lines)
+
+    def _complete(self, prompt: list[int], tokens: int) -> list[int]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        try:
+            body: dict[str, Any] = {
+                "model": "demo", "prompt": prompt, "max_tokens": tokens, "temperature": 0,
+                "ignore_eos": True, "return_token_ids": True,
+            }  # fmt: skip
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", "/v1/completions", json.dumps(body), headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            assert answer.status == 200, content
+            return json.loads(content)["choices"][0]["token_ids"]
+        finally:
+            connection.close()
+
+    def first_token(self, limit_s: float = 300) -> float:
+        """Asks until it answers with one token; returns when, on the monotonic clock."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            try:
+                self._complete([1], 1)
+                return time.monotonic()
+            except (OSError, http.client.HTTPException):
+                pass
+            ended = self.process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                state = f"ended with {self.process.returncode}" if ended else "does not answer"
+                raise AssertionError(f"{self.name} {state}:\n{self.log[-8000:]}")
+            time.sleep(0.02)
+
+    def tokens(self) -> list[list[int]]:
+        return [self._complete(prompt, 24) for prompt in PROMPTS]
+
+    def await_line(self, text: str, count: int = 1, limit_s: float = 60) -> None:
+        """Waits until its log has that text so many times."""
+        deadline = time.monotonic() + limit_s
+        while self.log.count(text) < count:
+            assert time.monotonic() < deadline, f"no {text!r} in:\n{self.log[-8000:]}"
+            time.sleep(0.02)
+
+    def close(self, limit_s: float = 60) -> int:
+        """SIGTERM; returns its exit status. Kills it, and what is left of it, after the limit."""
+        below = processes_below(self.process.pid)
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+        finally:
+            if self.process.returncode == -signal.SIGKILL:
+                for pid in below:
+                    try:
+                        os.kill(pid, signal.SIGKILL)
+                    except ProcessLookupError:
+                        pass
+            self._reader.join(timeout=10)
