@@ -101,7 +101,8 @@ void AddTuning(CLI::App& app, ProgramOptions& options, Raw& raw) {
          "--gpu-weights", raw.gpu_weights,
          "Auto: with a --node-folder, weights of an engine on a GPU are kept in that GPU's "
          "memory, where it computes with them and agents of this node copy them; agents of "
-         "other nodes cannot read them. Never: in host memory, from which the engine copies")
+         "other nodes read them through host memory. Never: in host memory, from which the engine "
+         "copies")
       ->envname("ROUSE_GPU_WEIGHTS")
       ->check(CLI::IsMember({"Auto", "Never"}))
       ->capture_default_str();

@@ -113,6 +113,7 @@ RemoteRank ReadRank(json::Reader& in, const json::Json& item, std::size_t index)
                             std::to_string(rank.manifest.arena_bytes));
   }
   if (entry.status().ok()) rank.availability = ReadAvailability(entry, rank.manifest);
+  rank.stage_bytes = static_cast<std::uint64_t>(entry.IntOr("stageBytes", 0));
   in.Take(entry.status());
   return rank;
 }
@@ -211,6 +212,7 @@ json::Json ToJson(const OpenResponse& response) {
     out["ranks"].push_back(
         {{"rank", rank.manifest.rank}, {"manifest", ToJson(rank.manifest)}, {"slabs", slabs}});
     if (rank.availability) out["ranks"].back()["availability"] = ToJson(*rank.availability);
+    if (rank.stage_bytes > 0) out["ranks"].back()["stageBytes"] = rank.stage_bytes;
   }
   return out;
 }
@@ -218,6 +220,22 @@ json::Json ToJson(const OpenResponse& response) {
 json::Json ToJson(const LeaseRequest& request) {
   json::Json out = Envelope(kWeightsProtocol, kWeightsVersion);
   out["lease"] = request.lease;
+  return out;
+}
+
+json::Json ToJson(const StageRequest& request) {
+  json::Json out = Envelope(kWeightsProtocol, kWeightsVersion);
+  out["lease"] = request.lease;
+  out["rank"] = request.rank;
+  out["buffer"] = request.buffer;
+  out["offset"] = request.offset;
+  out["bytes"] = request.bytes;
+  return out;
+}
+
+json::Json StagedToJson(const RemoteSlab& slab) {
+  json::Json out = Envelope(kWeightsProtocol, kWeightsVersion);
+  out["slab"] = ToJson(slab);
   return out;
 }
 
@@ -345,6 +363,29 @@ Result<LeaseRequest> LeaseRequestFromJson(const json::Json& value) {
   LeaseRequest request{.lease = in.String("lease")};
   ROUSE_RETURN_IF_ERROR(in.status());
   return request;
+}
+
+Result<StageRequest> StageRequestFromJson(const json::Json& value) {
+  json::Reader in(value, "");
+  ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kWeightsProtocol, kWeightsVersion));
+  StageRequest request{.lease = in.String("lease"),
+                       .rank = static_cast<std::uint32_t>(in.Int("rank", 0, kMaxRanks)),
+                       .buffer = static_cast<std::uint32_t>(in.Int("buffer", 0, kStageBuffers - 1)),
+                       .offset = static_cast<std::uint64_t>(in.Int("offset")),
+                       .bytes = static_cast<std::uint64_t>(in.Int("bytes", 1))};
+  ROUSE_RETURN_IF_ERROR(in.status());
+  return request;
+}
+
+Result<RemoteSlab> StagedFromJson(const json::Json& value) {
+  json::Reader in(value, "");
+  ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kWeightsProtocol, kWeightsVersion));
+  json::Reader slab(in.Object("slab"), in.Path("slab"));
+  RemoteSlab staged = ReadSlab(slab);
+  if (slab.status().ok() && staged.rkey.empty()) slab.Fail("rkey", "is missing");
+  in.Take(slab.status());
+  ROUSE_RETURN_IF_ERROR(in.status());
+  return staged;
 }
 
 Result<ModelFiles> ModelFilesFromJson(const json::Json& value) {

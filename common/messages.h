@@ -118,7 +118,7 @@ struct OpenRequest {
   bool operator==(const OpenRequest&) const = default;
 };
 
-/// One slab of a peer: registered, or in GPU memory that only its node can read (no address and no
+/// One slab of a peer: registered, or in GPU memory that nobody can read by address (none, and no
 /// key).
 struct RemoteSlab {
   std::uint64_t address = 0;  ///< In the peer's address space.
@@ -134,8 +134,27 @@ struct RemoteRank {
   /// Of a rank that is still arriving: a bitmap in registered memory, 64-bit words in the order of
   /// the machine. Bit i of word i / 64 is set once chunk i may be read.
   std::optional<RemoteSlab> availability;
+  /// Of a rank in GPU memory: the most bytes that one StageRequest may ask for; 0: none, only its
+  /// node can read it.
+  std::uint64_t stage_bytes = 0;
 
   bool operator==(const RemoteRank&) const = default;
+};
+
+/// Buffers that one lease has at the source: while one is read, the next is filled.
+inline constexpr std::uint32_t kStageBuffers = 2;
+
+/// Body of /v1/weights/stage: copy these bytes of a rank in GPU memory into a buffer of registered
+/// host memory. The answer is the RemoteSlab that holds them, until the same buffer is asked for
+/// again or the lease ends.
+struct StageRequest {
+  std::string lease;
+  std::uint32_t rank = 0;
+  std::uint32_t buffer = 0;  ///< Below kStageBuffers.
+  std::uint64_t offset = 0;  ///< In the rank's arena.
+  std::uint64_t bytes = 0;   ///< 1 to RemoteRank::stage_bytes.
+
+  bool operator==(const StageRequest&) const = default;
 };
 
 /// A lease is renewed three times within its duration: a shorter one would end, or keep both agents
@@ -187,6 +206,9 @@ json::Json ToJson(const Assignment& assignment);
 json::Json ToJson(const OpenRequest& request);
 json::Json ToJson(const OpenResponse& response);
 json::Json ToJson(const LeaseRequest& request);
+json::Json ToJson(const StageRequest& request);
+/// Of a StageRequest.
+json::Json StagedToJson(const RemoteSlab& slab);
 json::Json ToJson(const ModelFiles& files);
 
 Result<WeightsReport> WeightsReportFromJson(const json::Json& value, const std::string& path);
@@ -197,6 +219,8 @@ Result<OpenRequest> OpenRequestFromJson(const json::Json& value);
 /// Also checks that each rank's slabs add up to its arena.
 Result<OpenResponse> OpenResponseFromJson(const json::Json& value);
 Result<LeaseRequest> LeaseRequestFromJson(const json::Json& value);
+Result<StageRequest> StageRequestFromJson(const json::Json& value);
+Result<RemoteSlab> StagedFromJson(const json::Json& value);
 /// Also refuses paths that could leave the model folder, duplicates, and sizes over the bounds.
 Result<ModelFiles> ModelFilesFromJson(const json::Json& value);
 

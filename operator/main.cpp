@@ -95,6 +95,11 @@ void Declare(CLI::App& cli, Flags& f) {
       "--agent-node-folder", pods.agent_node_folder,
       "A folder of every node, writable for the agents (mode 1777), through which those of "
       "one node copy weights directly; default: none");
+  cli.add_option("--gpu-resource", pods.gpu_resources,
+                 "An engine that asks for this resource, for example nvidia.com/gpu, has an agent "
+                 "that sees all of the node's GPUs; repeatable; default: none");
+  cli.add_option("--gpu-runtime-class", pods.gpu_runtime_class,
+                 "runtimeClassName of the pods of such engines; default: none");
   cli.add_option("--image-pull-secret", pods.image_pull_secrets, "Given to each pod; repeatable");
   cli.add_option("--workers", a.workers, "ModelServices reconciled at a time")
       ->check(CLI::Range(1, 64))

@@ -56,6 +56,20 @@ class DeviceSlab final : public Slab {
   const CUmemAccess_flags access_;
 };
 
+class HostPin final : public memory::Pin {
+ public:
+  HostPin(std::shared_ptr<const Device> device, std::byte* begin)
+      : device_(std::move(device)), begin_(begin) {}
+  ~HostPin() override {
+    const Current current(*device_);
+    device_->driver().cuMemHostUnregister(begin_);
+  }
+
+ private:
+  const std::shared_ptr<const Device> device_;
+  std::byte* const begin_;
+};
+
 class GpuMemory final : public memory::Memory {
  public:
   explicit GpuMemory(std::shared_ptr<const Device> device) : device_(std::move(device)) {}
@@ -118,6 +132,21 @@ class GpuMemory final : public memory::Memory {
 
   // cuMemCreate has taken it.
   Status Populate(std::byte*, std::uint64_t, int) const override { return {}; }
+
+  Status CopyOut(const std::byte* from, std::span<std::byte> to) const override {
+    return Download(*device_, to, from);
+  }
+  Status CopyIn(std::span<const std::byte> from, std::byte* to) const override {
+    return Upload(*device_, to, from);
+  }
+  Result<std::unique_ptr<memory::Pin>> PinHost(std::span<std::byte> host) const override {
+    const Current current(*device_);
+    // For the node's other GPUs too: a lease's buffers serve all ranks.
+    ROUSE_CUDA_RETURN_IF_ERROR(
+        device_->driver(), cuMemHostRegister(host.data(), host.size(), CU_MEMHOSTREGISTER_PORTABLE),
+        "pin " + std::to_string(host.size()) + " bytes of host memory");
+    return std::unique_ptr<memory::Pin>(std::make_unique<HostPin>(device_, host.data()));
+  }
 
   Result<std::unique_ptr<memory::CopyEngine>> NewCopyEngine(int) const override {
     return DeviceCopyEngine(device_);

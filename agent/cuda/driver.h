@@ -25,6 +25,7 @@
                   X(cuMemMap) X(cuMemUnmap) X(cuMemSetAccess) X(cuMemExportToShareableHandle)     \
                       X(cuMemImportFromShareableHandle) X(cuMemAlloc) X(cuMemFree)                \
                           X(cuMemHostAlloc) X(cuMemFreeHost) X(cuMemcpyDtoH) X(cuMemcpyHtoD)      \
+                              X(cuMemHostRegister) X(cuMemHostUnregister)                         \
                               X(cuMemcpyDtoDAsync) X(cuMemcpyDtoHAsync) X(cuMemcpyHtoDAsync)      \
                                   X(cuStreamCreate) X(cuStreamDestroy) X(cuStreamSynchronize)     \
                                       X(cuStreamWaitEvent) X(cuEventCreate) X(cuEventDestroy)     \

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstring>
 #include <limits>
 #include <thread>
 #include <vector>
@@ -149,6 +150,18 @@ class Host final : public Memory {
       return Status(StatusCode::kResourceExhausted, what + ": not enough is free");
     }
     return FromErrno(error.load(), what);
+  }
+
+  Status CopyOut(const std::byte* from, std::span<std::byte> to) const override {
+    std::memcpy(to.data(), from, to.size());
+    return {};
+  }
+  Status CopyIn(std::span<const std::byte> from, std::byte* to) const override {
+    std::memcpy(to, from.data(), from.size());
+    return {};
+  }
+  Result<std::unique_ptr<Pin>> PinHost(std::span<std::byte>) const override {
+    return std::unique_ptr<Pin>();
   }
 
   Result<std::unique_ptr<CopyEngine>> NewCopyEngine(int threads) const override {

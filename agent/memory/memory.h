@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "agent/memory/owned_fd.h"
@@ -16,6 +17,12 @@
 namespace rouse::memory {
 
 class CopyEngine;
+
+/// Host memory that stays where it is, so that a device copies from and to it by itself.
+class Pin {
+ public:
+  virtual ~Pin() = default;
+};
 
 class Memory {
  public:
@@ -44,6 +51,14 @@ class Memory {
 
   /// Takes the memory of mapped slabs now, where that would otherwise happen at first touch.
   virtual Status Populate(std::byte* base, std::uint64_t bytes, int threads) const = 0;
+
+  /// Copies out of mapped memory of this kind into the host's, and from there into it; done when
+  /// they return. For what passes through the host; between arenas there is NewCopyEngine.
+  virtual Status CopyOut(const std::byte* from, std::span<std::byte> to) const = 0;
+  virtual Status CopyIn(std::span<const std::byte> from, std::byte* to) const = 0;
+  /// Makes such copies from and to this part of the host's memory fast, while what is returned
+  /// lives: before it is unmapped. None where there is nothing to do.
+  virtual Result<std::unique_ptr<Pin>> PinHost(std::span<std::byte> host) const = 0;
 
   /// What copies into arenas of this memory and digests them there (copy_engine.h). `threads` is
   /// for the CPU's. Unavailable when a device has no code for it.

@@ -7,9 +7,8 @@
 // (BroadcastDomain) is both of these: processes of one pod, and pods on the host's network. Two
 // ordinary pods of a node never share one, and pull from each other, which needs neither.
 //
-// Not wired yet: the agent does not choose this (agent/transfer/broadcast_source.h), and domains
-// larger than a node (NVLink fabrics, where NCCL passes memory by fabric handles) are not asked of
-// NVML.
+// The agent does not choose this; agent/transfer/broadcast_source.h says why. Domains larger than a
+// node (NVLink fabrics, where NCCL passes memory by fabric handles) are not asked of NVML.
 
 #pragma once
 

@@ -14,17 +14,23 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-Status PostLease(http::Client& client, const std::string& target, const std::string& lease,
-                 milliseconds timeout) {
-  ROUSE_ASSIGN_OR_RETURN(const http::Response answer,
+Result<http::Response> Post(http::Client& client, const std::string& target, const json::Json& body,
+                            milliseconds timeout) {
+  ROUSE_ASSIGN_OR_RETURN(http::Response answer,
                          client.Send({.method = "POST",
                                       .target = target,
                                       .headers = {{"Content-Type", "application/json"}},
-                                      .body = json::Dump(ToJson(LeaseRequest{.lease = lease})),
+                                      .body = json::Dump(body),
                                       .timeout = timeout,
                                       .deadline = timeout},
                                      64u << 10));
-  return answer.status == 200 ? Status() : http::ToStatus(answer, "POST " + target);
+  if (answer.status != 200) return http::ToStatus(answer, "POST " + target);
+  return answer;
+}
+
+Status PostLease(http::Client& client, const std::string& target, const std::string& lease,
+                 milliseconds timeout) {
+  return Post(client, target, ToJson(LeaseRequest{.lease = lease}), timeout).status();
 }
 
 }  // namespace
@@ -80,6 +86,13 @@ Lease::~Lease() {
       PostLease(*client_, "/v1/weights/close", opened_.lease, milliseconds(1'000));
   if (!closed.ok())
     log::Debug("lease not closed, it ends by itself", {{"error", closed.message()}});
+}
+
+Result<RemoteSlab> Stage(http::Client& client, const StageRequest& request, milliseconds timeout) {
+  ROUSE_ASSIGN_OR_RETURN(const http::Response answer,
+                         Post(client, "/v1/weights/stage", ToJson(request), timeout));
+  ROUSE_ASSIGN_OR_RETURN(const json::Json document, json::Parse(answer.body, "staged weights"));
+  return StagedFromJson(document);
 }
 
 }  // namespace rouse::agent

@@ -41,4 +41,8 @@ class Lease {
   std::jthread renewer_;
 };
 
+/// POST /v1/weights/stage of the peer that `client` reaches; ends within `timeout`.
+Result<RemoteSlab> Stage(http::Client& client, const StageRequest& request,
+                         std::chrono::milliseconds timeout);
+
 }  // namespace rouse::agent

@@ -5,10 +5,12 @@
 #include <optional>
 #include <utility>
 
+#include "agent/server/lease.h"
 #include "agent/server/peer_swarm.h"
 #include "agent/transfer/node_protocol.h"
 #include "agent/transfer/node_pull.h"
 #include "agent/transfer/source.h"
+#include "agent/transfer/staged_pull.h"
 #include "common/log.h"
 #include "common/seeded.h"
 #include "common/stoppable_sleep.h"
@@ -123,12 +125,16 @@ class Attempt {
   Result<transfer::PullReport> PullFromSwarm(const RemoteRank& rank,
                                              const WeightStore::Arriving& arriving,
                                              const transfer::ProgressCallback& on_progress);
+  Result<transfer::PullReport> PullCopies(const RemoteRank& rank,
+                                          const WeightStore::Arriving& arriving,
+                                          const transfer::ProgressCallback& on_progress);
 
   WeightStore& store_;
   const PeerPullSettings& settings_;
   const PeerPullHooks& hooks_;
   std::stop_source give_up_;
   const std::stop_callback<std::function<void()>> passed_on_;
+  Peer peer_;
   std::optional<transfer::NodeSource> node_;
   std::string origin_;
   std::uint32_t ranks_ = 0;
@@ -137,6 +143,7 @@ class Attempt {
 };
 
 Outcome Attempt::Run(const Peer& first) {
+  peer_ = first;
   if (const Status opened = swarm_.Open(first); !opened.ok()) return {.status = opened};
   const OpenResponse& opened = swarm_.first();
   if (IsComplete(opened)) node_ = OnThisNode(first, opened, settings_.node_folder);
@@ -146,7 +153,7 @@ Outcome Attempt::Run(const Peer& first) {
   std::vector<std::pair<const RemoteRank*, WeightStore::Arriving>> missing;
   for (const RemoteRank& rank : opened.ranks) {
     if (store_.Has(rank.manifest)) continue;  // An earlier attempt has brought all of it.
-    if (transfer::OnlyWithinNode(rank)) {
+    if (transfer::InGpuMemory(rank)) {
       const Status announced = store_.Announce(rank.manifest, ranks_, origin);
       if (!announced.ok()) return {.status = announced, .hopeless = true};
       missing.emplace_back(&rank, WeightStore::Arriving());
@@ -166,13 +173,13 @@ Outcome Attempt::Run(const Peer& first) {
   return {};
 }
 
-/// What lies in a GPU's memory can be had within the node alone, by an agent that sees the GPU.
+/// What lies in a GPU's memory can be had within the node, or of a peer that makes copies, by an
+/// agent that sees the GPU it is for.
 Status Attempt::CheckReach() const {
   const auto& ranks = swarm_.first().ranks;
-  if (std::none_of(ranks.begin(), ranks.end(), transfer::OnlyWithinNode)) return {};
-  if (!node_) {
-    return FailedPrecondition(
-        "its weights are in GPU memory, which only agents of its node can read");
+  if (std::none_of(ranks.begin(), ranks.end(), transfer::InGpuMemory)) return {};
+  for (const RemoteRank& rank : ranks) {
+    if (!node_ && !transfer::CanBeStaged(rank)) ROUSE_RETURN_IF_ERROR(transfer::CheckKeys(rank));
   }
   return store_.CheckGpus();
 }
@@ -204,7 +211,8 @@ Status Attempt::PullRank(const RemoteRank& rank, const WeightStore::Arriving& ar
     hooks_.on_verified(progress.counters.bytes_verified);
   };
   Result<transfer::PullReport> pulled = Unavailable("not tried");
-  const bool has_other_way = !transfer::OnlyWithinNode(rank);
+  const bool has_keys = !transfer::InGpuMemory(rank);
+  const bool has_other_way = has_keys || transfer::CanBeStaged(rank);
   // What an earlier attempt has brought may be being read: it must not be written again.
   if (node_ && NothingThere(*arriving.available)) {
     pulled = CopyWithinNode(*node_, rank, arriving, settings_.transfer, give_up_.get_token(),
@@ -217,7 +225,10 @@ Status Attempt::PullRank(const RemoteRank& rank, const WeightStore::Arriving& ar
   } else {
     node_.reset();
   }
-  if (!node_ && has_other_way) pulled = PullFromSwarm(rank, arriving, on_progress);
+  if (!node_ && has_other_way) {
+    pulled = has_keys ? PullFromSwarm(rank, arriving, on_progress)
+                      : PullCopies(rank, arriving, on_progress);
+  }
   hooks_.on_transfer(pulled.status(), pulled.ok() ? pulled->counters : last.counters,
                      pulled.ok() ? pulled->seconds : last.seconds,
                      pulled.ok() ? pulled->transport : "");
@@ -248,6 +259,24 @@ Result<transfer::PullReport> Attempt::PullFromSwarm(const RemoteRank& rank,
                origin_ = "pulled from " + names;
              }
            }});
+}
+
+Result<transfer::PullReport> Attempt::PullCopies(const RemoteRank& rank,
+                                                 const WeightStore::Arriving& arriving,
+                                                 const transfer::ProgressCallback& on_progress) {
+  ROUSE_ASSIGN_OR_RETURN(const auto client, http::Client::Create(peer_.address));
+  log::Info("weights in a peer's GPU memory are copied through host memory",
+            {{"peer", peer_.pod}, {"rank", rank.manifest.rank}});
+  return transfer::PullStaged(
+      {.name = peer_.pod,
+       .worker_address = swarm_.first().worker_address,
+       .lease = swarm_.first().lease,
+       .rank = rank},
+      arriving.arena->context(), arriving.arena->arena(),
+      [&](const StageRequest& request) {
+        return Stage(*client, request, settings_.transfer.progress_deadline);
+      },
+      settings_.transfer, give_up_.get_token(), on_progress);
 }
 
 }  // namespace

@@ -33,6 +33,11 @@ Result<OpenRequest> ReadOpen(const std::string& body) {
   return OpenRequestFromJson(document);
 }
 
+Result<StageRequest> ReadStage(const std::string& body) {
+  ROUSE_ASSIGN_OR_RETURN(const json::Json document, json::Parse(body, "request"));
+  return StageRequestFromJson(document);
+}
+
 }  // namespace
 
 http::Response Agent::Handle(const http::Request& request) {
@@ -81,6 +86,13 @@ http::Response Agent::HandleWeights(const std::string& action, const std::string
                                             {"error", opened.status().message()}});
     if (!opened.ok()) return http::ErrorResponse(opened.status());
     return http::JsonResponse(json::Dump(ToJson(*opened)));
+  }
+  if (action == "stage") {
+    const auto request = ReadStage(body);
+    if (!request.ok()) return http::ErrorResponse(request.status());
+    const auto staged = store_->StagePart(*request);
+    if (!staged.ok()) return http::ErrorResponse(staged.status());
+    return http::JsonResponse(json::Dump(StagedToJson(*staged)));
   }
   if (action != "renew" && action != "close") {
     return http::ErrorResponse(NotFound("nothing is at /v1/weights/" + action.substr(0, 64)));

@@ -103,6 +103,7 @@ class WeightStore {
   // For peers.
   /// Unavailable while there is nothing to offer, or nothing complete and `partial` is false.
   Result<OpenResponse> Open(const std::string& requester, bool partial);
+  Result<RemoteSlab> StagePart(const StageRequest& request) { return publisher_->Stage(request); }
   Status Renew(const std::string& lease) { return publisher_->Renew(lease); }
   Status Close(const std::string& lease) { return publisher_->Close(lease); }
   void Withdraw();

@@ -10,9 +10,12 @@
 #include "agent/cuda/device.h"
 #include "agent/cuda/gpus.h"
 #include "agent/nccl/nccl_broadcaster.h"
+#include "agent/tests/paths.h"
 #include "agent/tests/transfer_fixture.h"
 #include "agent/transfer/node_pull.h"
 #include "agent/transfer/node_share.h"
+#include "agent/transfer/publisher.h"
+#include "agent/transfer/staged_pull.h"
 
 namespace rouse::transfer {
 namespace {
@@ -129,6 +132,37 @@ TEST_CASE("a node-local pull brings every byte, and finds one that was flipped",
   REQUIRE(damaged.status().code() == StatusCode::kDataLoss);
   REQUIRE_THAT(damaged.status().message(), Catch::Contains("chunk 41 of rank 0"));
   ::rmdir(folder);
+}
+
+TEST_CASE("GPU memory is read from another node through pinned host memory", "[gpu]") {
+  const auto device = Gpu();
+  const auto content = Bytes(300 * kMiB + 4321);
+  const auto source = Filled(device, content, 64 * kMiB);
+  const auto publisher = Must(Publisher::Create({.leases = {}, .program = kTransferPeerProgram}));
+  WeightManifest manifest;
+  manifest.identity = {{"model", "test"}};
+  manifest.arena_bytes = content.size();
+  manifest.allocations = {{.offset = 0, .bytes = content.size()}};
+  manifest.chunk_digests = CpuDigests(content);
+  Must(publisher->Publish(source, manifest));
+  const OpenResponse opened = Must(publisher->Open("test/target"));
+  const auto target = Must(memory::Arena::Create({.bytes = content.size(),
+                                                  .memory = cuda::DeviceMemory(device),
+                                                  .slab_bytes = 128 * kMiB,
+                                                  .name = "target"}));
+  std::vector<std::byte> host(4 * kMiB);
+  REQUIRE(Must(target->memory().PinHost(host)) != nullptr);
+  const PullReport report = Must(
+      PullStaged({.name = "test/source",
+                  .worker_address = opened.worker_address,
+                  .lease = opened.lease,
+                  .rank = opened.ranks.at(0)},
+                 Must(ucx::Context::Create()), *target,
+                 [&](const StageRequest& request) { return publisher->Stage(request); }, {}, {}));
+  CHECK(report.counters.bytes_verified == content.size());
+  std::vector<std::byte> read(content.size());
+  Must(cuda::Download(*device, read, target->span().data()));
+  CHECK(read == content);
 }
 
 TEST_CASE("a GPU is found by its UUID, and is known by it", "[gpu]") {

@@ -49,6 +49,19 @@ TEST_CASE("a broadcast is chosen when its set-up pays", "[broadcast]") {
   REQUIRE(ChooseTransport(Batch(2), wide).pull_seconds == Approx(1.0));
 }
 
+TEST_CASE("by what was measured on H200s a broadcast pays on a full node only", "[broadcast]") {
+  // docs/protocols.md and broadcast_source.h give these as the reason not to use it.
+  const auto pays = [](int targets, std::uint64_t gb) {
+    return ChooseTransport(Batch(targets, gb * kGB), TransportRates{}).broadcast;
+  };
+  constexpr std::uint64_t kOneGpu = 141;
+  for (int targets = 1; targets <= 4; ++targets) REQUIRE_FALSE(pays(targets, kOneGpu));
+  REQUIRE_FALSE(pays(5, 106));
+  REQUIRE(pays(5, 107));
+  REQUIRE_FALSE(pays(7, 66));
+  REQUIRE(pays(7, 67));
+}
+
 TEST_CASE("more targets or more bytes never turn a broadcast into pulls", "[broadcast]") {
   for (const std::uint64_t bytes : {kGB, 20 * kGB, 60 * kGB, 400 * kGB}) {
     bool before = false;

@@ -13,9 +13,12 @@ void Must(const Status& status) {
 }
 
 std::shared_ptr<memory::Arena> RandomArena(std::uint64_t bytes, std::uint64_t slab_bytes,
-                                           std::uint64_t seed) {
-  std::shared_ptr<memory::Arena> arena = Must(
-      memory::Arena::Create({.bytes = bytes, .slab_bytes = slab_bytes, .name = "test-source"}));
+                                           std::uint64_t seed,
+                                           std::shared_ptr<const memory::Memory> memory) {
+  std::shared_ptr<memory::Arena> arena = Must(memory::Arena::Create({.bytes = bytes,
+                                                                     .memory = std::move(memory),
+                                                                     .slab_bytes = slab_bytes,
+                                                                     .name = "test-source"}));
   std::uint64_t state = seed * 2 + 1;
   const auto span = arena->span();
   for (std::size_t i = 0; i < span.size(); i += 8) {
@@ -34,8 +37,8 @@ WeightManifest ManifestOf(const memory::Arena& arena, std::uint32_t rank,
   manifest.arena_bytes = arena.bytes();
   manifest.chunk_bytes = chunk_bytes;
   manifest.allocations = {{.offset = 0, .bytes = arena.bytes()}};
-  manifest.chunk_digests =
-      Must(memory::DigestChunks(*memory::HostCopyEngine(2), arena, {.chunk_bytes = chunk_bytes}));
+  manifest.chunk_digests = Must(memory::DigestChunks(*Must(arena.memory().NewCopyEngine(2)), arena,
+                                                     {.chunk_bytes = chunk_bytes}));
   return manifest;
 }
 

@@ -23,9 +23,10 @@ T Must(Result<T> result) {
   return *std::move(result);
 }
 
-/// An arena whose bytes follow from `seed`.
-std::shared_ptr<memory::Arena> RandomArena(std::uint64_t bytes, std::uint64_t slab_bytes,
-                                           std::uint64_t seed);
+/// An arena whose bytes follow from `seed`, in memory that the CPU can write.
+std::shared_ptr<memory::Arena> RandomArena(
+    std::uint64_t bytes, std::uint64_t slab_bytes, std::uint64_t seed,
+    std::shared_ptr<const memory::Memory> memory = memory::HostMemory());
 
 /// A manifest for `arena` with one allocation and every chunk's digest.
 WeightManifest ManifestOf(const memory::Arena& arena, std::uint32_t rank,

@@ -28,12 +28,21 @@ TEST_CASE("a partial description brings one bit for each chunk", "[transfer]") {
   REQUIRE_THAT(CheckSource(source).message(), Catch::Contains("availability.bytes"));
 }
 
-TEST_CASE("slabs without keys can be read within the node alone", "[transfer]") {
+TEST_CASE("slabs without keys are read within the node, or through copies", "[transfer]") {
   PullSource source = Good();
-  REQUIRE_FALSE(OnlyWithinNode(source.rank));
+  REQUIRE_FALSE(InGpuMemory(source.rank));
   for (RemoteSlab& slab : source.rank.slabs) slab = {.bytes = slab.bytes};
-  REQUIRE(OnlyWithinNode(source.rank));
+  REQUIRE(InGpuMemory(source.rank));
   REQUIRE(CheckSource(source).ok());
+  REQUIRE_FALSE(CanBeStaged(source.rank));
+  REQUIRE_THAT(CheckKeys(source.rank).message(), Catch::Contains("only agents of its node"));
+  source.rank.stage_bytes = source.rank.manifest.chunk_bytes;
+  REQUIRE(CheckSource(source).ok());
+  REQUIRE(CanBeStaged(source.rank));
+  REQUIRE(CheckKeys(source.rank).code() == StatusCode::kFailedPrecondition);
+  source.rank.stage_bytes -= 1;
+  REQUIRE_THAT(CheckSource(source).message(), Catch::Contains("stageBytes"));
+  source.rank.stage_bytes = 0;
   source.rank.slabs[1].bytes = std::uint64_t{5} << 30;
   REQUIRE_THAT(CheckSource(source).message(), Catch::Contains("slabs[1].bytes"));
 }

@@ -6,13 +6,12 @@
 
 #include <algorithm>
 #include <catch2/catch.hpp>
-#include <cstring>
 #include <filesystem>
 #include <future>
 
-#include "agent/memory/copy_engine.h"
 #include "agent/server/peer_pull.h"
 #include "agent/server/weights.h"
+#include "agent/tests/fake_gpu.h"
 #include "agent/tests/paths.h"
 #include "agent/tests/transfer_fixture.h"
 #include "agent/transfer/source.h"
@@ -23,72 +22,9 @@ namespace {
 
 using transfer::Must;
 using transfer::ScopedVariable;
+using namespace testing;
 
-constexpr std::uint64_t kMiB = 1u << 20;
 constexpr std::uint64_t kBytes = 9 * kMiB + 123;
-const std::string kGpu = "GPU-fake";
-
-/// Does with the CPU what a GPU's engine does, all in one piece.
-class FakeGpuEngine final : public memory::CopyEngine {
- public:
-  Status Copy(const memory::Arena& from, memory::Arena& to, const memory::CopyOptions& options,
-              const memory::OnPiece& on_piece) override {
-    std::memcpy(to.span().data(), from.span().data(), to.bytes());
-    return Digest(to, options, on_piece);
-  }
-  Status Digest(const memory::Arena& arena, const memory::CopyOptions&,
-                const memory::OnPiece& on_piece) override {
-    std::vector<memory::BlockDigest> blocks;
-    for (std::uint64_t at = 0; at < arena.bytes(); at += memory::kDigestBlockBytes) {
-      blocks.push_back(memory::DigestBlock(
-          arena.span().subspan(at, std::min(memory::kDigestBlockBytes, arena.bytes() - at))));
-    }
-    return on_piece({0, arena.bytes(), blocks});
-  }
-};
-
-/// Memory that says it is a GPU's.
-class FakeGpuMemory final : public memory::Memory {
- public:
-  std::string name() const override { return "cuda:7"; }
-  bool on_host() const override { return false; }
-  std::string gpu() const override { return kGpu; }
-  std::uint64_t granularity() const override { return 2 * kMiB; }
-  Result<std::byte*> Reserve(std::uint64_t bytes) const override { return host_->Reserve(bytes); }
-  void Free(std::byte* base, std::uint64_t bytes) const override { host_->Free(base, bytes); }
-  Result<std::unique_ptr<memory::Slab>> Create(std::uint64_t bytes,
-                                               const std::string& slab) const override {
-    if (full) return Status(StatusCode::kResourceExhausted, "the GPU is full");
-    return host_->Create(bytes, slab);
-  }
-  Result<std::unique_ptr<memory::Slab>> Import(memory::OwnedFd fd,
-                                               std::uint64_t bytes) const override {
-    return host_->Import(std::move(fd), bytes);
-  }
-  Status Populate(std::byte* base, std::uint64_t bytes, int threads) const override {
-    return host_->Populate(base, bytes, threads);
-  }
-  Result<std::unique_ptr<memory::CopyEngine>> NewCopyEngine(int) const override {
-    return std::unique_ptr<memory::CopyEngine>(std::make_unique<FakeGpuEngine>());
-  }
-
-  bool full = false;
-
- private:
-  const std::shared_ptr<const memory::Memory> host_ = memory::HostMemory();
-};
-
-class FakeGpus final : public memory::Gpus {
- public:
-  Status Check() override { return check; }
-  Result<std::shared_ptr<const memory::Memory>> MemoryOf(const std::string& uuid) override {
-    if (uuid != kGpu) return NotFound("no such GPU");
-    return std::shared_ptr<const memory::Memory>(memory);
-  }
-
-  Status check;
-  std::shared_ptr<FakeGpuMemory> memory = std::make_shared<FakeGpuMemory>();
-};
 
 HelloRequest Hello(const std::string& gpu) {
   return {.pid = 1, .rank = 0, .world_size = 1, .gpu = gpu, .identity = {{"model", "m"}}};
@@ -101,14 +37,16 @@ struct Folder {
 };
 
 std::unique_ptr<WeightStore> Store(const std::shared_ptr<memory::Gpus>& gpus,
-                                   const std::string& node_folder = "") {
+                                   const std::string& node_folder = "",
+                                   std::uint64_t stage_bytes = 4 * kMiB) {
   const ScopedVariable variable("UCX_TLS", "tcp");
   return std::make_unique<WeightStore>(
       Must(ucx::Context::Create()),
       Must(transfer::Publisher::Create({.leases = {},
                                         .program = kTransferPeerProgram,
                                         .node_folder = node_folder,
-                                        .node_socket = "source.sock"})),
+                                        .node_socket = "source.sock",
+                                        .stage_bytes = stage_bytes})),
       WeightStoreOptions{.slab_bytes = 5 * kMiB, .digest_threads = 1, .gpus = gpus}, "none yet");
 }
 
@@ -175,18 +113,19 @@ TEST_CASE("an engine's arena lies in the memory of its GPU", "[weights]") {
   }
 }
 
-TEST_CASE("weights in GPU memory are offered to the node alone, those in host memory to all",
+TEST_CASE("weights in GPU memory are offered without keys, those in host memory with",
           "[weights]") {
   const auto store = Store(std::make_shared<FakeGpus>());
   CHECK(Publish(*store, Hello(kGpu)).gpu == kGpu);
   const OpenResponse gpu = Must(store->Open("ns/target", true));
   REQUIRE(gpu.ranks.size() == 1);
-  CHECK(transfer::OnlyWithinNode(gpu.ranks[0]));
+  CHECK(transfer::InGpuMemory(gpu.ranks[0]));
+  CHECK(gpu.ranks[0].stage_bytes == 4 * kMiB);
   CHECK(Must(OpenResponseFromJson(ToJson(gpu))) == gpu);
   CHECK(transfer::CheckSource("x", gpu.worker_address, gpu.ranks[0]).ok());
   Publish(*store, Hello(""));
   const OpenResponse host = Must(store->Open("ns/target", true));
-  CHECK_FALSE(transfer::OnlyWithinNode(host.ranks.at(0)));
+  CHECK_FALSE(transfer::InGpuMemory(host.ranks.at(0)));
   CHECK(host.ranks[0].manifest.chunk_digests == gpu.ranks[0].manifest.chunk_digests);
 }
 
@@ -228,6 +167,11 @@ std::unique_ptr<http::Server> Serve(WeightStore& store) {
   return Must(http::Server::Listen("127.0.0.1", 0, [&store](const http::Request& request) {
     const auto body = json::Parse(request.body, "request");
     if (!body.ok()) return http::ErrorResponse(body.status());
+    if (request.target == "/v1/weights/stage") {
+      const auto staged = store.StagePart(Must(StageRequestFromJson(*body)));
+      return staged.ok() ? http::JsonResponse(json::Dump(StagedToJson(*staged)))
+                         : http::ErrorResponse(staged.status());
+    }
     if (request.target != "/v1/weights/open") {
       const auto lease = LeaseRequestFromJson(*body);
       if (!lease.ok()) return http::ErrorResponse(lease.status());
@@ -242,8 +186,8 @@ std::unique_ptr<http::Server> Serve(WeightStore& store) {
 }
 
 struct Pulling {
-  explicit Pulling(const std::string& node_folder) {
-    source = Store(std::make_shared<FakeGpus>(), folder.path);
+  explicit Pulling(const std::string& node_folder, std::uint64_t stage_bytes = 4 * kMiB) {
+    source = Store(std::make_shared<FakeGpus>(), folder.path, stage_bytes);
     Publish(*source, Hello(kGpu));
     server = Serve(*source);
     settings.launch_identity = "launch";
@@ -294,13 +238,29 @@ TEST_CASE("weights go from one GPU's memory to another's within the node", "[wei
   CHECK(BytesOf(*pulling.target, weights->shape) == Content());
   // And on from there.
   REQUIRE(Must(pulling.target->Prepare({})) == WeightStore::Work::kOffered);
-  CHECK(transfer::OnlyWithinNode(Must(pulling.target->Open("ns/next", false)).ranks.at(0)));
+  CHECK(transfer::InGpuMemory(Must(pulling.target->Open("ns/next", false)).ranks.at(0)));
+}
+
+TEST_CASE("weights go from one GPU's memory to another's on another node, through copies",
+          "[weights]") {
+  // Without a folder in common, and with one of which the way within the node fails.
+  const std::string folder = GENERATE("/nowhere", "shared");
+  Pulling pulling(folder);
+  pulling.gpus->memory->cannot_import = folder == "shared";
+  pulling.when_opened = [&] { pulling.target->OnEngine(Hello(kGpu)); };
+  Must(PullFromPeers(*pulling.target, pulling.settings, pulling.hooks, {}));
+  CHECK_THAT(pulling.transport, Catch::StartsWith("tcp/"));
+  const auto weights = Must(pulling.target->Weights(0));
+  REQUIRE(weights);
+  CHECK(weights->shape.gpu == kGpu);
+  CHECK(BytesOf(*pulling.target, weights->shape) == Content());
+  CHECK(pulling.source->lease_count() == 0);
 }
 
 TEST_CASE("weights in GPU memory that cannot be reached are not waited for", "[weights]") {
   std::string said;
-  SECTION("on another node") {
-    Pulling pulling("/nowhere");
+  SECTION("on another node, when the peer makes no copies") {
+    Pulling pulling("/nowhere", 0);
     const Status status = PullFromPeers(*pulling.target, pulling.settings, pulling.hooks, {});
     CHECK_FALSE(pulling.opened);
     said = status.message();

@@ -1,7 +1,7 @@
 // The target's side within a node where several start together: takes part in a broadcast if its
 // source has a seat for it, and pulls by itself (node_pull.h) if not, or if the broadcast fails.
 //
-// Not wired into the agent yet; broadcast_source.h says why.
+// Not wired into the agent; broadcast_source.h says why.
 
 #pragma once
 

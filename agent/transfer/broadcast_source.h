@@ -6,9 +6,11 @@
 //     return source.Join(join);
 //   });
 //
-// Not wired into the agent yet: its weights are in host memory until the engine takes them from a
-// GPU, and the operator's assignment does not say yet that others start with a target. Publisher
-// therefore starts its NodeShare without it.
+// Not wired into the agent; Publisher starts its NodeShare without it. Pods share an NCCL domain
+// only on the host's network (agent/nccl/nccl_broadcaster.h), and by what was measured
+// (transport_choice.h) a broadcast ends before pulls only with five targets or more on one node,
+// with most of each GPU full of weights. Before that changes, the operator's assignment would have
+// to say that others start with a target.
 
 #pragma once
 

@@ -10,8 +10,8 @@
 namespace rouse::transfer {
 
 Digester::Digester(int threads, const std::vector<std::string>& expected,
-                   std::function<void()> on_result)
-    : expected_(expected), on_result_(std::move(on_result)) {
+                   std::function<void()> on_result, Keep keep)
+    : expected_(expected), on_result_(std::move(on_result)), keep_(std::move(keep)) {
   for (int i = 0; i < std::max(threads, 1); ++i) threads_.emplace_back([this] { Work(); });
 }
 
@@ -44,9 +44,10 @@ void Digester::Work() {
       jobs_.pop_front();
     }
     const bool matches = memory::DigestChunk(job.bytes) == expected_[job.chunk];
+    Status kept = matches && keep_ ? keep_(job.chunk, job.bytes) : Status();
     {
       const std::lock_guard lock(mutex_);
-      results_.push_back({.chunk = job.chunk, .matches = matches});
+      results_.push_back({.chunk = job.chunk, .matches = matches, .kept = std::move(kept)});
     }
     on_result_();
   }

@@ -13,19 +13,26 @@
 #include <thread>
 #include <vector>
 
+#include "common/result.h"
+
 namespace rouse::transfer {
 
 struct DigestResult {
   std::uint64_t chunk = 0;
   bool matches = false;
+  Status kept;  ///< What `keep` said, if there is one and the digest matches.
 };
 
 /// Threads: Submit and Take from one thread.
 class Digester {
  public:
+  using Keep = std::function<Status(std::uint64_t chunk, std::span<const std::byte> bytes)>;
+
   /// `expected` (32 hex digits a chunk) must outlive this object. `on_result` is called on a digest
-  /// thread after each chunk; it must be thread-safe and quick.
-  Digester(int threads, const std::vector<std::string>& expected, std::function<void()> on_result);
+  /// thread after each chunk; it must be thread-safe and quick. So is `keep` for each chunk that
+  /// matches, before: what is to be done with it while it is in the cache.
+  Digester(int threads, const std::vector<std::string>& expected, std::function<void()> on_result,
+           Keep keep = nullptr);
   /// Finishes the chunk in hand, drops the rest.
   ~Digester();
   Digester(const Digester&) = delete;
@@ -47,6 +54,7 @@ class Digester {
 
   const std::vector<std::string>& expected_;
   const std::function<void()> on_result_;
+  const Keep keep_;
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stop_ = false;

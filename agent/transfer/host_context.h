@@ -1,4 +1,8 @@
 // UCX for host memory: over the NICs that are nearest to this process.
+//
+// Weights in GPU memory pass through host memory before UCX sees them (staged_pull.h), so no GPU's
+// place has a say. Were GPU memory registered, each rank would need a context of its own, over the
+// NICs near its GPU (fabric::ChooseRails of its PlaceOfPci).
 
 #pragma once
 

@@ -45,6 +45,11 @@ std::vector<std::string> LeaseTable::Expire(TimePoint now) {
   return ended;
 }
 
+bool LeaseTable::Lives(const std::string& id, TimePoint now) const {
+  const auto lease = leases_.find(id);
+  return lease != leases_.end() && lease->second.ends > now;
+}
+
 std::size_t LeaseTable::Count(TimePoint now) const {
   return static_cast<std::size_t>(std::count_if(
       leases_.begin(), leases_.end(), [&](const auto& entry) { return entry.second.ends > now; }));

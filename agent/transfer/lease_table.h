@@ -35,6 +35,7 @@ class LeaseTable {
   /// Drops the leases that have ended, and names their requesters.
   std::vector<std::string> Expire(TimePoint now);
 
+  bool Lives(const std::string& id, TimePoint now) const;
   /// Leases that live at `now`.
   std::size_t Count(TimePoint now) const;
   std::chrono::milliseconds duration() const { return limits_.duration; }

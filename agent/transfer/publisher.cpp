@@ -123,6 +123,8 @@ Status Publisher::Describe(Published& published) {
     for (const std::uint64_t bytes : published.arena->SlabBytes())
       slabs.push_back({.bytes = bytes});
     published.description.slabs = std::move(slabs);
+    const bool holds_a_chunk = options_.stage_bytes >= published.description.manifest.chunk_bytes;
+    published.description.stage_bytes = holds_a_chunk ? options_.stage_bytes : 0;
     return {};
   }
   for (std::size_t i = 0; i < published.arena->slab_count(); ++i) {
@@ -194,6 +196,48 @@ Result<OpenResponse> Publisher::Open(const std::string& requester, bool partial)
   return answer;
 }
 
+Result<RemoteSlab> Publisher::Stage(const StageRequest& request) {
+  const std::string what = "copy of rank " + std::to_string(request.rank);
+  std::shared_ptr<memory::Arena> from;
+  std::shared_ptr<Staging::Buffers> buffers;
+  {
+    const std::lock_guard lock(mutex_);
+    ROUSE_RETURN_IF_ERROR(leases_.Renew(request.lease, Now()));
+    const auto it = published_.find(request.rank);
+    if (it == published_.end()) return NotFound(what + ": it is not published");
+    if (it->second.description.stage_bytes == 0) {
+      return FailedPrecondition(what + ": it is read without copies, or not at all");
+    }
+    from = it->second.arena;
+    if (request.buffer >= kStageBuffers || request.bytes == 0 ||
+        request.bytes > options_.stage_bytes || request.offset > from->bytes() ||
+        request.bytes > from->bytes() - request.offset) {
+      return InvalidArgument(what + ": bytes from " + std::to_string(request.offset) + " on, " +
+                             std::to_string(request.bytes) + " of " +
+                             std::to_string(from->bytes()) + ", buffer " +
+                             std::to_string(request.buffer));
+    }
+    const auto lives = [&](const std::string& lease) { return leases_.Lives(lease, Now()); };
+    ROUSE_ASSIGN_OR_RETURN(buffers, staging_.Of(request.lease, from->memory(), lives));
+    if (std::exchange(buffers->busy[request.buffer], true)) {
+      return Unavailable(what + ": buffer " + std::to_string(request.buffer) + " is being filled");
+    }
+  }
+  // Without the lock: others open and renew meanwhile.
+  const Status copied =
+      from->memory().CopyOut(from->span().data() + request.offset,
+                             buffers->arena->SlabSpan(request.buffer).first(request.bytes));
+  const std::lock_guard lock(mutex_);
+  buffers->busy[request.buffer] = false;
+  ROUSE_RETURN_IF_ERROR(copied.WithContext(what));
+  // Else they may be another's by now, or none.
+  ROUSE_RETURN_IF_ERROR(leases_.Renew(request.lease, Now()));
+  ROUSE_RETURN_IF_ERROR(EnsureProcess());
+  ROUSE_ASSIGN_OR_RETURN(RemoteSlab slab, process_->Offer(buffers->arena->slab(request.buffer)));
+  slab.bytes = request.bytes;
+  return slab;
+}
+
 // On the thread of node_share_.
 Result<SharedSlabs> Publisher::Share(const NodeRequest& request) {
   const std::lock_guard lock(mutex_);
@@ -243,14 +287,15 @@ void Publisher::Expire() {
 }
 
 // Requires mutex_. The source process holds what it was ever offered, so it goes with the last
-// lease on something withdrawn; what is still published gets a new one.
+// lease on something withdrawn, or read through buffers; what is still published gets a new one.
 void Publisher::Collect(TimePoint now) {
   for (const std::string& requester : leases_.Expire(now)) {
     log::Warning("weight lease ended without being closed", {{"requester", requester}});
   }
-  if (stale_ && leases_.Count(now) == 0) {
+  if ((stale_ || !staging_.empty()) && leases_.Count(now) == 0) {
     process_->End();
     stale_ = false;
+    staging_.Clear();
   }
   ReleaseUnused();
 }

@@ -28,6 +28,7 @@
 #include "agent/transfer/lease_table.h"
 #include "agent/transfer/node_share.h"
 #include "agent/transfer/source_process.h"
+#include "agent/transfer/staging.h"
 #include "common/messages.h"
 #include "common/result.h"
 
@@ -41,6 +42,10 @@ struct PublisherOptions {
   /// Empty: there is none. One that cannot be used is logged, and peers come over the network.
   std::string node_folder;
   std::string node_socket;
+  /// What peers of other nodes read weights in GPU memory through (staging.h): bytes of a buffer,
+  /// and for how many peers at once. 0: not at all.
+  std::uint64_t stage_bytes = std::uint64_t{128} << 20;
+  std::size_t max_staged = 4;
 };
 
 class Publisher {
@@ -53,10 +58,10 @@ class Publisher {
   /// some seconds after the last owner of the arena and the last lease on it have gone.
   Status Hold(const std::shared_ptr<memory::Arena>& arena);
 
-  /// Offers one rank's arena. One in GPU memory is offered to this node alone (OnlyWithinNode of
-  /// source.h). The manifest must describe it and bring the digest of every chunk
-  /// (InvalidArgument). AlreadyExists when this rank is published. The arena is sealed if it is not
-  /// yet. `available` is given while chunks are missing.
+  /// Offers one rank's arena. One in GPU memory is offered without keys (InGpuMemory of source.h):
+  /// by descriptor within the node, through Stage to others. The manifest must describe it and
+  /// bring the digest of every chunk (InvalidArgument). AlreadyExists when this rank is published.
+  /// The arena is sealed if it is not yet. `available` is given while chunks are missing.
   Status Publish(std::shared_ptr<memory::Arena> arena, WeightManifest manifest,
                  std::shared_ptr<Availability> available = nullptr);
 
@@ -72,6 +77,11 @@ class Publisher {
   /// many leases are open. Whether all ranks are there, and whether the requester may have them, is
   /// for the caller to check first.
   Result<OpenResponse> Open(const std::string& requester, bool partial = false);
+  /// Copies a part of a rank in GPU memory to where a peer of another node can read it; renews the
+  /// lease. Takes as long as the copy. NotFound when the lease has ended; FailedPrecondition for a
+  /// rank that needs no copies; Unavailable while the same buffer is being filled;
+  /// ResourceExhausted when as many other peers as may have buffers.
+  Result<RemoteSlab> Stage(const StageRequest& request);
   /// NotFound when the lease has ended: open again.
   Status Renew(const std::string& lease);
   Status Close(const std::string& lease);
@@ -97,7 +107,9 @@ class Publisher {
   };
 
   explicit Publisher(const PublisherOptions& options)
-      : options_(options), leases_(options.leases) {}
+      : options_(options),
+        leases_(options.leases),
+        staging_(options.stage_bytes, options.max_staged) {}
   Status EnsureProcess();
   Status HoldSlabs(const memory::Arena& arena);
   void ReleaseUnused();
@@ -108,6 +120,7 @@ class Publisher {
   const PublisherOptions options_;
   mutable std::mutex mutex_;
   LeaseTable leases_;
+  Staging staging_;
   std::map<std::uint32_t, Published> published_;  // by rank
   std::vector<Held> held_;
   bool stale_ = false;                      // process_ has slabs that are kept for live leases only

@@ -161,9 +161,7 @@ void Session::Join(PullSources::Id id, std::shared_ptr<const OpenedPeer> peer) {
   } else {
     complete = !rank->availability;
     failed = CheckSource(peer->name, peer->worker_address, *rank);
-    if (failed.ok() && OnlyWithinNode(*rank)) {
-      failed = FailedPrecondition("its weights are in GPU memory, which its node alone can read");
-    }
+    if (failed.ok()) failed = CheckKeys(*rank);
   }
   if (failed.ok()) {
     auto remote = RemoteSource::Connect(*worker_, peer->worker_address, *rank);

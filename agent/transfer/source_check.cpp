@@ -37,7 +37,7 @@ Status CheckRank(const RemoteRank& rank) {
   if (rank.slabs.size() > kMaxSlabs) {
     return InvalidArgument("slabs: has more than " + std::to_string(kMaxSlabs) + " entries");
   }
-  const auto check = OnlyWithinNode(rank) ? CheckBytes : CheckSlab;
+  const auto check = InGpuMemory(rank) ? CheckBytes : CheckSlab;
   std::uint64_t total = 0;
   for (std::size_t i = 0; i < rank.slabs.size(); ++i) {
     ROUSE_RETURN_IF_ERROR(check(rank.slabs[i], "slabs[" + std::to_string(i) + "]"));
@@ -46,6 +46,10 @@ Status CheckRank(const RemoteRank& rank) {
   if (total != rank.manifest.arena_bytes) {
     return InvalidArgument("slabs: add up to " + std::to_string(total) + " bytes, arenaBytes is " +
                            std::to_string(rank.manifest.arena_bytes));
+  }
+  if (rank.stage_bytes > 0 && rank.stage_bytes < rank.manifest.chunk_bytes) {
+    return InvalidArgument("stageBytes: " + std::to_string(rank.stage_bytes) +
+                           " do not hold a chunk");
   }
   if (!rank.availability) return {};
   ROUSE_RETURN_IF_ERROR(CheckSlab(*rank.availability, "availability"));
@@ -69,10 +73,22 @@ Status CheckSource(const std::string& name, const std::string& worker_address,
   return CheckRank(rank).WithContext(what);
 }
 
-bool OnlyWithinNode(const RemoteRank& rank) {
+bool InGpuMemory(const RemoteRank& rank) {
   return !rank.slabs.empty() &&
          std::all_of(rank.slabs.begin(), rank.slabs.end(),
                      [](const RemoteSlab& slab) { return slab.rkey.empty(); });
+}
+
+bool CanBeStaged(const RemoteRank& rank) {
+  return InGpuMemory(rank) && rank.stage_bytes > 0;
+}
+
+Status CheckKeys(const RemoteRank& rank) {
+  if (!InGpuMemory(rank)) return {};
+  return FailedPrecondition(
+      CanBeStaged(rank)
+          ? "its weights are in GPU memory, from which they are copied for one pull at a time"
+          : "its weights are in GPU memory, which only agents of its node can read");
 }
 
 Status CheckSource(const PullSource& source) {

@@ -88,10 +88,41 @@ OpenResponse SomeResponseWithinNode() {
   return response;
 }
 
+OpenResponse SomeStagedResponse() {
+  OpenResponse response = SomeResponseWithinNode();
+  response.ranks[0].stage_bytes = 8u << 20;
+  return response;
+}
+
+const StageRequest kSomeStage = {
+    .lease = "l", .rank = 3, .buffer = 1, .offset = std::uint64_t{5} << 40, .bytes = 4u << 20};
+const RemoteSlab kSomeStaged = {.address = 0x1000, .bytes = 4u << 20, .rkey = "k"};
+
 ModelFiles SomeFiles() {
   return {
       .files = {{.path = "config.json", .bytes = 3, .mode = 0644, .sha256 = std::string(64, 'a')},
                 {.path = "sub/t.json", .bytes = 0, .mode = 0600, .sha256 = std::string(64, 'b')}}};
+}
+
+TEST_CASE("what is staged is asked for within bounds, and answered with a key") {
+  const auto without = [](json::Json document, const char* key) {
+    document.erase(key);
+    return document;
+  };
+  for (const char* key : {"lease", "rank", "buffer", "offset", "bytes"}) {
+    CHECK_THAT(StageRequestFromJson(without(ToJson(kSomeStage), key)).status().message(),
+               Catch::StartsWith(key));
+  }
+  StageRequest request = kSomeStage;
+  request.buffer = kStageBuffers;
+  CHECK_THAT(StageRequestFromJson(ToJson(request)).status().message(), Catch::StartsWith("buffer"));
+  request = kSomeStage;
+  request.bytes = 0;
+  CHECK_THAT(StageRequestFromJson(ToJson(request)).status().message(), Catch::StartsWith("bytes"));
+  CHECK_THAT(StagedFromJson(StagedToJson({.bytes = 5})).status().message(),
+             Catch::StartsWith("slab.rkey"));
+  CHECK_THAT(StagedFromJson(without(StagedToJson(kSomeStaged), "slab")).status().message(),
+             Catch::StartsWith("slab"));
 }
 
 TEST_CASE("every message reads back as it was written") {
@@ -107,7 +138,10 @@ TEST_CASE("every message reads back as it was written") {
   CHECK(*OpenResponseFromJson(ToJson(SomeOpenResponse())) == SomeOpenResponse());
   CHECK(*OpenResponseFromJson(ToJson(SomePartialResponse())) == SomePartialResponse());
   CHECK(*OpenResponseFromJson(ToJson(SomeResponseWithinNode())) == SomeResponseWithinNode());
+  CHECK(*OpenResponseFromJson(ToJson(SomeStagedResponse())) == SomeStagedResponse());
   CHECK(*LeaseRequestFromJson(ToJson(LeaseRequest{"l"})) == LeaseRequest{"l"});
+  CHECK(*StageRequestFromJson(ToJson(kSomeStage)) == kSomeStage);
+  CHECK(*StagedFromJson(StagedToJson(kSomeStaged)) == kSomeStaged);
   CHECK(*ModelFilesFromJson(ToJson(SomeFiles())) == SomeFiles());
   CHECK(*ManifestFromJson(ToJson(SomeManifest()), "m") == SomeManifest());
   CHECK(*TimelineFromJson(ToJson(SomeTimeline()), "t") == SomeTimeline());

@@ -67,6 +67,19 @@ Json Probe(const char* path, int period_s, int failures) {
           {"failureThreshold", failures}};
 }
 
+// Also one that only the requests name: Kubernetes takes those for the limits then.
+bool AsksForGpus(const api::Spec& spec, const PodConfig& config) {
+  for (const char* part : {"limits", "requests"}) {
+    const auto found = spec.engine.resources.find(part);
+    if (found == spec.engine.resources.end() || !found->is_object()) continue;
+    for (const std::string& name : config.gpu_resources) {
+      const auto count = found->find(name);
+      if (count != found->end() && *count != 0 && *count != "0") return true;
+    }
+  }
+  return false;
+}
+
 Json AgentEnv(const api::ModelService& service, const CreateInstance& action,
               const PodConfig& config) {
   const api::Spec& spec = service.spec;
@@ -93,6 +106,12 @@ Json AgentEnv(const api::ModelService& service, const CreateInstance& action,
       Env("ROUSE_LOG_LEVEL", config.agent_log_level),
   });
   if (!config.agent_node_folder.empty()) env.push_back(Env("ROUSE_NODE_FOLDER", kNodeDir));
+  if (AsksForGpus(spec, config)) {
+    // All of the node's: peers' weights lie on other GPUs than the engine's. A claim of its own
+    // would take GPUs from engines. What these do is up to the node's NVIDIA runtime.
+    env.push_back(Env("NVIDIA_VISIBLE_DEVICES", "all"));
+    env.push_back(Env("NVIDIA_DRIVER_CAPABILITIES", "compute,utility"));
+  }
   return env;
 }
 
@@ -202,6 +221,9 @@ Json Spec(const api::ModelService& service, const CreateInstance& action, const 
                {"initContainers", {Agent(service, action, config)}},
                {"containers", {Engine(service, action)}},
                {"volumes", Volumes(service, action, config)}};
+  if (!config.gpu_runtime_class.empty() && AsksForGpus(service.spec, config)) {
+    spec["runtimeClassName"] = config.gpu_runtime_class;
+  }
   for (const std::string& secret : config.image_pull_secrets) {
     spec["imagePullSecrets"].push_back({{"name", secret}});
   }

@@ -23,6 +23,11 @@ struct PodConfig {
   std::string agent_log_level = "info";
   /// A folder of every node through which the agents of one node find each other; empty: none.
   std::string agent_node_folder;
+  /// What engines ask for GPUs by, "nvidia.com/gpu". An instance whose engine asks for one of them
+  /// has an agent that sees all of the node's GPUs and claims none; empty: no agent sees any.
+  std::vector<std::string> gpu_resources;
+  /// The runtime class of such an instance; empty: none.
+  std::string gpu_runtime_class;
   /// The agent's start-up probe gives up after this long, and the kubelet restarts the agent.
   std::chrono::seconds agent_startup{3'600};
   std::chrono::seconds termination_grace{30};

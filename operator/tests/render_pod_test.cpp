@@ -142,6 +142,42 @@ TEST_CASE("only with a folder of the node do agents get one, and engines never")
   CHECK(EngineOf(pod).dump().find("/rouse/node") == std::string::npos);
 }
 
+TEST_CASE("an engine that asks for GPUs has an agent that sees the node's and claims none") {
+  PodConfig config = Config();
+  config.gpu_resources = {"example.com/gpu", "nvidia.com/gpu"};
+  config.gpu_runtime_class = "nvidia";
+  const auto render = [&](const char* resources) {
+    api::ModelService service = Service(2);
+    service.spec.engine.resources = Json::parse(resources);
+    return RenderPod(service, Create(StartPath::kPeer), config);
+  };
+  for (const char* resources :
+       {R"({"limits": {"nvidia.com/gpu": "1"}})", R"({"limits": {"example.com/gpu": 8}})",
+        R"({"requests": {"nvidia.com/gpu": 2}})"}) {
+    CAPTURE(resources);
+    const Json pod = render(resources);
+    CHECK(EnvOf(AgentOf(pod), "NVIDIA_VISIBLE_DEVICES") == "all");
+    CHECK(EnvOf(AgentOf(pod), "NVIDIA_DRIVER_CAPABILITIES") == "compute,utility");
+    CHECK(AgentOf(pod)["resources"] == Json::object());
+    CHECK(pod["spec"]["runtimeClassName"] == "nvidia");
+    // The device plugin says which GPUs the engine has.
+    CHECK(EngineOf(pod).dump().find("NVIDIA_") == std::string::npos);
+  }
+  for (const char* resources :
+       {"{}", R"({"limits": {"cpu": 4}})", R"({"limits": {"nvidia.com/gpu": "0"}})",
+        R"({"limits": {"nvidia.com/gpu": 0}})", R"({"limits": {"other.com/gpu": 1}})",
+        R"({"limits": []})"}) {
+    CAPTURE(resources);
+    const Json pod = render(resources);
+    CHECK(pod.dump().find("NVIDIA_") == std::string::npos);
+    CHECK_FALSE(pod["spec"].contains("runtimeClassName"));
+  }
+  config.gpu_runtime_class.clear();
+  CHECK_FALSE(render(R"({"limits": {"nvidia.com/gpu": 1}})")["spec"].contains("runtimeClassName"));
+  config.gpu_resources.clear();
+  CHECK(render(R"({"limits": {"nvidia.com/gpu": 1}})").dump().find("NVIDIA_") == std::string::npos);
+}
+
 TEST_CASE("the engine is a stock image with Rouse's arguments before the user's") {
   const Json engine = EngineOf(Render(StartPath::kPeer));
   CHECK(engine["image"] == "vllm:1");

@@ -47,7 +47,11 @@ EVERYTHING = {
         "imagePullSecrets": [{"name": "agents"}],
         "logLevel": "warn",
         "nodeFolder": "/run/rouse",
-        "resources": {"limits": {"memory": "64Gi"}},
+        "gpus": {
+            "resourceNames": ["nvidia.com/gpu", "example.com/gpu"],
+            "runtimeClassName": "nvidia",
+        },
+        "resources": {"limits": {"memory": "64Gi", "rdma/hca": 1}},
     },
     "imagePullSecrets": [{"name": "pull"}],
     "serviceAccount": {"create": True, "name": "someone", "annotations": {"a": "b"}},
@@ -123,7 +127,10 @@ def test_every_value_arrives_where_it_belongs():
     assert "--image-pull-secret=agents" in container["args"]
     assert "--agent-log-level=warn" in container["args"]
     assert "--agent-node-folder=/run/rouse" in container["args"]
-    assert '--agent-resources={"limits":{"memory":"64Gi"}}' in container["args"]
+    assert "--gpu-resource=nvidia.com/gpu" in container["args"]
+    assert "--gpu-resource=example.com/gpu" in container["args"]
+    assert "--gpu-runtime-class=nvidia" in container["args"]
+    assert '--agent-resources={"limits":{"memory":"64Gi","rdma/hca":1}}' in container["args"]
     assert container["args"][-1] == "--some-flag=some value"
     service = one(objects, "Service")
     assert service["spec"]["ports"][0]["port"] == 80
@@ -134,6 +141,15 @@ def test_every_value_arrives_where_it_belongs():
     }
     bindings = [x for x in objects if x["kind"] in ("RoleBinding", "ClusterRoleBinding")]
     assert [x["subjects"][0]["name"] for x in bindings] == ["someone"] * 2
+
+
+def test_agents_see_gpus_by_default_and_it_can_be_switched_off():
+    def arguments(values: Object | None) -> list[str]:
+        (container,) = one(render(values), "Deployment")["spec"]["template"]["spec"]["containers"]
+        return [x for x in container["args"] if x.startswith("--gpu-")]
+
+    assert arguments(None) == ["--gpu-resource=nvidia.com/gpu"]
+    assert arguments({"agent": {"gpus": {"resourceNames": []}}}) == []
 
 
 def test_for_one_namespace_there_is_no_right_in_others():
@@ -178,6 +194,14 @@ BAD_VALUES: dict[str, tuple[Object, str]] = {
     "a node's folder that is no absolute path": (
         {"agent": {"nodeFolder": "run/rouse"}},
         "/agent/nodeFolder",
+    ),
+    "a GPU's resource without a domain": (
+        {"agent": {"gpus": {"resourceNames": ["gpu"]}}},
+        "/agent/gpus/resourceNames/0",
+    ),
+    "a runtime class with capitals": (
+        {"agent": {"gpus": {"runtimeClassName": "Nvidia"}}},
+        "/agent/gpus/runtimeClassName",
     ),
     "an unknown log level": ({"operator": {"logLevel": "loud"}}, "/operator/logLevel"),
     "an unknown pull policy": (
