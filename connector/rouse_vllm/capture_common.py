@@ -27,7 +27,7 @@ def set_engine(vllm_config: VllmConfig, graphs: LazyGraphs) -> None:
 
 
 def say_why_not(reason: str) -> None:
-    logger.warning("Rouse: all CUDA graphs are captured at start: %s", reason)
+    logger.warning("Rouse: graphCapture Lazy is not possible, all graphs are captured at start: %s", reason)
 
 
 def graphs_of(owner: Any) -> LazyGraphs | None:

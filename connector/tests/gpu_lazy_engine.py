@@ -138,6 +138,15 @@ class Engine:
         )
         return [list(result.outputs[0].token_ids) for result in results]
 
+    def _without_graph(self) -> dict[str, int]:
+        """Steps that were given to no graph, by their tokens, where a graph of such a size exists or will."""
+        largest = self.llm.llm_engine.vllm_config.compilation_config.max_cudagraph_capture_size
+        return {
+            str(tokens): n
+            for (mode, tokens), n in sorted(self.counts.dispatched.items())
+            if mode == "NONE" and tokens <= largest
+        }
+
     # What can be done.
 
     def answers(self):
@@ -146,11 +155,10 @@ class Engine:
         first = self.generate(prompts(1), 1)
         first_seconds = time.monotonic() - begun
         tokens = {str(size): self.generate(prompts(size), 16) for size in BATCHES}
-        without = sum(n for (mode, _), n in self.counts.dispatched.items() if mode == "NONE")
         return {
             "tokens": {"first": first} | tokens,
             "firstRequestSeconds": round(first_seconds, 3),
-            "stepsWithoutGraph": without,
+            "stepsWithoutGraph": sum(self._without_graph().values()),
             "steps": self.counts.dispatched.total(),
         }
 
@@ -242,18 +250,12 @@ class Engine:
                 self.generate([[1 + i % 200, 7] for i in range(size)], 3)
             elif mode == "PIECEWISE" and size > 1:  # One token is a decode step.
                 self.generate([[3 + i % 200 for i in range(size)]], 1)
-        largest = max(size for _, size in known)
-        eager = {
-            f"{mode} {size}": n
-            for (mode, size), n in self.counts.dispatched.items()
-            if mode == "NONE" and size <= largest
-        }
         replays = {
             f"{mode} {size}": min(self.counts.replayed[graph] for graph in ids)
             for (mode, size), ids in sorted(known.items())
         }
         never = [name for name, n in replays.items() if n == 0 and name != "PIECEWISE 1"]
-        return {"replays": replays, "neverReplayed": never, "withoutGraph": eager}
+        return {"replays": replays, "neverReplayed": never, "withoutGraph": self._without_graph()}
 
     def memory(self):
         import torch

@@ -21,7 +21,7 @@ from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
 from vllm.v1.worker.gpu_worker import Worker
 
 from rouse_vllm import capture, capture_common, capture_v1, capture_v2
-from rouse_vllm.capture_plan import FIRST_REQUEST, FULL, IDLE, PIECEWISE, Graph
+from rouse_vllm.capture_plan import FIRST_REQUEST, FULL, IDLE, PATIENCE_STEPS, PIECEWISE, Graph
 from rouse_vllm.errors import Unsupported
 from rouse_vllm.lazy_graphs import LazyGraphs
 
@@ -176,6 +176,19 @@ def test_a_step_captures_one_graph_and_more_only_while_there_is_time(monkeypatch
     assert graphs.step(60.0) == (0, 0)
     assert graphs.held_bytes == 0 and graphs.pending.all_there
     assert gc.isenabled()
+
+
+def test_steps_between_captures_that_the_agent_asks_for_do_not_add_up():
+    graphs, runner = started()
+    graphs.serve(None)
+    for _ in range(PATIENCE_STEPS):
+        graphs.before_step()
+    assert graphs.step(0.0) == (1, 15)
+    for _ in range(PATIENCE_STEPS):
+        graphs.before_step()
+    assert graphs.pending.left == 15
+    graphs.before_step()
+    assert graphs.pending.left == 14
 
 
 def test_only_the_first_ranks_clock_says_whether_there_is_time():
