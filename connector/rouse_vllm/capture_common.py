@@ -83,7 +83,10 @@ def late_capture(module: Any) -> Iterator[None]:
     fetched by another thread, which must neither fail nor end the capture; and no progress bar for
     each graph. `module`: of vLLM, where the capture is."""
     graph = functools.partial(torch.cuda.graph, capture_error_mode="thread_local")
-    with _replaced(torch.cuda, "graph", graph), _replaced(module, "tqdm", _no_progress_bar):
+    with (
+        patches.replaced(torch.cuda, "graph", graph),
+        patches.replaced(module, "tqdm", _no_progress_bar),
+    ):
         yield
 
 
@@ -95,22 +98,12 @@ def on_stream(stream: Any) -> Iterator[None]:
     from vllm.distributed import parallel_state
 
     context = parallel_state.GraphCaptureContext(stream)
-    with _replaced(parallel_state, "GraphCaptureContext", lambda stream: context):
+    with patches.replaced(parallel_state, "GraphCaptureContext", lambda stream: context):
         yield
 
 
 def _no_progress_bar(items: Any, **_: Any) -> Any:
     return items
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 def forget_in_wrappers(mode: str, descriptor: Any) -> None:
