@@ -95,6 +95,7 @@ def facts(vllm_config: VllmConfig) -> Facts:
         data_parallel=parallel.data_parallel_size > 1,
         expert_parallel=parallel.enable_expert_parallel,
         pipeline_parallel=parallel.pipeline_parallel_size > 1,
+        other_executor=parallel.distributed_executor_backend not in (None, "uni", "mp"),
         lora=vllm_config.lora_config is not None,
         speculative=vllm_config.speculative_config is not None,
         recurrent_state=model.is_hybrid or model.is_attention_free,

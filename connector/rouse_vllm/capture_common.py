@@ -27,7 +27,7 @@ def set_engine(vllm_config: VllmConfig, graphs: LazyGraphs) -> None:
 
 
 def say_why_not(reason: str) -> None:
-    logger.warning("Rouse: all CUDA graphs are captured at start: %s", reason)
+    logger.warning("Rouse: graphCapture Lazy has no effect: %s", reason)
 
 
 def graphs_of(owner: Any) -> LazyGraphs | None:
@@ -83,22 +83,27 @@ def late_capture(module: Any) -> Iterator[None]:
     fetched by another thread, which must neither fail nor end the capture; and no progress bar for
     each graph. `module`: of vLLM, where the capture is."""
     graph = functools.partial(torch.cuda.graph, capture_error_mode="thread_local")
-    with _replaced(torch.cuda, "graph", graph), _replaced(module, "tqdm", _no_progress_bar):
+    with (
+        patches.replaced(torch.cuda, "graph", graph),
+        patches.replaced(module, "tqdm", _no_progress_bar),
+    ):
+        yield
+
+
+@contextmanager
+def on_stream(stream: Any) -> Iterator[None]:
+    """Has vLLM's graph_capture() use this stream. It takes a new one each time; but the memory that
+    one stream has left in the graphs' pool is for the same stream only, and later graphs shall find
+    it."""
+    from vllm.distributed import parallel_state
+
+    context = parallel_state.GraphCaptureContext(stream)
+    with patches.replaced(parallel_state, "GraphCaptureContext", lambda stream: context):
         yield
 
 
 def _no_progress_bar(items: Any, **_: Any) -> Any:
     return items
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 def forget_in_wrappers(mode: str, descriptor: Any) -> None:

@@ -41,6 +41,7 @@ class Facts:
     data_parallel: bool
     expert_parallel: bool
     pipeline_parallel: bool
+    other_executor: bool  # Not one that has a worker execute each step when told to.
     lora: bool
     speculative: bool
     recurrent_state: bool  # Layers that keep a state by block, not only keys and values.
@@ -60,6 +61,7 @@ _REFUSALS = (
         "with expert parallelism capturing takes all ranks of all replicas at the same step",
     ),
     ("pipeline_parallel", "pipeline stages are at different steps"),
+    ("other_executor", "graphs are captured between the steps of vLLM's own executors, uni and mp"),
     ("lora", "capturing puts dummy adapters in the place of the loaded ones"),
     ("speculative", "the draft model's graphs are captured with those of the model"),
     ("recurrent_state", "capturing would write to the recurrent state of live requests"),

@@ -17,6 +17,7 @@ from rouse_vllm.capture_common import (
     graphs_of,
     graphs_to_start,
     late_capture,
+    on_stream,
     wrap_capture_model,
 )
 from rouse_vllm.capture_plan import Graph
@@ -95,9 +96,7 @@ class RunnerV1:
     def __init__(self, runner: Any, capture: Callable[..., Any]) -> None:
         self._runner = runner
         self._capture = capture
-        # vLLM's capture runs on a stream of its own. Memory that one stream has left in the graphs'
-        # pool is for the same stream only: later graphs must be captured on it too.
-        self._stream = torch.cuda.current_stream()
+        self._stream = torch.cuda.current_stream()  # That of vLLM's capture, which goes on now.
 
     def capture(self, graph: Graph) -> None:
         self._capture(self._runner, [graph.descriptor], CUDAGraphMode[graph.mode])
@@ -105,14 +104,15 @@ class RunnerV1:
     @contextmanager
     def late(self) -> Iterator[None]:
         from vllm.compilation.monitor import set_cudagraph_capturing_enabled
-        from vllm.distributed.parallel_state import GraphCaptureContext, graph_capture
+        from vllm.distributed.parallel_state import graph_capture
         from vllm.v1.worker import gpu_model_runner
 
         set_cudagraph_capturing_enabled(True)
         try:
             with (
                 late_capture(gpu_model_runner),
-                graph_capture(self._runner.device, GraphCaptureContext(self._stream)),
+                on_stream(self._stream),
+                graph_capture(self._runner.device),
             ):
                 yield
         finally:

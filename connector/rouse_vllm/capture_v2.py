@@ -18,6 +18,7 @@ from rouse_vllm.capture_common import (
     graphs_of,
     graphs_to_start,
     late_capture,
+    on_stream,
     wrap_capture_model,
 )
 from rouse_vllm.capture_plan import FULL, PIECEWISE, Graph
@@ -25,7 +26,6 @@ from rouse_vllm.lazy_graphs import LazyGraphs
 
 
 def wrap_runner() -> None:
-    from vllm.v1.worker.gpu import cudagraph_utils
     from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
@@ -69,12 +69,6 @@ def wrap_runner() -> None:
 
         return to_a_graph_that_is_there
 
-    def graph_capture(original: Callable[..., Any]) -> Callable[..., Any]:
-        def on_one_stream(device: Any, graph_capture_context: Any = None) -> Any:
-            return original(device, graph_capture_context or RunnerV2.context)
-
-        return on_one_stream
-
     arguments = (
         "has_lora=False, use_aux_hidden_state_outputs=False, lora_capture_hook=None, "
         "progress_bar_desc='Capturing CUDA graphs'"
@@ -96,9 +90,6 @@ def wrap_runner() -> None:
         (batch, f"{batch}, max_query_len=None, num_ubatches=1"),
         dispatch,
     )
-    patches.wrap(
-        cudagraph_utils, "graph_capture", ("device, graph_capture_context=None",), graph_capture
-    )
     wrap_capture_model(GPUModelRunner, ("self", "self, *, profile_only=False"))
 
 
@@ -107,24 +98,18 @@ def _is_there(graphs: LazyGraphs, descriptor: Any) -> bool:
 
 
 class RunnerV2:
-    #: In what context the manager captures while one of these does (else None): see RunnerV1._stream.
-    context: Any = None
-
     def __init__(self, manager: Any, capture: Callable[[], None]) -> None:
-        from vllm.distributed.parallel_state import GraphCaptureContext
-
         self._manager = manager
         self._capture = capture
-        self._context = GraphCaptureContext(torch.cuda.Stream(device=manager.device))
+        self._stream = torch.cuda.Stream(device=manager.device)
 
     def capture(self, graph: Graph) -> None:
         everything = self._manager._capture_descs
         self._manager._capture_descs = {CUDAGraphMode[graph.mode]: [graph.descriptor]}
-        RunnerV2.context = self._context
         try:
-            self._capture()
+            with on_stream(self._stream):
+                self._capture()
         finally:
-            RunnerV2.context = None
             self._manager._capture_descs = everything
 
     @contextmanager

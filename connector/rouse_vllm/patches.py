@@ -1,15 +1,16 @@
 """Every place where vLLM has no extension point: functions of its that we wrap.
 
 A wrapper relies on what the function takes, so that is checked when it is wrapped: an unknown vLLM
-gets a clear refusal there, not a wrong answer later. Which functions, and why, is said where each
-one is wrapped; all of them are in this file.
+gets a clear refusal there, not a wrong answer later. All of it goes through this file; which
+functions, and why, is said where each one is wrapped.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rouse_vllm.errors import Unsupported
@@ -56,3 +57,16 @@ def wrap(
     wrapper._rouse_wraps = original  # type: ignore[attr-defined]
     wrapper._rouse_maker = maker  # type: ignore[attr-defined]
     setattr(owner, name, wrapper)
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """owner.name is `value` in the with block. Unsupported when there is no such thing."""
+    if not hasattr(owner, name):
+        raise Unsupported(f"this vLLM has no {owner.__name__}.{name}")
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

@@ -4,7 +4,7 @@ JSON: as of gpu_engine.py, and {"doing": [...]}, what to do with the engine once
   answers: greedy tokens at several batch sizes      busy: the same for one batch, with a capture every other step
   long:    one request of many steps                 half: captures half of the graphs that are left, one by one
   rest:    captures all that are left                sizes: runs batches of every size that has a graph
-  starve:  captures with next to no free memory      memory: what is in use
+  starve:  captures when memory has run out          memory: what is in use
 The engine computes in this process: capture steps come between its engine steps, as collective_rpc brings them.
 """
 
@@ -138,6 +138,15 @@ class Engine:
         )
         return [list(result.outputs[0].token_ids) for result in results]
 
+    def _without_graph(self) -> dict[str, int]:
+        """Steps that were given to no graph, by their tokens, where a graph of such a size exists or will."""
+        largest = self.llm.llm_engine.vllm_config.compilation_config.max_cudagraph_capture_size
+        return {
+            str(tokens): n
+            for (mode, tokens), n in sorted(self.counts.dispatched.items())
+            if mode == "NONE" and tokens <= largest
+        }
+
     # What can be done.
 
     def answers(self):
@@ -146,11 +155,10 @@ class Engine:
         first = self.generate(prompts(1), 1)
         first_seconds = time.monotonic() - begun
         tokens = {str(size): self.generate(prompts(size), 16) for size in BATCHES}
-        without = sum(n for (mode, _), n in self.counts.dispatched.items() if mode == "NONE")
         return {
             "tokens": {"first": first} | tokens,
             "firstRequestSeconds": round(first_seconds, 3),
-            "stepsWithoutGraph": without,
+            "stepsWithoutGraph": sum(self._without_graph().values()),
             "steps": self.counts.dispatched.total(),
         }
 
@@ -205,9 +213,12 @@ class Engine:
     def starve(self):
         import torch
 
+        from rouse_vllm import capture_common
+
+        # What the engine holds for this goes too.
+        capture_common.graphs_of(self.worker)._held = None
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-        held = self.status()["heldBytes"]
         fillers = []
         size = torch.cuda.mem_get_info()[0]
         while size >= 2 << 20:  # The driver gives less in one piece than it says is free.
@@ -215,21 +226,19 @@ class Engine:
                 fillers.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
             except torch.OutOfMemoryError:
                 size //= 2
-        # What the engine itself held for this is given to the fillers as well.
-        from rouse_vllm import capture_common
-
-        lazy = capture_common.graphs_of(self.worker)
-        lazy._held = None
-        torch.cuda.empty_cache()
-        while held >= 2 << 20:
-            try:
-                fillers.append(torch.empty(held, dtype=torch.uint8, device="cuda"))
-            except torch.OutOfMemoryError:
-                held //= 2
-        steps = [self.step() for _ in range(3)]
+        starved = [self.step() for _ in range(3)]
         fillers.clear()
         torch.cuda.empty_cache()
-        return {"steps": steps}
+
+        def out_of_memory(module, arguments, output):
+            if torch.cuda.is_current_stream_capturing():
+                raise torch.OutOfMemoryError("CUDA out of memory (not really)")
+
+        # Small graphs may have found room all the same: one that certainly does not, in mid-capture.
+        hook = self.worker.get_model().register_forward_hook(out_of_memory)
+        injected = self.step()
+        hook.remove()
+        return {"starved": starved, "injected": injected}
 
     def sizes(self):
         """Every graph is replayed: FULL ones by as many requests, PIECEWISE ones by a prompt of that length."""
@@ -242,18 +251,12 @@ class Engine:
                 self.generate([[1 + i % 200, 7] for i in range(size)], 3)
             elif mode == "PIECEWISE" and size > 1:  # One token is a decode step.
                 self.generate([[3 + i % 200 for i in range(size)]], 1)
-        largest = max(size for _, size in known)
-        eager = {
-            f"{mode} {size}": n
-            for (mode, size), n in self.counts.dispatched.items()
-            if mode == "NONE" and size <= largest
-        }
         replays = {
             f"{mode} {size}": min(self.counts.replayed[graph] for graph in ids)
             for (mode, size), ids in sorted(known.items())
         }
         never = [name for name, n in replays.items() if n == 0 and name != "PIECEWISE 1"]
-        return {"replays": replays, "neverReplayed": never, "withoutGraph": eager}
+        return {"replays": replays, "neverReplayed": never, "withoutGraph": self._without_graph()}
 
     def memory(self):
         import torch

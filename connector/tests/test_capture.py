@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 from vllm.config import CUDAGraphMode
+from vllm.distributed import parallel_state
 from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
 from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec
 from vllm.v1.worker import gpu_model_runner
-from vllm.v1.worker.gpu import cudagraph_utils
 from vllm.v1.worker.gpu import model_runner as gpu_model_runner_v2
 from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
 from vllm.v1.worker.gpu_worker import Worker
 
 from rouse_vllm import capture, capture_common, capture_v1, capture_v2
-from rouse_vllm.capture_plan import FIRST_REQUEST, FULL, IDLE, PIECEWISE, Graph
+from rouse_vllm.capture_plan import FIRST_REQUEST, FULL, IDLE, PATIENCE_STEPS, PIECEWISE, Graph
 from rouse_vllm.errors import Unsupported
 from rouse_vllm.lazy_graphs import LazyGraphs
 
@@ -38,7 +38,6 @@ WRAPPED = [
     (gpu_model_runner.GPUModelRunner, "capture_model"),
     (ModelCudaGraphManager, "capture"),
     (ModelCudaGraphManager, "dispatch"),
-    (cudagraph_utils, "graph_capture"),
     (gpu_model_runner_v2.GPUModelRunner, "capture_model"),
 ]
 
@@ -178,6 +177,19 @@ def test_a_step_captures_one_graph_and_more_only_while_there_is_time(monkeypatch
     assert gc.isenabled()
 
 
+def test_steps_between_captures_that_the_agent_asks_for_do_not_add_up():
+    graphs, runner = started()
+    graphs.serve(None)
+    for _ in range(PATIENCE_STEPS):
+        graphs.before_step()
+    assert graphs.step(0.0) == (1, 15)
+    for _ in range(PATIENCE_STEPS):
+        graphs.before_step()
+    assert graphs.pending.left == 15
+    graphs.before_step()
+    assert graphs.pending.left == 14
+
+
 def test_only_the_first_ranks_clock_says_whether_there_is_time():
     # The first rank goes on once more than this one's clock would; then it stops. For each graph
     # the question whether to go on, whether there is memory, and whether it worked.
@@ -256,6 +268,7 @@ def fake_config() -> Any:
             data_parallel_size=1,
             enable_expert_parallel=False,
             pipeline_parallel_size=1,
+            distributed_executor_backend="uni",
             use_ubatching=False,
         ),
         model_config=SimpleNamespace(
@@ -310,13 +323,18 @@ class V1:
     wrap = staticmethod(capture_v1.wrap_runner)
 
 
+def stream_of_a_capture() -> str:
+    """As vLLM's graph_capture() makes it."""
+    return parallel_state.GraphCaptureContext("a new stream").stream
+
+
 class V2:
     """vLLM's manager, and a fake of its captures."""
 
     def __init__(self, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "Stream", lambda device: "the capture's stream")
         self.captured: list[tuple[str, Any]] = []
-        self.contexts: list[Any] = []
+        self.streams: list[Any] = []
         manager = ModelCudaGraphManager.__new__(ModelCudaGraphManager)
         vars(manager).update(
             vllm_config=config,
@@ -337,14 +355,11 @@ class V2:
         manager._init_candidates()
         self.manager = manager
         self.kv_cache_config = cache_of(FullAttentionSpec)
-        monkeypatch.setattr(
-            cudagraph_utils, "graph_capture", as_real(cudagraph_utils.graph_capture, self._context)
-        )
 
         @functools.wraps(ModelCudaGraphManager.capture)
         def fake(manager, *arguments, **named):
             assert arguments[0] == "model" and named == {"has_lora": False}
-            cudagraph_utils.graph_capture(device=manager.device)
+            self.streams.append(stream_of_a_capture())
             for mode in (CUDAGraphMode.PIECEWISE, CUDAGraphMode.FULL):
                 for descriptor in manager._capture_descs.get(mode, []):
                     assert descriptor not in manager.graphs
@@ -354,9 +369,6 @@ class V2:
 
         monkeypatch.setattr(ModelCudaGraphManager, "capture", fake)
         monkeypatch.setattr(capture_v2.RunnerV2, "late", no_context)
-
-    def _context(self, device: Any, graph_capture_context: Any = None) -> None:
-        self.contexts.append(graph_capture_context)
 
     def start(self) -> None:
         self.manager.capture("model", "", "", "", "", "", self.kv_cache_config, has_lora=False)
@@ -427,9 +439,8 @@ def test_no_batch_is_given_to_a_graph_that_is_not_captured(version, monkeypatch)
     assert set(lazy.captured) == everything and len(lazy.captured) == len(everything)
     if isinstance(lazy, V2):
         # All on one stream: only there can the pool's memory be used again.
-        assert len(set(map(id, lazy.contexts))) == 1 and lazy.contexts[0].stream
-        cudagraph_utils.graph_capture("cuda")
-        assert lazy.contexts[-1] is None
+        assert set(lazy.streams) == {"the capture's stream"}
+        assert stream_of_a_capture() == "a new stream"
 
 
 @pytest.mark.parametrize("version", [V1, V2])
@@ -578,6 +589,25 @@ def test_an_unknown_vllm_captures_all_at_start(monkeypatch):
     assert capture_common.graphs_of(SimpleNamespace(vllm_config=config)) is None
     with pytest.raises(Unsupported):
         capture_v1.wrap_runner()
+
+
+def test_vllms_own_capture_context_takes_the_stream_it_is_given(monkeypatch):
+    seen = []
+
+    class Group:
+        @contextmanager
+        def graph_capture(self, context):
+            seen.append(context.stream)
+            yield
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "a new stream")
+    for name in ("get_tp_group", "get_pp_group"):
+        monkeypatch.setattr(parallel_state, name, Group)
+    with capture_common.on_stream("the first one"), parallel_state.graph_capture("cuda") as context:
+        assert context.stream == "the first one"
+    with parallel_state.graph_capture("cuda"):
+        pass
+    assert seen == ["the first one"] * 2 + ["a new stream"] * 2
 
 
 def test_late_capture_does_not_mind_other_threads():

@@ -60,3 +60,14 @@ def test_an_unknown_function_is_refused_by_name(name, expected, message):
     with pytest.raises(Unsupported, match=message):
         patches.wrap(Upstream, name, expected, loud)
     assert Upstream().step(3) == "3 False"
+
+
+def test_something_is_replaced_for_a_while():
+    with pytest.raises(RuntimeError):
+        with patches.replaced(Upstream, "attribute", 2):
+            assert Upstream.attribute == 2
+            raise RuntimeError
+    assert Upstream.attribute == 1
+    with pytest.raises(Unsupported, match="no Upstream.other"):
+        with patches.replaced(Upstream, "other", 2):
+            pass
