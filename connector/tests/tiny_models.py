@@ -65,6 +65,12 @@ def make_tied(folder: Path, seed: int = 0) -> Path:
     return _make(folder, _BASE | _DENSE_TIED, seed)
 
 
+def make_wide(folder: Path, seed: int = 0) -> Path:
+    """A dense Qwen3 of two layers and some 70 MiB, most of it in the embedding and the output layer."""
+    wide = dict(hidden_size=512, vocab_size=32768, tie_word_embeddings=False)
+    return _make(folder, _BASE | _DENSE_TIED | wide, seed)
+
+
 def without_weights(source: Path, folder: Path) -> Path:
     """The same model folder as a target gets it: every file but the weight files."""
     folder.mkdir(parents=True)
