@@ -38,6 +38,8 @@ _CONNECT_S = 2.0
 #: How long aborted requests may take to go.
 _ABORT_S = 60.0
 
+_MAX_ERROR = 4096  # characters
+
 #: Stands in the engine core's input queue where vLLM has the type of a request.
 _CALL = object()
 
@@ -77,7 +79,8 @@ class CommandConnection(Connection):
         self.ask({"type": "CommandDone", "id": command.id, "ok": True, "values": values}, "Ok")
 
     def failed(self, command: Command, error: str) -> None:
-        self.ask({"type": "CommandDone", "id": command.id, "ok": False, "error": error}, "Ok")
+        report = {"type": "CommandDone", "id": command.id, "ok": False, "error": error[:_MAX_ERROR]}
+        self.ask(report, "Ok")
 
 
 class Commands:

@@ -134,7 +134,7 @@ class Harness:
         )  # fmt: skip
         self.open_things.append(agent)
         if "Peer" in agent_arguments:
-            self.operator.wait(pod, lambda r: r["state"] == "Pulling")
+            self.operator.wait(pod, lambda r: r["state"] in ("Pulling", "Ready"))
             self.operator.wait(pod, lambda r: (model / "config.json").exists())
         else:
             self.operator.wait(pod, lambda r: True)

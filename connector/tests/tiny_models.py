@@ -66,9 +66,8 @@ def make_tied(folder: Path, seed: int = 0) -> Path:
 
 
 def make_wide(folder: Path, seed: int = 0) -> Path:
-    """A dense Qwen3 of two layers and some 70 MiB, most of it in the embedding and the output layer."""
-    wide = dict(hidden_size=512, vocab_size=32768, tie_word_embeddings=False)
-    return _make(folder, _BASE | _DENSE_TIED | wide, seed)
+    """A Qwen3-MoE like make_moe's of some 70 MiB, most of it in the embedding and the output layer."""
+    return _make(folder, _BASE | _MOE | dict(hidden_size=512, vocab_size=32768), seed)
 
 
 def without_weights(source: Path, folder: Path) -> Path:
