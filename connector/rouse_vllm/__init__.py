@@ -14,8 +14,11 @@ takes.
 """
 
 import os
+import sys
 import time
+from collections.abc import Callable
 
+from rouse_vllm.errors import Unsupported
 from rouse_vllm.version import PLUGIN_VERSION
 
 __version__ = PLUGIN_VERSION
@@ -36,12 +39,53 @@ def register() -> None:
     os.environ.setdefault(IMPORTED_AT_VARIABLE, str(time.time_ns() // 1000))
     if _registered:
         return
+    _registered = True
     # Imported only now: importing this package must not import vLLM.
+    import vllm.plugins
+    from vllm.device_allocator.sleep_mode_backend import SleepModeBackendFactory
     from vllm.model_executor.model_loader import register_model_loader
 
     from rouse_vllm import fork
     from rouse_vllm.loader import RouseModelLoader
+    from rouse_vllm.patches import wrap
 
     register_model_loader(LOAD_FORMAT)(RouseModelLoader)
     fork.install()
-    _registered = True
+    SleepModeBackendFactory.register_backend(
+        LOAD_FORMAT, "rouse_vllm.sleep_backend", "RouseSleepBackend"
+    )
+    # Each engine core asks for its plugins when it is made, be they loaded already (before a fork).
+    try:
+        wrap(vllm.plugins, "load_general_plugins", ("",), _then_take_commands)
+    except Unsupported as error:
+        _complain(error)
+    _take_commands()
+
+
+def _then_take_commands(load_general_plugins: Callable[[], None]) -> Callable[[], None]:
+    def load() -> None:
+        load_general_plugins()
+        _take_commands()
+
+    return load
+
+
+def _take_commands() -> None:
+    """Where this process has engine cores, they take commands. Else nothing is imported for it."""
+    if "vllm.v1.engine.core" not in sys.modules:
+        return
+    from rouse_vllm import commands
+
+    try:
+        commands.install()
+    except Unsupported as error:
+        _complain(error)
+
+
+def _complain(error: Unsupported) -> None:
+    from vllm.logger import init_logger
+
+    init_logger("vllm.rouse").warning(
+        "Rouse: this instance takes no commands of the agent, so it can neither sleep nor wake: %s",
+        error,
+    )

@@ -69,12 +69,19 @@ _PROTOTYPES = {
     "rouse_gpu_arena_protect": (ctypes.c_int, [_c_pointer]),
     "rouse_gpu_arena_unmap": (ctypes.c_int, [_c_pointer]),
     "rouse_gpu_arena_free": (None, [_c_pointer]),
+    "rouse_gpu_pool_release": (ctypes.c_int, []),
+    "rouse_gpu_pool_restore": (ctypes.c_int, []),
+    "rouse_gpu_pool_bytes": (_c_size, []),
 }
+
+#: What torch calls by name, with its own types.
+GPU_POOL_ALLOCATE = "rouse_gpu_pool_allocate"
+GPU_POOL_FREE = "rouse_gpu_pool_free"
 
 _library: ctypes.CDLL | None = None
 
 
-def _default_path() -> Path:
+def path() -> Path:
     """The library lies beside the package, in the plugin folder."""
     return Path(__file__).resolve().parent.parent / "librouse_connector.so"
 
@@ -84,22 +91,22 @@ def load() -> ctypes.CDLL:
     global _library
     if _library is not None:
         return _library
-    path = _default_path()
+    file = path()
     try:
-        library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(file))
         for name, (result, arguments) in _PROTOTYPES.items():
             function = getattr(library, name)
             function.restype = result
             function.argtypes = arguments
     except (OSError, AttributeError) as error:
         raise RouseError(
-            f"the connector library {path} cannot be loaded ({error}); the plugin folder is "
+            f"the connector library {file} cannot be loaded ({error}); the plugin folder is "
             "incomplete: copy it again from the agent's image"
         ) from error
     version = library.rouse_abi_version()
     if version != LIBRARY_ABI_VERSION:
         raise RouseError(
-            f"the connector library {path} has ABI version {version}, the plugin needs "
+            f"the connector library {file} has ABI version {version}, the plugin needs "
             f"{LIBRARY_ABI_VERSION}; copy both from the same agent image"
         )
     _library = library
@@ -297,3 +304,24 @@ class GpuBytes:
             "data": (arena.address + offset, False),
             "strides": None,
         }
+
+
+def gpu_pool_release() -> None:
+    """Waits until the GPU is idle, then gives back the memory of all that was allocated in the pool.
+    Nothing may touch it until gpu_pool_restore()."""
+    library = load()
+    if library.rouse_gpu_pool_release() < 0:
+        raise RouseError(_message(library))
+
+
+def gpu_pool_restore() -> None:
+    """Takes that memory again, at the same addresses. The GPU is filling it with zeros when this
+    returns."""
+    library = load()
+    if library.rouse_gpu_pool_restore() < 0:
+        raise RouseError(_message(library))
+
+
+def gpu_pool_bytes() -> int:
+    """Bytes allocated in the pool, be they given back or not."""
+    return load().rouse_gpu_pool_bytes()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from rouse_vllm import capture_plan, identity, library, manifest, tensors
-from rouse_vllm.errors import ManifestError
+from rouse_vllm.errors import AgentUnreachable, ManifestError
 from rouse_vllm.manifest import Manifest, Scalar, Tensor
 from rouse_vllm.session import Session, SlabPlan, Welcome
 from rouse_vllm.stream import CheckpointStream
@@ -101,6 +101,17 @@ class Rank:
         return self.form == manifest.LOADED
 
 
+@dataclass(frozen=True)
+class Mapped:
+    """An arena that the model computes with, and what lies in it."""
+
+    arena: library.Arena | library.GpuArena
+    plan: SlabPlan
+    how: int  # library.MAP_…, or library.GPU_…
+    described: Manifest
+    document: bytes
+
+
 @dataclass
 class Link:
     """The conversation of one rank over one connection; open() begins it."""
@@ -110,8 +121,8 @@ class Link:
     #: (phase, microseconds) pairs that a new connection begins with.
     moments: list[tuple[str, int]] = field(default_factory=list)
     _session: Session | None = None
-    #: The arena in GPU memory that the model computes with.
-    _weights: tuple[library.GpuArena, SlabPlan] | None = None
+    #: None while the agent has no weights of ours, or the model computes with memory of its own.
+    mapped: Mapped | None = None
 
     def open(self) -> Welcome:
         """Connects anew and says who we are."""
@@ -153,12 +164,15 @@ class Link:
         tensors.check(named, described)
         pairs = tensors.pair(named, described.tensors)
         if plan.gpu:
-            self._take_on_gpu(plan, described, pairs)
+            on_gpu = self._take_on_gpu(plan, described, pairs)
+            if on_gpu is not None:
+                self.mapped = Mapped(on_gpu, plan, library.GPU_READ, described, document)
         else:
             (arena,) = session.map_slabs(plan, library.MAP_PRIVATE)
             view = tensors.ArenaView(arena.buffer(), described.allocations)
             if self.rank.adopts:
                 tensors.adopt(pairs, view)
+                self.mapped = Mapped(arena, plan, library.MAP_PRIVATE, described, document)
             else:
                 tensors.copy_out(pairs, view)
         tensors.set_scalars(model, described.scalars)
@@ -166,17 +180,19 @@ class Link:
 
     def _take_on_gpu(
         self, plan: SlabPlan, described: Manifest, pairs: list[tuple[tensors.Named, Tensor]]
-    ) -> None:
+    ) -> library.GpuArena | None:
+        """Returns the arena if the model computes with it."""
         arena = self._map_on_gpu(plan, library.GPU_READ)
         view = tensors.GpuArenaView(arena, described.allocations)
         # All of it, before parameters are pointed elsewhere: should the model hold a view of one that
         # was not found, its bytes are right too. Takes a thousandth of a second a gigabyte.
         tensors.copy_out(pairs, view)
         # Another GPU's memory would be read over the link between the two each time.
-        if plan.gpu == self.rank.gpu:
+        ours = plan.gpu == self.rank.gpu
+        if ours:
             tensors.adopt(tensors.read_only(pairs, view.device), view)
-            self._weights = arena, plan
         _release_gpu_memory()
+        return arena if ours else None
 
     def give(self, model: nn.Module, scalars: dict[str, Scalar]) -> Manifest:
         """Publishes the model's weights. Where it can, the model goes on computing with the arena,
@@ -194,9 +210,11 @@ class Link:
             tensors=layout.tensors,
             scalars=scalars,
         )
+        document = described.encode()
         if plan.gpu:
-            self._give_on_gpu(plan, described, named, layout)
-            session.publish(described.encode())
+            arena = self._give_on_gpu(plan, described, named, layout)
+            session.publish(document)
+            self.mapped = Mapped(arena, plan, library.GPU_READ, described, document)
             return described
         if self.rank.adopts:
             shared, private = session.map_slabs(plan, library.MAP_SHARED, library.MAP_PRIVATE)
@@ -215,37 +233,81 @@ class Link:
                 tensors.copy_in(layout, writable, i)
         # The agent seals the slabs only when nobody can write to them any more.
         shared.unmap()
-        session.publish(described.encode())
+        session.publish(document)
+        if self.rank.adopts:
+            self.mapped = Mapped(private, plan, library.MAP_PRIVATE, described, document)
         return described
 
     def _give_on_gpu(
-        self, plan: SlabPlan, described: Manifest, named: list[tensors.Named], layout: tensors.Layout
-    ) -> None:
+        self,
+        plan: SlabPlan,
+        described: Manifest,
+        named: list[tensors.Named],
+        layout: tensors.Layout,
+    ) -> library.GpuArena:
         arena = self._map_on_gpu(plan, library.GPU_READ_WRITE)
         view = tensors.GpuArenaView(arena, described.allocations)
         pairs = tensors.read_only(tensors.pair(named, layout.tensors), view.device)
         tensors.move_in(pairs, layout, view, view)
-        self._weights = arena, plan
         _release_gpu_memory()
         # Peers are promised that nobody changes what was published.
         arena.protect()
+        return arena
 
     def _map_on_gpu(self, plan: SlabPlan, access: int) -> library.GpuArena:
-        arena = library.GpuArena(sum(plan.slab_bytes))
-        self._connected().map_gpu_slabs(plan, arena, access)
+        arena = library.GpuArena(plan.mapped_bytes)
+        self._connected().map_into(plan, arena, access)
         return arena
 
     def unmap_weights(self) -> None:
-        """Lets go of the arena in GPU memory, if there is one. Its addresses stay reserved, so that
-        captured graphs are valid again after map_weights(); until then nothing may compute."""
-        if self._weights is not None:
-            self._weights[0].unmap()
+        """Lets go of the arena that the model computes with. Its addresses stay reserved, so that
+        captured graphs are valid again when it is back; until then nothing may compute."""
+        if self.mapped is not None:
+            self.mapped.arena.unmap()
 
     def map_weights(self) -> None:
         """Maps the arena again where it was, with what the agent has in it now."""
-        if self._weights is not None:
-            arena, plan = self._weights
-            self._connected().map_gpu_slabs(plan, arena, library.GPU_READ)
+        if self.mapped is not None:
+            self._connected().map_into(self.mapped.plan, self.mapped.arena, self.mapped.how)
+
+    def release_weights(self) -> None:
+        """Lets the agent free the arena, which unmap_weights() has unmapped."""
+        self._connected().release_arena()
+
+    def map_new_weights(self) -> float:
+        """Waits for the slabs that the agent has instead, and maps them where the old ones were. Their
+        bytes may still be arriving. Returns how many seconds the mapping took."""
+        mapped = self._mapped()
+        try:
+            plan = self._connected().await_arena(self.settings.weights_timeout_s)
+        except AgentUnreachable:
+            self.open()  # The agent may have been restarted while the engine slept.
+            plan = self._connected().await_arena(self.settings.weights_timeout_s)
+        if (plan.arena_bytes, plan.gpu) != (mapped.plan.arena_bytes, mapped.plan.gpu):
+            raise ManifestError(
+                f"the new arena has {plan.arena_bytes} bytes on {plan.gpu or 'the host'}, this engine was "
+                f"built over one of {mapped.plan.arena_bytes} on {mapped.plan.gpu or 'the host'}"
+            )
+        started = time.monotonic()
+        self._connected().map_into(plan, mapped.arena, mapped.how)
+        return time.monotonic() - started
+
+    def await_new_weights(self) -> None:
+        """Waits until all of their bytes have arrived and are verified. ManifestError when they lie in
+        another way than those before."""
+        mapped = self._mapped()
+        plan, document = self._connected().await_weights(self.settings.weights_timeout_s)
+        if document != mapped.document:
+            described = manifest.decode(document)
+            self._check_for_us(described, plan.arena_bytes)
+            if difference := manifest.differing(mapped.described, described):
+                raise ManifestError(f"the new weights are laid out in another way: {difference}")
+        self.mapped = replace(mapped, plan=plan, document=document)
+
+    def _mapped(self) -> Mapped:
+        if self.mapped is None:
+            raise RuntimeError("the model does not compute with the agent's memory")
+        return self.mapped
 
     def _connected(self) -> Session:
         if self._session is None:

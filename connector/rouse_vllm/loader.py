@@ -27,13 +27,16 @@ from rouse_vllm import (
     IMPORTED_AT_VARIABLE,
     capture,
     capture_plan,
+    guard,
     identity,
+    kv_pool,
     manifest,
     tensors,
 )
 from rouse_vllm.errors import AgentRefused, ManifestError, RouseError, Unsupported
 from rouse_vllm.fork import SPAWNED_VARIABLE
 from rouse_vllm.link import Link, Rank, Settings, now_us
+from rouse_vllm.reprocess import Unprocessed
 from rouse_vllm.session import PEER, STORAGE
 from rouse_vllm.stream import CheckpointStream
 from rouse_vllm.version import TESTED_VLLM, is_tested_vllm
@@ -72,6 +75,8 @@ class RouseModelLoader(DefaultModelLoader):
         self._reason = ""
         self._peer_attempts = 0
         self._scalars_before: dict[str, manifest.Scalar] = {}
+        self._vllm_config: VllmConfig | None = None
+        self._unprocessed: Unprocessed | None = None
 
     def load_model(
         self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
@@ -80,6 +85,7 @@ class RouseModelLoader(DefaultModelLoader):
             logger.info("Rouse: the draft model %s is loaded from storage", model_config.model)
             return super().load_model(vllm_config, model_config, prefix)
         started_us = now_us()
+        self._vllm_config = vllm_config
         if self._settings.graph_capture == capture_plan.LAZY:
             capture.install(vllm_config, self._settings.graph_capture_trigger)
         self._open(vllm_config, model_config, started_us)
@@ -94,7 +100,21 @@ class RouseModelLoader(DefaultModelLoader):
         self._phase("ModelReady")
         if self._link is not None:
             _open_links.append(self._link)
+        guard.register(
+            guard.Rank(self._link, vllm_config, self._unprocessed, self._prepare_kv(vllm_config))
+        )
         return model
+
+    def _prepare_kv(self, vllm_config: VllmConfig) -> str:
+        """Has the KV cache allocated so that it can be given back; or says why it is not."""
+        if vllm_config.device_config.device_type != "cuda" or self._link is None:
+            return ""
+        try:
+            kv_pool.install(vllm_config)
+        except Unsupported as error:
+            logger.warning("Rouse: this instance cannot sleep: %s", error)
+            return str(error)
+        return ""
 
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
         """Called by vLLM between building the model and post-processing its weights."""
@@ -105,14 +125,27 @@ class RouseModelLoader(DefaultModelLoader):
                 DummyModelLoader(LoadConfig(load_format="dummy")).load_weights(model, model_config)
                 return
             if self._take(model):
+                self._remember(model, model_config)
                 return
         self._load_from_storage(model, model_config)
         if self._link is None:
             return
         if self._link.rank.form == manifest.LOADED:
             self._give(model, {})
+            self._remember(model, model_config)
         else:
             self._scalars_before = tensors.scalars(model)
+
+    def _remember(self, model: nn.Module, model_config: ModelConfig) -> None:
+        """How the model is before it is processed, which a wake with other bytes does again."""
+        self._unprocessed = None
+        if (
+            self._link is not None
+            and self._link.mapped is not None
+            and self._vllm_config is not None
+        ):
+            named = tensors.collect(model, manifest.LOADED)
+            self._unprocessed = Unprocessed(model, named, model_config, self._vllm_config)
 
     def _finish(self, model: nn.Module) -> bool:
         """Exchanges processed weights, now that post-processing is over. False: load again."""

@@ -154,6 +154,22 @@ def decode(document: bytes) -> Manifest:
     )
 
 
+def differing(before: Manifest, after: Manifest) -> str:
+    """What has another place, shape or value in the second manifest, in words; empty: nothing has."""
+    if before.arena_bytes != after.arena_bytes:
+        return f"arenaBytes is {after.arena_bytes} and was {before.arena_bytes}"
+    if before.allocations != after.allocations:
+        return "allocations differ"
+    for what, old, new in (
+        ("tensor", {t.name: t for t in before.tensors}, {t.name: t for t in after.tensors}),
+        ("scalar", before.scalars, after.scalars),
+    ):
+        for name in [*old, *new]:
+            if old.get(name) != new.get(name):
+                return f"{what} {name} is {new.get(name)} and was {old.get(name)}"
+    return ""
+
+
 def _field(parent: Any, name: str, kind: type, path: str) -> Any:
     if not isinstance(parent, dict):
         raise ManifestError(f"{path.rstrip('.')}: expected an object")

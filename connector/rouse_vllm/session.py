@@ -6,7 +6,6 @@ thread. After any error but AgentRefused its connection is of no more use: close
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -14,18 +13,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from rouse_vllm import library
-from rouse_vllm.errors import AgentRefused, AgentUnreachable, ProtocolError
+from rouse_vllm.connection import (
+    ANSWER_TIMEOUT_S,
+    AWAIT_SLICE_S,
+    Connection,
+    check_spoken,
+    close_all,
+    count,
+    text,
+    texts,
+)
+from rouse_vllm.errors import AgentRefused, ProtocolError
 from rouse_vllm.version import PROTOCOL, PROTOCOL_VERSION
 
 PEER = "Peer"
 STORAGE = "Storage"
-
-#: How long the agent may take for an answer that needs no peer, in seconds. Creating an arena
-#: touches all of its pages.
-ANSWER_TIMEOUT_S = 120.0
-
-#: One question for weights waits this long at the agent, so that a silent agent is noticed.
-AWAIT_SLICE_S = 10.0
 
 MAX_SPAWNED = 1024  # characters
 
@@ -45,6 +47,10 @@ class SlabPlan:
     arena_bytes: int
     slab_bytes: tuple[int, ...]
     gpu: str = ""  # the UUID of the GPU whose memory they are; empty: the host's
+
+    @property
+    def mapped_bytes(self) -> int:
+        return sum(self.slab_bytes)
 
 
 @dataclass(frozen=True)
@@ -70,17 +76,12 @@ class Piece:
     at: int
 
 
-class Session:
-    """One connection of one rank."""
+class Session(Connection):
+    """The connection of one rank."""
 
     def __init__(self, path: str, rank: int, connect_timeout_s: float) -> None:
+        super().__init__(path, connect_timeout_s)
         self.rank = rank
-        self._socket = library.connect(path, connect_timeout_s)
-
-    def close(self) -> None:
-        if self._socket >= 0:
-            os.close(self._socket)
-            self._socket = -1
 
     def hello(
         self,
@@ -107,23 +108,18 @@ class Session:
             request["gpu"] = gpu
         if spawned:
             request["spawned"] = spawned[:MAX_SPAWNED]
-        answer = self._ask(request, "Welcome")
-        spoken = (answer.get("protocol"), answer.get("version"))
-        if spoken != (PROTOCOL, PROTOCOL_VERSION):
-            raise ProtocolError(
-                f"the agent speaks {spoken[0]} {spoken[1]}, this plugin {PROTOCOL} "
-                f"{PROTOCOL_VERSION}; take the plugin folder from the agent's own image"
-            )
-        source = _text(answer, "source")
+        answer = self.ask(request, "Welcome")
+        check_spoken(answer)
+        source = text(answer, "source")
         if source not in (PEER, STORAGE):
             raise ProtocolError(
                 f'Welcome.source: unknown value "{source}", expected one of Peer, Storage'
             )
-        return Welcome(source, _text(answer, "reason"))
+        return Welcome(source, text(answer, "reason"))
 
     def phase(self, name: str, at_us: int) -> None:
         """Reports a point of the start; `at_us` is microseconds since the epoch."""
-        self._ask({"type": "Phase", "name": name, "atUs": at_us}, "Ok")
+        self.ask({"type": "Phase", "name": name, "atUs": at_us}, "Ok")
 
     def await_weights(self, timeout_s: float) -> tuple[SlabPlan, bytes]:
         """Waits until the agent has pulled and verified all weights; returns slabs and manifest."""
@@ -132,7 +128,7 @@ class Session:
             wait_s = max(0.0, min(AWAIT_SLICE_S, deadline - time.monotonic()))
             request = {"type": "AwaitWeights", "rank": self.rank, "timeoutMs": int(wait_s * 1000)}
             try:
-                answer, fds = self._ask_for_fds(request, "Weights", wait_s + ANSWER_TIMEOUT_S)
+                answer, fds = self.ask_for_fds(request, "Weights", wait_s + ANSWER_TIMEOUT_S)
                 break
             except AgentRefused as error:
                 if error.code != "DeadlineExceeded" or time.monotonic() >= deadline:
@@ -140,19 +136,19 @@ class Session:
         try:
             if len(fds) != 1:
                 raise ProtocolError(f"Weights came with {len(fds)} descriptors, expected 1")
-            size = _count(answer, "manifestBytes")
+            size = count(answer, "manifestBytes")
             if size > _MAX_MANIFEST_BYTES:
                 raise ProtocolError(
                     f"Weights.manifestBytes: {size} is more than {_MAX_MANIFEST_BYTES}"
                 )
             return _slab_plan(answer), library.document_read(fds[0], size)
         finally:
-            _close_all(fds)
+            close_all(fds)
 
     def create_arena(self, size: int) -> SlabPlan:
         """Asks for an empty arena of at least `size` bytes."""
         request = {"type": "CreateArena", "rank": self.rank, "bytes": size}
-        plan = _slab_plan(self._ask(request, "Arena"))
+        plan = _slab_plan(self.ask(request, "Arena"))
         if plan.arena_bytes < size:
             raise ProtocolError(
                 f"Arena.arenaBytes: {plan.arena_bytes} is less than the {size} asked for"
@@ -161,48 +157,62 @@ class Session:
 
     def map_slabs(self, plan: SlabPlan, *mappings: int) -> list[library.Arena]:
         """Maps all slabs once for each kind of mapping (library.MAP_…), each in a range of its own."""
-        arenas = [library.Arena(sum(plan.slab_bytes)) for _ in mappings]
+        arenas = [library.Arena(plan.mapped_bytes) for _ in mappings]
         for offset, size, fd in self._slabs(plan):
             for arena, mapping in zip(arenas, mappings):
                 arena.map(offset, size, fd, mapping)
         return arenas
 
-    def map_gpu_slabs(self, plan: SlabPlan, arena: library.GpuArena, access: int) -> None:
-        """Maps all slabs of GPU memory into an arena of that size, on the current GPU."""
+    def map_into(self, plan: SlabPlan, arena: library.Arena | library.GpuArena, how: int) -> None:
+        """Maps all slabs into an arena of that size (library.MAP_…, or library.GPU_… for one in the
+        memory of the current GPU)."""
         for offset, size, fd in self._slabs(plan):
-            arena.map(offset, size, fd, access)
+            arena.map(offset, size, fd, how)
 
     def _slabs(self, plan: SlabPlan) -> Iterator[tuple[int, int, int]]:
         """Offset, size and descriptor of each slab; descriptors are good until the next slab is
         asked for."""
         offset, first = 0, 0
         while first < len(plan.slab_bytes):
-            count = min(library.MAX_MESSAGE_FDS, len(plan.slab_bytes) - first)
-            request = {"type": "GetSlabs", "rank": self.rank, "first": first, "count": count}
-            answer, fds = self._ask_for_fds(request, "Slabs", ANSWER_TIMEOUT_S)
+            number = min(library.MAX_MESSAGE_FDS, len(plan.slab_bytes) - first)
+            request = {"type": "GetSlabs", "rank": self.rank, "first": first, "count": number}
+            answer, fds = self.ask_for_fds(request, "Slabs", ANSWER_TIMEOUT_S)
             try:
-                came = (_count(answer, "first"), _count(answer, "count"), len(fds))
-                if came != (first, count, count):
+                came = (count(answer, "first"), count(answer, "count"), len(fds))
+                if came != (first, number, number):
                     raise ProtocolError(
-                        f"asked for slabs {first} to {first + count - 1}, got {len(fds)} descriptors "
+                        f"asked for slabs {first} to {first + number - 1}, got {len(fds)} descriptors "
                         f"announced as first {came[0]}, count {came[1]}"
                     )
                 for fd, size in zip(fds, plan.slab_bytes[first:]):
                     yield offset, size, fd
                     offset += size
             finally:
-                _close_all(fds)
-            first += count
+                close_all(fds)
+            first += number
 
     def publish(self, manifest: bytes) -> None:
         """Publishes the arena. The caller has dropped every shared mapping of it before."""
         fd = library.document_create(manifest)
         try:
-            self._ask(
+            self.ask(
                 {"type": "Publish", "rank": self.rank, "manifestBytes": len(manifest)}, "Ok", [fd]
             )
         finally:
             os.close(fd)
+
+    def release_arena(self) -> None:
+        """Says that nothing of this rank's engine is mapped from its arena any more."""
+        self.ask({"type": "ReleaseArena", "rank": self.rank}, "Ok")
+
+    def await_arena(self, timeout_s: float) -> SlabPlan:
+        """Waits for the slabs that come after release_arena(); their bytes may still be arriving."""
+        request = {"type": "AwaitArena", "rank": self.rank}
+        answer, fds = self.ask_until_ready(request, "Arena", timeout_s)
+        if fds:
+            close_all(fds)
+            raise ProtocolError(f"Arena came with {len(fds)} descriptors, expected none")
+        return _slab_plan(answer)
 
     def open_stream(
         self, folder: str, files: list[tuple[str, int]]
@@ -215,20 +225,20 @@ class Session:
             "folder": folder,
             "files": [{"name": name, "bytes": size} for name, size in files],
         }
-        answer, fds = self._ask_until_ready(request, "Stream")
+        answer, fds = self.ask_until_ready(request, "Stream")
         try:
             shape = StreamShape(
-                slot_bytes=_count(answer, "slotBytes"),
-                slots=_count(answer, "slots"),
-                batches=_count(answer, "batches"),
-                bytes=_count(answer, "bytes"),
-                dtypes=_texts(answer, "dtypes"),
+                slot_bytes=count(answer, "slotBytes"),
+                slots=count(answer, "slots"),
+                batches=count(answer, "batches"),
+                bytes=count(answer, "bytes"),
+                dtypes=texts(answer, "dtypes"),
             )
             if len(fds) != shape.slots or not fds or shape.slot_bytes == 0:
                 raise ProtocolError(f"Stream came with {len(fds)} slots of {shape.slots}")
             return shape, fds
         except Exception:
-            _close_all(fds)
+            close_all(fds)
             raise
 
     def next_batch(
@@ -237,96 +247,18 @@ class Session:
         """Waits for a batch; returns its slot and what lies there, None after the last. The slots of
         the first `released` batches are given back: nothing refers to them any more."""
         request = {"type": "NextBatch", "rank": self.rank, "batch": batch, "released": released}
-        answer, fds = self._ask_until_ready(request, "Batch")
+        answer, fds = self.ask_until_ready(request, "Batch")
         if fds:
-            _close_all(fds)
+            close_all(fds)
             raise ProtocolError(f"Batch came with {len(fds)} descriptors, expected none")
-        slot, entries = _count(answer, "slot"), answer.get("pieces")
-        if _count(answer, "batch") != batch or slot >= shape.slots or not isinstance(entries, list):
+        slot, entries = count(answer, "slot"), answer.get("pieces")
+        if count(answer, "batch") != batch or slot >= shape.slots or not isinstance(entries, list):
             raise ProtocolError(f"asked for batch {batch}, got something else")
         pieces = [_piece(entry, shape) for entry in entries]
         return (slot, pieces) if pieces else None
 
     def close_stream(self, reason: str) -> None:
-        self._ask({"type": "CloseStream", "rank": self.rank, "reason": reason}, "Ok")
-
-    def _ask_until_ready(
-        self, request: dict[str, Any], expected: str
-    ) -> tuple[dict[str, Any], list[int]]:
-        """As _ask_for_fds, again and again while the agent says that the answer is on its way. How
-        long that may be is the agent's to know, which reads; a silent agent is noticed."""
-        request = request | {"timeoutMs": int(AWAIT_SLICE_S * 1000)}
-        while True:
-            answer, fds = self._ask_for_fds(
-                request, expected, AWAIT_SLICE_S + ANSWER_TIMEOUT_S, pending=True
-            )
-            if answer["type"] == expected:
-                return answer, fds
-            _close_all(fds)
-
-    def _ask(
-        self, request: dict[str, Any], expected: str, fds: list[int] | None = None
-    ) -> dict[str, Any]:
-        """A question whose answer brings no descriptors."""
-        answer, received = self._ask_for_fds(request, expected, ANSWER_TIMEOUT_S, fds)
-        if received:
-            _close_all(received)
-            raise ProtocolError(f"{expected} came with {len(received)} descriptors, expected none")
-        return answer
-
-    def _ask_for_fds(
-        self,
-        request: dict[str, Any],
-        expected: str,
-        timeout_s: float,
-        fds: list[int] | None = None,
-        pending: bool = False,
-    ) -> tuple[dict[str, Any], list[int]]:
-        """Returns an answer of the expected type (or, if `pending`, Pending); its descriptors are the
-        caller's to close."""
-        if self._socket < 0:
-            raise AgentUnreachable("the connection to the agent was closed before")
-        library.send(self._socket, json.dumps(request).encode(), fds or [], timeout_s)
-        raw, received = library.receive(self._socket, timeout_s)
-        try:
-            return _answer(raw, request["type"], expected, pending), received
-        except Exception:
-            _close_all(received)
-            raise
-
-
-def _answer(raw: bytes, asked: str, expected: str, pending: bool = False) -> dict[str, Any]:
-    try:
-        answer = json.loads(raw)
-    except ValueError as error:
-        raise ProtocolError(f"the agent's answer to {asked} is no JSON: {error}") from error
-    if not isinstance(answer, dict):
-        raise ProtocolError(f"the agent's answer to {asked} is no JSON object")
-    kind = answer.get("type")
-    if kind == "Error":
-        raise AgentRefused(_text(answer, "code"), _text(answer, "message"))
-    if kind != expected and not (pending and kind == "Pending"):
-        raise ProtocolError(f"the agent answered {asked} with {kind!r}, expected {expected!r}")
-    return answer
-
-
-def _close_all(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
-
-
-def _text(answer: dict[str, Any], name: str) -> str:
-    value = answer.get(name)
-    if not isinstance(value, str):
-        raise ProtocolError(f"{answer.get('type')}.{name}: missing, or no string")
-    return value
-
-
-def _texts(answer: dict[str, Any], name: str) -> tuple[str, ...]:
-    values = answer.get(name)
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ProtocolError(f"{answer.get('type')}.{name}: missing, or no list of strings")
-    return tuple(values)
+        self.ask({"type": "CloseStream", "rank": self.rank, "reason": reason}, "Ok")
 
 
 def _piece(entry: Any, shape: StreamShape) -> Piece:
@@ -336,27 +268,20 @@ def _piece(entry: Any, shape: StreamShape) -> Piece:
     if not isinstance(sizes, list) or not all(type(x) is int and x >= 0 for x in sizes):
         raise ProtocolError("Batch.pieces.shape: expected counts")
     piece = Piece(
-        name=_text(entry, "name"),
-        dtype=_text(entry, "dtype"),
+        name=text(entry, "name"),
+        dtype=text(entry, "dtype"),
         shape=tuple(sizes),
-        begin=_count(entry, "begin"),
-        size=_count(entry, "bytes"),
-        at=_count(entry, "at"),
+        begin=count(entry, "begin"),
+        size=count(entry, "bytes"),
+        at=count(entry, "at"),
     )
     if piece.dtype not in shape.dtypes or piece.at + piece.size > shape.slot_bytes:
         raise ProtocolError(f"tensor {piece.name}: is not in its slot, or of an unknown type")
     return piece
 
 
-def _count(answer: dict[str, Any], name: str) -> int:
-    value = answer.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ProtocolError(f"{answer.get('type')}.{name}: missing, or no count")
-    return value
-
-
 def _slab_plan(answer: dict[str, Any]) -> SlabPlan:
-    arena_bytes = _count(answer, "arenaBytes")
+    arena_bytes = count(answer, "arenaBytes")
     sizes = answer.get("slabBytes")
     if not isinstance(sizes, list) or not sizes:
         raise ProtocolError(f"{answer['type']}.slabBytes: missing, or no list")

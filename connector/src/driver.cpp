@@ -24,14 +24,17 @@ const char* Open(Driver* driver, void* library) {
   find(driver->get_error_name, ROUSE_EXPORTED(cuGetErrorName));
   find(driver->ctx_get_device, ROUSE_EXPORTED(cuCtxGetDevice));
   find(driver->ctx_synchronize, ROUSE_EXPORTED(cuCtxSynchronize));
+  find(driver->device_total_mem, ROUSE_EXPORTED(cuDeviceTotalMem));
   find(driver->mem_get_allocation_granularity, ROUSE_EXPORTED(cuMemGetAllocationGranularity));
   find(driver->mem_address_reserve, ROUSE_EXPORTED(cuMemAddressReserve));
   find(driver->mem_address_free, ROUSE_EXPORTED(cuMemAddressFree));
+  find(driver->mem_create, ROUSE_EXPORTED(cuMemCreate));
   find(driver->mem_import_from_shareable_handle, ROUSE_EXPORTED(cuMemImportFromShareableHandle));
   find(driver->mem_release, ROUSE_EXPORTED(cuMemRelease));
   find(driver->mem_map, ROUSE_EXPORTED(cuMemMap));
   find(driver->mem_unmap, ROUSE_EXPORTED(cuMemUnmap));
   find(driver->mem_set_access, ROUSE_EXPORTED(cuMemSetAccess));
+  find(driver->memset_d8_async, ROUSE_EXPORTED(cuMemsetD8Async));
   return missing;
 }
 

@@ -11,14 +11,17 @@ struct Driver {
   decltype(&::cuGetErrorName) get_error_name = nullptr;
   decltype(&::cuCtxGetDevice) ctx_get_device = nullptr;
   decltype(&::cuCtxSynchronize) ctx_synchronize = nullptr;
+  decltype(&::cuDeviceTotalMem) device_total_mem = nullptr;
   decltype(&::cuMemGetAllocationGranularity) mem_get_allocation_granularity = nullptr;
   decltype(&::cuMemAddressReserve) mem_address_reserve = nullptr;
   decltype(&::cuMemAddressFree) mem_address_free = nullptr;
+  decltype(&::cuMemCreate) mem_create = nullptr;
   decltype(&::cuMemImportFromShareableHandle) mem_import_from_shareable_handle = nullptr;
   decltype(&::cuMemRelease) mem_release = nullptr;
   decltype(&::cuMemMap) mem_map = nullptr;
   decltype(&::cuMemUnmap) mem_unmap = nullptr;
   decltype(&::cuMemSetAccess) mem_set_access = nullptr;
+  decltype(&::cuMemsetD8Async) memset_d8_async = nullptr;
 };
 
 /// What is opened; tests set another library before the first call.

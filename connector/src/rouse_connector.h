@@ -140,6 +140,34 @@ ROUSE_EXPORT int rouse_gpu_arena_unmap(rouse_gpu_arena* arena);
 /// Unmaps everything and gives the range back; null is ignored. Nothing may use the range any more.
 ROUSE_EXPORT void rouse_gpu_arena_free(rouse_gpu_arena* arena);
 
+// ---- GPU memory that can be given back
+// -----------------------------------------------------------
+
+/// The process's one pool, on the GPU that is current when it is first used: memory that can be
+/// given back to the GPU and taken again at the same addresses. The first two functions are what
+/// torch's CUDAPluggableAllocator calls. Any thread may call any of these; contexts and errors are
+/// as above.
+
+/// Memory of `bytes`, rounded up to the GPU's granularity (2 MiB), with any content. Null when
+/// there is none, or while the pool's memory is given back. `device` and `stream` are torch's, not
+/// needed.
+ROUSE_EXPORT void* rouse_gpu_pool_allocate(size_t bytes, int device, void* stream);
+
+/// Waits for all work on the GPU, then frees what rouse_gpu_pool_allocate() returned.
+ROUSE_EXPORT void rouse_gpu_pool_free(void* address, size_t bytes, int device, void* stream);
+
+/// Waits for all work on the GPU, then gives the memory of every allocation back. The addresses
+/// stay the pool's and must not be touched until rouse_gpu_pool_restore(). Twice is as once.
+ROUSE_EXPORT int rouse_gpu_pool_release(void);
+
+/// Takes memory for every allocation again, at the addresses that they had. It is being filled with
+/// zeros on the legacy default stream when this returns: wait for the GPU before using it. On
+/// failure (-ENOMEM: others use it) nothing is taken. Without a release it does nothing.
+ROUSE_EXPORT int rouse_gpu_pool_restore(void);
+
+/// How many bytes are allocated, be they given back or not.
+ROUSE_EXPORT size_t rouse_gpu_pool_bytes(void);
+
 #ifdef __cplusplus
 }
 #endif

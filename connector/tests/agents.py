@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import socket
+import re
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from servers import free_port
 
 
 class FakeOperator:
@@ -71,12 +74,6 @@ class FakeOperator:
         self._server.server_close()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Agent:
     """A real rouse-agent with folders of its own."""
 
@@ -90,8 +87,8 @@ class Agent:
         self.plugin = folder / "plugin"  # a volume in the pod: it is there before the agent
         self.plugin.mkdir()
         self.log_path = folder / "agent.log"
-        self._port = _free_port()
         self._log = self.log_path.open("w")
+        self.port = free_port()
         self._process = subprocess.Popen(
             [
                 program,
@@ -111,7 +108,7 @@ class Agent:
                     "--listen-host",
                     "127.0.0.1",
                     "--port",
-                    str(self._port),
+                    str(self.port),
                 ),
                 *("--operator-url", operator.url, "--launch-identity", "launch"),
                 *("--engine-socket", str(self.socket), "--drain-seconds", "1"),
@@ -130,15 +127,49 @@ class Agent:
 
     def phases(self) -> dict[str, int]:
         """The phases that its engine told it, in order; microseconds since the epoch."""
-        lines = [
-            json.loads(line)
-            for line in self.log_path.read_text().splitlines()
-            if line.startswith("{")
-        ]
-        return {line["phase"]: line["atUs"] for line in lines if line["message"] == "engine phase"}
+        lines = [line for line in self.messages() if line["message"] == "engine phase"]
+        return {line["phase"]: line["atUs"] for line in lines}
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def state(self) -> str:
+        """As its metrics have it."""
+        found = re.search(r'rouse_agent_state\{state="(\w+)"\} 1', self.metrics())
+        assert found is not None
+        return found[1]
+
+    def set_role(self, role: str, peers: list[dict[str, Any]]) -> None:
+        """Asks it to let its engine sleep ("Guard") or to wake it ("Active")."""
+        body = {"protocol": "rouse-role", "version": 1, "role": role, "peers": peers}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/v1/role",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+            method="POST",
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert answer.status == 202
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"role {role} is refused: {error.read().decode()}") from error
+
+    def wait(self, state: str, limit_s: float = 120) -> None:
+        """Waits until it is in a state; AssertionError at once when it has failed instead."""
+        deadline = time.monotonic() + limit_s
+        while (now := self.state()) != state:
+            if now == "Failed" or time.monotonic() > deadline:
+                raise AssertionError(f"the agent is {now}, not {state}")
+            time.sleep(0.01)
+
+    def messages(self) -> list[dict[str, Any]]:
+        """What it has logged."""
+        lines = self.log_path.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
 
     def metrics(self) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
             return answer.read().decode()
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """engine.py JSON: runs one vLLM engine offline as a user's would run, prints its tokens as one line.
 
 JSON: {"model", "loadFormat", "extra", "arguments"}. The plugin comes in through the environment alone. The engine
-stays up until its standard input ends.
+stays up until its standard input ends, and answers once more for each line that comes there:
+so many tokens.
 """
 
 import json
@@ -25,10 +26,15 @@ def main() -> None:
         disable_log_stats=True,
         **request["arguments"],
     )
-    greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False)
-    (result,) = llm.generate([{"prompt_token_ids": PROMPT}], greedy, use_tqdm=False)
-    print("TOKENS " + json.dumps(list(result.outputs[0].token_ids)), flush=True)
-    sys.stdin.read()
+
+    def answer(tokens: int) -> None:
+        greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        (result,) = llm.generate([{"prompt_token_ids": PROMPT}], greedy, use_tqdm=False)
+        print("TOKENS " + json.dumps(list(result.outputs[0].token_ids)), flush=True)
+
+    answer(24)
+    for line in sys.stdin:
+        answer(int(line))
 
 
 if __name__ == "__main__":  # Engine processes import this file again.

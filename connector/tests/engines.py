@@ -69,10 +69,19 @@ class Engine:
     def log(self) -> str:
         return "".join(self._lines)
 
-    def tokens(self) -> list[int]:
+    def ask(self, tokens: int = 24) -> None:
+        """Has it answer once more."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{tokens}\n")
+        self._process.stdin.flush()
+
+    def has_answered(self) -> bool:
+        return not self._tokens.empty()
+
+    def tokens(self, limit_s: float = TIME_LIMIT_S) -> list[int]:
         """The tokens it answered with. AssertionError with its log when it ended without any."""
         try:
-            tokens = self._tokens.get(timeout=TIME_LIMIT_S)
+            tokens = self._tokens.get(timeout=limit_s)
         except queue.Empty:
             tokens = None
         assert tokens is not None, self.log

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,9 @@ class Weights:
         if change is not None:
             change(manifest)
         return Weights(slabs, list(self.slab_bytes), json.dumps(manifest).encode())
+
+    def arena_bytes(self) -> int:
+        return json.loads(self.manifest)["arenaBytes"]
 
     def content(self) -> bytes:
         return b"".join(os.pread(fd, size, 0) for fd, size in zip(self.slabs, self.slab_bytes))
@@ -87,6 +91,9 @@ class FakeAgent:
     #: Of the slots that checkpoints stream through.
     slot_bytes: int = 256 * 1024
 
+    #: Whether AwaitArena is answered: until then it is Pending.
+    arena_ready: bool = True
+
     requests: list[dict[str, Any]] = field(default_factory=list)
     published: Weights | None = None
     writable_at_publish: list[str] = field(default_factory=list)
@@ -94,6 +101,9 @@ class FakeAgent:
 
     def __enter__(self) -> FakeAgent:
         self._arena: Weights | None = None
+        self._changed = threading.Condition()
+        self._command: dict[str, Any] | None = None
+        self._commands = 0
         self.stream: FakeStream | None = None
         self._connections: list[socket.socket] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -120,6 +130,26 @@ class FakeAgent:
             open_socket.close()
         self.path.unlink(missing_ok=True)
 
+    def command(self, name: str, limit_s: float = 120, **fields: Any) -> dict[str, Any]:
+        """Gives the engine core a command; returns its CommandDone."""
+        with self._changed:
+            self._commands += 1
+            self._command = {"type": "Command", "id": self._commands, "command": name} | fields
+            self._changed.notify_all()
+
+            def answers() -> list[dict[str, Any]]:
+                done = [r for r in self.requests if r["type"] == "CommandDone"]
+                return [r for r in done if r["id"] == self._commands]
+
+            assert self._changed.wait_for(answers, limit_s), f"{name} has no end: {self.types()}"
+            return answers()[0]
+
+    def wait_for(self, kind: str, limit_s: float = 60) -> dict[str, Any]:
+        """The first request of this type, when it has come."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: kind in self.types(), limit_s), self.types()
+        return next(r for r in self.requests if r["type"] == kind)
+
     def phases(self) -> dict[str, int]:
         return {r["name"]: r["atUs"] for r in self.requests if r["type"] == "Phase"}
 
@@ -144,7 +174,9 @@ class FakeAgent:
                 if not raw:
                     return
                 request = json.loads(raw)
-                self.requests.append(request)
+                with self._changed:
+                    self.requests.append(request)
+                    self._changed.notify_all()
                 answer = self._answer(request, fds)
                 override = self.overrides.get(request["type"])
                 if override is not None:
@@ -187,7 +219,7 @@ class FakeAgent:
             os.write(document, self.weights.manifest)
             return {
                 "type": "Weights",
-                "arenaBytes": sum(self.weights.slab_bytes),
+                "arenaBytes": self.weights.arena_bytes(),
                 "slabBytes": self.weights.slab_bytes,
                 "manifestBytes": len(self.weights.manifest),
             } | self._whose(), [document]
@@ -217,7 +249,37 @@ class FakeAgent:
             return self.stream.batch(request), []
         if kind == "CloseStream":
             return {"type": "Ok"}, []
+        if kind == "Attach":
+            return {"type": "Attached", "protocol": "rouse-engine", "version": 1}, []
+        if kind == "AwaitCommand":
+            return self._next_command(), []
+        if kind == "CommandDone":
+            return {"type": "Ok"}, []
+        if kind == "ReleaseArena":
+            self._arena = None
+            return {"type": "Ok"}, []
+        if kind == "AwaitArena":
+            return self._await_arena(), []
         raise AssertionError(f"unknown request {kind}")
+
+    def _next_command(self) -> dict[str, Any]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._command is not None, 0.5)
+            command, self._command = self._command, None
+        return command or {"type": "Pending"}
+
+    def _await_arena(self) -> dict[str, Any]:
+        if not self.arena_ready:
+            time.sleep(0.05)
+            return {"type": "Pending"}
+        if self.weights is None:
+            return {"type": "Error", "code": "Unavailable", "message": "no peer has weights"}
+        self._arena = self.weights
+        return {
+            "type": "Arena",
+            "arenaBytes": self._arena.arena_bytes(),
+            "slabBytes": self._arena.slab_bytes,
+        } | self._whose()
 
     def _whose(self) -> dict[str, str]:
         named = [r.get("gpu", "") for r in self.requests if r["type"] == "Hello"][-1:]

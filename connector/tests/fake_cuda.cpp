@@ -5,10 +5,12 @@
 #include <unistd.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace {
 
 constexpr size_t kGranularity = size_t{2} << 20;
+constexpr size_t kTotalMemory = size_t{64} << 20;
 
 void* At(CUdeviceptr address) {
   return reinterpret_cast<void*>(address);
@@ -16,10 +18,17 @@ void* At(CUdeviceptr address) {
 
 }  // namespace
 
+/// How many more times cuMemCreate succeeds. Tests set it.
+extern "C" {
+int rouse_fake_cuda_creates_left = 1 << 30;
+}
+
 // cuda.h declares all of these, with C linkage and the version in the name where there is one.
 
 CUresult cuGetErrorName(CUresult code, const char** name) {
-  *name = code == CUDA_ERROR_INVALID_VALUE ? "CUDA_ERROR_INVALID_VALUE" : "CUDA_ERROR_UNKNOWN";
+  *name = code == CUDA_ERROR_INVALID_VALUE   ? "CUDA_ERROR_INVALID_VALUE"
+          : code == CUDA_ERROR_OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY"
+                                             : "CUDA_ERROR_UNKNOWN";
   return CUDA_SUCCESS;
 }
 
@@ -29,6 +38,11 @@ CUresult cuCtxGetDevice(CUdevice* device) {
 }
 
 CUresult cuCtxSynchronize() {
+  return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceTotalMem(size_t* bytes, CUdevice) {
+  *bytes = kTotalMemory;
   return CUDA_SUCCESS;
 }
 
@@ -48,6 +62,15 @@ CUresult cuMemAddressReserve(CUdeviceptr* address, size_t bytes, size_t, CUdevic
 
 CUresult cuMemAddressFree(CUdeviceptr address, size_t bytes) {
   return munmap(At(address), bytes) == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult cuMemCreate(CUmemGenericAllocationHandle* handle, size_t bytes, const CUmemAllocationProp*,
+                     unsigned long long) {
+  if (rouse_fake_cuda_creates_left-- <= 0) return CUDA_ERROR_OUT_OF_MEMORY;
+  const int fd = memfd_create("gpu-memory", MFD_CLOEXEC);
+  if (fd < 0 || ftruncate(fd, static_cast<off_t>(bytes)) < 0) return CUDA_ERROR_OUT_OF_MEMORY;
+  *handle = static_cast<CUmemGenericAllocationHandle>(fd);
+  return CUDA_SUCCESS;
 }
 
 CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle* handle, void* descriptor,
@@ -79,4 +102,9 @@ CUresult cuMemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAccessDesc
   const bool write = access->flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
   const int protection = write ? PROT_READ | PROT_WRITE : PROT_READ;
   return mprotect(At(address), bytes, protection) == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult cuMemsetD8Async(CUdeviceptr address, unsigned char value, size_t bytes, CUstream) {
+  std::memset(At(address), value, bytes);
+  return CUDA_SUCCESS;
 }

@@ -51,8 +51,9 @@ class Server:
         model: Path,
         arguments: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
+        port: int | None = None,
     ) -> None:
-        self.name, self.model, self.port = name, model, free_port()
+        self.name, self.model, self.port = name, model, port or free_port()
         self.lines: list[str] = []
         self.started = time.monotonic()
         self.process = subprocess.Popen(

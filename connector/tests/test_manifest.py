@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,3 +100,16 @@ def test_a_wrong_field_is_named(change: Callable[[dict[str, Any]], None], messag
     change(document)
     with pytest.raises(ManifestError, match=message):
         manifests.decode(json.dumps(document).encode())
+
+
+def test_what_lies_elsewhere_is_named() -> None:
+    assert manifests.differing(GOOD, GOOD) == ""
+    moved = replace(GOOD.tensors[0], offset=GOOD.tensors[0].offset + 512)
+    for change, message in (
+        ({"arena_bytes": 8192}, "arenaBytes is 8192 and was 4096"),
+        ({"allocations": ()}, "allocations differ"),
+        ({"tensors": (moved, *GOOD.tensors[1:])}, f"tensor {moved.name} is .*offset"),
+        ({"tensors": GOOD.tensors[1:]}, f"tensor {moved.name} is None and was "),
+        ({"scalars": {"new": 1.5}}, "scalar"),
+    ):
+        assert re.search(message, manifests.differing(GOOD, replace(GOOD, **change)))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+from types import SimpleNamespace
+
 import pytest
 
 from rouse_vllm import patches
@@ -71,3 +75,110 @@ def test_something_is_replaced_for_a_while():
     with pytest.raises(Unsupported, match="no Upstream.other"):
         with patches.replaced(Upstream, "other", 2):
             pass
+
+
+# ---- In the vLLM that is installed -----------------------------------------------------------------
+
+
+def wrapped(owner, name):
+    return hasattr(inspect.getattr_static(owner, name), "_rouse_wraps")
+
+
+@pytest.fixture
+def unwrapped():
+    """Whatever the test wraps is put back."""
+    owners = []
+    yield owners.append
+    for owner, name in owners:
+        found = inspect.getattr_static(owner, name)
+        setattr(owner, name, getattr(found, "_rouse_wraps", found))
+
+
+def test_an_engine_core_is_wrapped_to_take_commands(unwrapped):
+    from vllm.v1.engine.core import DPEngineCoreProc, EngineCore, EngineCoreProc
+
+    from rouse_vllm import commands
+
+    places = [
+        (EngineCoreProc, "run_busy_loop"),
+        (DPEngineCoreProc, "run_busy_loop"),
+        (EngineCoreProc, "_handle_client_request"),
+        (EngineCore, "resume_scheduler"),
+    ]
+    for place in places:
+        unwrapped(place)
+    commands.install()
+    assert all(wrapped(*place) for place in places)
+    # What it does not wrap, but calls.
+    assert list(inspect.signature(EngineCoreProc.pause_scheduler).parameters) == [
+        "self", "mode", "clear_cache",
+    ]  # fmt: skip
+    assert "method" in inspect.signature(EngineCore.collective_rpc).parameters
+
+
+@pytest.mark.parametrize("v2", [False, True])
+def test_a_worker_is_wrapped_to_allocate_its_kv_cache_in_the_pool(unwrapped, v2):
+    from vllm.v1.worker.gpu import attn_utils
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu_worker import Worker
+
+    from rouse_vllm import kv_pool
+
+    context = (Worker, "_maybe_get_memory_pool_context")
+    first = (GPUModelRunner, "_allocate_kv_cache_tensors")
+    second = (attn_utils, "_allocate_kv_cache")
+    for place in (context, first, second):
+        unwrapped(place)
+    kv_pool.install(SimpleNamespace(use_v2_model_runner=v2))
+    assert wrapped(*context)
+    assert (wrapped(*first), wrapped(*second)) == (not v2, v2)
+
+
+def test_only_a_kv_cache_that_stays_is_allocated_in_the_pool(monkeypatch):
+    from rouse_vllm import kv_pool
+
+    pooled = []
+
+    @contextlib.contextmanager
+    def pool():
+        pooled.append(True)
+        yield
+
+    monkeypatch.setattr(kv_pool, "_pool", pool)
+    allocate = kv_pool._pooled(lambda config: f"tensors of {config}")
+    vllms = kv_pool._context_for(lambda self, tag: contextlib.nullcontext(tag))
+
+    def worker(cumem, backend="cumem"):
+        model_config = SimpleNamespace(enable_cumem_allocator=cumem, sleep_mode_backend=backend)
+        return SimpleNamespace(vllm_config=SimpleNamespace(model_config=model_config))
+
+    assert allocate("to measure") == "tensors of to measure"
+    assert pooled == []
+    for ours, tag in (
+        (worker(False), "kv_cache"),
+        (worker(True, "rouse"), "kv_cache"),
+    ):
+        with vllms(ours, tag):
+            assert allocate("to stay") == "tensors of to stay"
+    assert pooled == [True, True]
+    for theirs, tag in ((worker(True), "kv_cache"), (worker(False), "weights")):
+        with vllms(theirs, tag) as context:
+            assert context == tag
+            allocate("elsewhere")
+    assert pooled == [True, True]
+
+
+def test_vllm_knows_our_sleep_backend_and_no_level_1_of_it():
+    import vllm.plugins
+    from vllm.device_allocator.sleep_mode_backend import SleepModeBackendFactory
+
+    import rouse_vllm
+
+    rouse_vllm.register()
+    assert wrapped(vllm.plugins, "load_general_plugins")
+    backend = SleepModeBackendFactory.get_backend_class("rouse")()
+    with pytest.raises(Unsupported, match="no level 1: use level 2"):
+        backend.suspend(1)
+    with pytest.raises(Unsupported, match="no model was loaded"):
+        backend.suspend(2)
+    assert backend.state() == "RUNNING"

@@ -92,7 +92,7 @@ def test_weights_that_do_not_come_in_time_are_an_error(agent: FakeAgent) -> None
 
 
 def test_a_silent_agent_is_given_up(agent: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rouse_vllm.session.ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("rouse_vllm.connection.ANSWER_TIMEOUT_S", 0.2)
     agent.overrides["Phase"] = silent
     with agent:
         session = Session(str(agent.path), 0, 5)
@@ -136,3 +136,17 @@ def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(library, "LIBRARY_ABI_VERSION", 2)
     with pytest.raises(RouseError, match="has ABI version 1, the plugin needs 2"):
         library.load()
+
+
+def test_slabs_that_take_too_long_are_given_up(agent: FakeAgent) -> None:
+    agent.arena_ready = False
+    with agent:
+        session = Session(str(agent.path), 0, 5)
+        session.release_arena()
+        with pytest.raises(AgentUnreachable, match="has not answered AwaitArena within 0 s"):
+            session.await_arena(0.2)
+        agent.arena_ready = True
+        with pytest.raises(AgentRefused, match="Unavailable: no peer has weights"):
+            session.await_arena(0.2)
+        session.close()
+    assert agent.types().count("AwaitArena") >= 3

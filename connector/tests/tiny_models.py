@@ -65,6 +65,11 @@ def make_tied(folder: Path, seed: int = 0) -> Path:
     return _make(folder, _BASE | _DENSE_TIED, seed)
 
 
+def make_wide(folder: Path, seed: int = 0) -> Path:
+    """A Qwen3-MoE like make_moe's of some 70 MiB, most of it in the embedding and the output layer."""
+    return _make(folder, _BASE | _MOE | dict(hidden_size=512, vocab_size=32768), seed)
+
+
 def without_weights(source: Path, folder: Path) -> Path:
     """The same model folder as a target gets it: every file but the weight files."""
     folder.mkdir(parents=True)

@@ -1,0 +1,173 @@
+"""Sleep and wake of one rank: its weights and its KV cache go, and come back at the same addresses.
+
+Everything else (buffers, workspaces, compiled code, captured graphs) stays as it is. The functions run
+in the worker's main thread, between steps, and take vLLM's worker (or its wrapper) because that is
+what a collective call passes.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+
+from rouse_vllm import capture, library
+from rouse_vllm.errors import RouseError, Unsupported
+from rouse_vllm.link import Link
+from rouse_vllm.reprocess import Unprocessed
+
+logger = init_logger("vllm.rouse")
+
+
+@dataclass
+class Rank:
+    """What this process holds of the model."""
+
+    link: Link | None
+    config: VllmConfig
+    #: On a CPU, where processed weights must be made anew.
+    unprocessed: Unprocessed | None = None
+    #: Why the KV cache is not in the pool, on a GPU.
+    kv_problem: str = ""
+    has_weights: bool = True
+    has_kv: bool = True
+    #: Whether the agent was told that it may free the arena.
+    released: bool = False
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.config.device_config.device_type == "cuda"
+
+    def problem(self) -> str:
+        """Why it cannot sleep; empty: it can."""
+        if self.link is None:
+            return "the agent was not there when the model was loaded"
+        if self.link.mapped is None:
+            return (
+                "the engine computes with memory of its own, not with the agent's: its weights were "
+                "not published, or the agent has them in the memory of the host or of another GPU"
+            )
+        if self.config.kv_transfer_config is not None or self.config.ec_transfer_config is not None:
+            return "a KV or encoder cache connector knows the addresses of memory that would go"
+        if self.config.parallel_config.enable_eplb:
+            return "experts change their places (EPLB), so no peer has the same weights"
+        if self.unprocessed is not None:
+            return self.unprocessed.problem()
+        if self.on_gpu and library.gpu_pool_bytes() == 0:
+            return f"the KV cache was not allocated in the pool: {self.kv_problem or 'it is empty'}"
+        return ""
+
+    def release_weights(self) -> None:
+        """Again after a failure: what was done then is not done twice."""
+        assert self.link is not None
+        self.has_weights = False
+        self.link.unmap_weights()
+        if not self.released:
+            self.link.release_weights()
+            self.released = True
+
+    def map_weights(self) -> float:
+        """Maps the new slabs as soon as they are there. Returns how many seconds the mapping took."""
+        assert self.link is not None
+        return self.link.map_new_weights()
+
+    def await_weights(self) -> None:
+        assert self.link is not None
+        self.link.await_new_weights()
+        if self.unprocessed is not None:
+            self.unprocessed.process()
+        self.has_weights = True
+        self.released = False
+
+    def release_kv(self) -> None:
+        if self.on_gpu:
+            self.has_kv = False
+            library.gpu_pool_release()
+
+    def restore_kv(self) -> None:
+        """The memory is cleared, as it was at the start: attention multiplies what lies behind the end
+        of a sequence in its last block by zero, which must not be NaN, and vLLM clears blocks
+        (_init_kv_zero_meta) only for some models. That is under way when this returns."""
+        if self.on_gpu:
+            library.gpu_pool_restore()
+            self.has_kv = True
+
+    def sleep_on(self) -> None:
+        """What has come of a wake that failed goes again."""
+        self.has_weights = False
+        if self.link is not None:
+            self.link.unmap_weights()
+        self.release_kv()
+
+
+#: The model that this process serves.
+_rank: Rank | None = None
+
+
+def register(rank: Rank) -> None:
+    global _rank
+    _rank = rank
+
+
+def served() -> Rank:
+    if _rank is None:
+        raise Unsupported("no model was loaded with load format rouse in this process")
+    return _rank
+
+
+def problem(_: Any) -> str:
+    """Why this rank cannot sleep; empty: it can."""
+    try:
+        return served().problem()
+    except RouseError as error:
+        return str(error)
+
+
+def sleep(worker: Any) -> dict[str, float]:
+    """Gives up the arena and the KV cache. Nothing may be computed until wake()."""
+    rank = served()
+    # Capturing runs the model, and needs its memory.
+    capture.finish(worker)
+    kv_bytes = library.gpu_pool_bytes() if rank.on_gpu else 0
+    rank.release_kv()
+    rank.release_weights()
+    used = 0
+    if rank.on_gpu:
+        gc.collect()
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        used = total - free
+    return {"kvBytes": kv_bytes, "gpuUsedBytes": used}
+
+
+def wake(_: Any) -> dict[str, float]:
+    """Takes them back: the new slabs are mapped as soon as they are there, and the KV cache comes back
+    while the weights arrive. When it fails the rank sleeps on."""
+    rank = served()
+    if rank.has_weights and rank.has_kv:
+        return {"mapSeconds": 0.0, "kvSeconds": 0.0}
+    try:
+        mapped_s = rank.map_weights()
+        begun = time.monotonic()
+        rank.restore_kv()
+        kv_s = time.monotonic() - begun
+        rank.await_weights()
+        if rank.on_gpu:
+            torch.cuda.synchronize()
+    except BaseException:
+        sleep_on(None)
+        raise
+    return {"mapSeconds": mapped_s, "kvSeconds": kv_s}
+
+
+def sleep_on(_: Any) -> None:
+    """After a wake that failed, here or on another rank."""
+    try:
+        served().sleep_on()
+    except RouseError as error:
+        logger.warning("Rouse: memory of a wake that failed may not be free: %s", error)

@@ -1,0 +1,96 @@
+"""The KV cache in memory that can be given back and taken again at the same addresses, on a GPU.
+
+vLLM has that for its own sleep mode (cumem), but only with --enable-sleep-mode, which changes the
+compile key, and one allocation a layer, which takes several times as long to come back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+
+from rouse_vllm import library
+from rouse_vllm.patches import wrap
+
+#: Whether the worker is just now allocating what stays: it allocates a small cache before, to measure.
+_allocating = False
+
+#: Torch's destructors of pools and of their allocators are not to be relied on (pytorch #145168,
+#: #146431), and we never want them to run.
+_immortal: list[Any] = []
+
+
+def install(vllm_config: VllmConfig) -> None:
+    """From now on this process's KV cache is allocated in the pool. Unsupported when this vLLM has not
+    the functions that we know."""
+    from vllm.v1.worker.gpu_worker import Worker
+
+    wrap(Worker, "_maybe_get_memory_pool_context", ("self, tag",), _context_for)
+    # Only these tensors: what else is allocated beside them (block tables, workspaces of attention
+    # kernels) must be there after a wake as it was before.
+    if vllm_config.use_v2_model_runner:
+        from vllm.v1.worker.gpu import attn_utils
+
+        wrap(attn_utils, "_allocate_kv_cache", ("kv_cache_config, shared_layers, device",), _pooled)
+    else:
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+        wrap(GPUModelRunner, "_allocate_kv_cache_tensors", ("self, kv_cache_config",), _pooled)
+
+
+def _context_for(original: Any) -> Any:
+    def context_for(self: Any, tag: str) -> contextlib.AbstractContextManager[Any]:
+        model_config = self.vllm_config.model_config
+        # With another sleep backend it is that one's to allocate.
+        ours = not model_config.enable_cumem_allocator or model_config.sleep_mode_backend == "rouse"
+        return _allocation() if tag == "kv_cache" and ours else original(self, tag)
+
+    return context_for
+
+
+@contextlib.contextmanager
+def _allocation() -> Iterator[None]:
+    global _allocating
+    _allocating = True
+    try:
+        yield
+    finally:
+        _allocating = False
+
+
+def _pooled(original: Any) -> Any:
+    def pooled(*arguments: Any, **named: Any) -> Any:
+        if not _allocating:
+            return original(*arguments, **named)
+        with _pool():
+            return original(*arguments, **named)
+
+    return pooled
+
+
+@contextlib.contextmanager
+def _pool() -> Iterator[None]:
+    """What torch allocates meanwhile comes from the library's pool."""
+    allocator = torch.cuda.memory.CUDAPluggableAllocator(
+        str(library.path()), library.GPU_POOL_ALLOCATE, library.GPU_POOL_FREE
+    )
+    pool = torch.cuda.memory.MemPool(allocator._allocator)
+    for thing in (allocator, pool):
+        _immortal.append(thing)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+    # Torch's expandable segments and pools exclude each other (pytorch #147851).
+    expandable = "expandable_segments:True" in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
+    if expandable:
+        torch.cuda.memory._set_allocator_settings("expandable_segments:False")
+    try:
+        with torch.cuda.memory.use_mem_pool(pool):
+            yield
+    finally:
+        if expandable:
+            torch.cuda.memory._set_allocator_settings("expandable_segments:True")
