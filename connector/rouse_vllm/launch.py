@@ -123,6 +123,7 @@ class Launcher:
         for number in os.read(self._wake_r, 4096):
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._asked_to_end = True
+                self._lost_at = None
                 self._signal_engine(number)
 
     def _signal_engine(self, number: int) -> None:
@@ -146,7 +147,8 @@ class Launcher:
             if answer is not None:
                 forkserver.tell(answer, code)
                 os.close(answer)
-                if code not in (0, -signal.SIGTERM) and not _KEPT_ALIVE:
+                lost = code not in (0, -signal.SIGTERM)
+                if lost and not self._asked_to_end and not _KEPT_ALIVE:
                     self._lost_at = self._lost_at or time.monotonic()
 
     def _go_on(self) -> bool:
