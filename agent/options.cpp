@@ -22,6 +22,9 @@ struct Raw {
   std::int64_t drain_s = 5;
   std::int64_t lease_s = 30;
   std::int64_t pull_stall_s = 10;
+  std::int64_t sleep_drain_s = 30;
+  std::int64_t sleep_deadline_s = 120;
+  std::int64_t wake_deadline_s = 120;
 };
 
 void AddPod(CLI::App& app, AgentOptions& agent, Raw& raw) {
@@ -140,6 +143,24 @@ void AddTuning(CLI::App& app, ProgramOptions& options, Raw& raw) {
       ->capture_default_str();
 }
 
+void AddRole(CLI::App& app, Raw& raw) {
+  app.add_option("--sleep-drain-seconds", raw.sleep_drain_s,
+                 "How long requests under way may take before the engine goes to sleep")
+      ->envname("ROUSE_SLEEP_DRAIN_SECONDS")
+      ->check(CLI::Range(0, 3'600))
+      ->capture_default_str();
+  app.add_option("--sleep-deadline-seconds", raw.sleep_deadline_s,
+                 "How long going to sleep may take in all before the instance has failed")
+      ->envname("ROUSE_SLEEP_DEADLINE_SECONDS")
+      ->check(CLI::Range(1, 86'400))
+      ->capture_default_str();
+  app.add_option("--wake-deadline-seconds", raw.wake_deadline_s,
+                 "How long a wake may take before the instance has failed")
+      ->envname("ROUSE_WAKE_DEADLINE_SECONDS")
+      ->check(CLI::Range(1, 86'400))
+      ->capture_default_str();
+}
+
 /// What one flag says about another; empty when all fits.
 std::string Contradiction(const AgentOptions& agent, const Raw& raw) {
   if (raw.path == "Wake") {
@@ -180,6 +201,7 @@ std::variant<ProgramOptions, int> ParseOptions(int argc, const char* const* argv
   AddStart(app, agent, raw);
   AddEngine(app, agent);
   AddTuning(app, options, raw);
+  AddRole(app, raw);
   try {
     app.parse(argc, argv);
     if (const std::string wrong = Contradiction(agent, raw); !wrong.empty()) {
@@ -204,6 +226,9 @@ std::variant<ProgramOptions, int> ParseOptions(int argc, const char* const* argv
   agent.publisher.node_socket =
       (agent.self.pod_uid.empty() ? agent.self.pod : agent.self.pod_uid) + ".sock";
   options.drain = std::chrono::seconds(raw.drain_s);
+  agent.role.drain = std::chrono::seconds(raw.sleep_drain_s);
+  agent.role.limits.sleep = std::chrono::seconds(raw.sleep_deadline_s);
+  agent.role.limits.wake = std::chrono::seconds(raw.wake_deadline_s);
   const std::map<std::string, log::Level> levels = {{"trace", log::Level::kDebug},
                                                     {"debug", log::Level::kDebug},
                                                     {"info", log::Level::kInfo},

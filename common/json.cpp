@@ -1,5 +1,7 @@
 #include "common/json.h"
 
+#include <algorithm>
+
 namespace rouse::json {
 namespace {
 
@@ -188,6 +190,14 @@ std::vector<std::string> Reader::Strings(std::string_view key) {
     out.push_back(item.get<std::string>());
   }
   return out;
+}
+
+void Reader::Only(std::initializer_list<std::string_view> keys) {
+  if (!object_.is_object()) return;
+  for (const auto& [key, value] : object_.items()) {
+    if (std::find(keys.begin(), keys.end(), key) != keys.end()) continue;
+    return Fail(Shorten(key), "is not known here");
+  }
 }
 
 }  // namespace rouse::json

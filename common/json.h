@@ -94,6 +94,9 @@ class Reader {
 
   std::vector<std::string> Strings(std::string_view key);
 
+  /// For objects that nobody may add members to: any but these is an error.
+  void Only(std::initializer_list<std::string_view> keys);
+
   /// "report.weights" for key "weights" of a Reader with path "report".
   std::string Path(std::string_view key) const;
 

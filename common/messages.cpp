@@ -176,17 +176,22 @@ json::Json ToJson(const AgentReport& report) {
   return out;
 }
 
+json::Json PeersToJson(const std::vector<Peer>& peers) {
+  json::Json out = json::Json::array();
+  for (const Peer& peer : peers) {
+    out.push_back({{"pod", peer.pod},
+                   {"node", peer.node},
+                   {"address", peer.address},
+                   {"partial", peer.partial},
+                   {"distance", json::NameOf<Distance>(peer.distance, kDistances)}});
+  }
+  return out;
+}
+
 json::Json ToJson(const Assignment& assignment) {
   json::Json out = Envelope(kAgentProtocol, kAgentVersion);
   out["path"] = ToString(assignment.path);
-  out["peers"] = json::Json::array();
-  for (const Peer& peer : assignment.peers) {
-    out["peers"].push_back({{"pod", peer.pod},
-                            {"node", peer.node},
-                            {"address", peer.address},
-                            {"partial", peer.partial},
-                            {"distance", json::NameOf<Distance>(peer.distance, kDistances)}});
-  }
+  out["peers"] = PeersToJson(assignment.peers);
   out["reportAfterMs"] = assignment.report_after_ms;
   return out;
 }
@@ -300,25 +305,30 @@ Result<AgentReport> AgentReportFromJson(const json::Json& value) {
   return report;
 }
 
+std::vector<Peer> ReadPeers(json::Reader& in, std::string_view key) {
+  std::vector<Peer> out;
+  const json::Json& peers = in.Array(key);
+  if (peers.size() > kMaxPeers) in.Fail(key, "has more than 1024 entries");
+  for (const json::Json& item : peers) {
+    if (!in.status().ok()) break;
+    json::Reader peer(item, Index(in, key, out.size()));
+    out.push_back({.pod = peer.String("pod"),
+                   .node = peer.String("node"),
+                   .address = peer.String("address"),
+                   .partial = peer.BoolOr("partial", false),
+                   .distance = peer.EnumOr<Distance>("distance", kDistances, Distance::kFarther)});
+    in.Take(peer.status());
+  }
+  return out;
+}
+
 Result<Assignment> AssignmentFromJson(const json::Json& value) {
   json::Reader in(value, "");
   ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kAgentProtocol, kAgentVersion));
   Assignment assignment;
   assignment.path = in.Enum<StartPath>("path", kStartPaths);
   assignment.report_after_ms = in.Int("reportAfterMs", 10, 3'600'000);
-  const json::Json& peers = in.Array("peers");
-  if (peers.size() > kMaxPeers) in.Fail("peers", "has more than 1024 entries");
-  for (const json::Json& item : peers) {
-    if (!in.status().ok()) break;
-    json::Reader peer(item, Index(in, "peers", assignment.peers.size()));
-    assignment.peers.push_back(
-        {.pod = peer.String("pod"),
-         .node = peer.String("node"),
-         .address = peer.String("address"),
-         .partial = peer.BoolOr("partial", false),
-         .distance = peer.EnumOr<Distance>("distance", kDistances, Distance::kFarther)});
-    in.Take(peer.status());
-  }
+  assignment.peers = ReadPeers(in, "peers");
   ROUSE_RETURN_IF_ERROR(in.status());
   return assignment;
 }

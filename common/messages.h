@@ -37,13 +37,18 @@ enum class AgentState {
   kLoading,    ///< The engine takes its weights.
   kWarming,    ///< The engine has its weights and is not healthy yet.
   kServing,    ///< The engine has given its first token.
-  kFailed,     ///< This instance cannot come up; the message says why.
+  kSleeping,   ///< Weights and KV memory are being given back.
+  kAsleep,     ///< A guard: it holds neither, and can be woken.
+  kWaking,     ///< Both are on their way back.
+  kFailed,     ///< This instance cannot come up, or not wake; the message says why.
 };
 inline constexpr json::EnumName<AgentState> kAgentStates[] = {
     {AgentState::kStarting, "Starting"}, {AgentState::kHydrating, "Hydrating"},
     {AgentState::kPulling, "Pulling"},   {AgentState::kReady, "Ready"},
     {AgentState::kLoading, "Loading"},   {AgentState::kWarming, "Warming"},
-    {AgentState::kServing, "Serving"},   {AgentState::kFailed, "Failed"}};
+    {AgentState::kServing, "Serving"},   {AgentState::kSleeping, "Sleeping"},
+    {AgentState::kAsleep, "Asleep"},     {AgentState::kWaking, "Waking"},
+    {AgentState::kFailed, "Failed"}};
 std::string_view ToString(AgentState state);
 
 /// The weights an agent holds.
@@ -100,6 +105,10 @@ struct Peer {
 
   bool operator==(const Peer&) const = default;
 };
+
+json::Json PeersToJson(const std::vector<Peer>& peers);
+/// A list of peers that is a member of `in`.
+std::vector<Peer> ReadPeers(json::Reader& in, std::string_view key);
 
 /// The operator's answer to a report.
 struct Assignment {

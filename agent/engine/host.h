@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "agent/engine/command_book.h"
 #include "agent/engine/protocol.h"
 #include "agent/engine/session.h"
 #include "agent/memory/owned_fd.h"
@@ -63,6 +64,19 @@ class EngineHost {
                                                          const OpenStreamRequest& request) = 0;
   virtual Result<std::optional<StreamedBatch>> NextBatch(const NextBatchRequest& request) = 0;
   virtual void CloseStream(const CloseStreamRequest& request) = 0;
+
+  /// Nothing of the rank's arena is mapped by its engine any more. FailedPrecondition when the
+  /// engine was not told to sleep.
+  virtual Status ReleaseArena(std::uint32_t rank) = 0;
+  /// The arena that the weights of a rank that slept arrive in; nullopt while there is none yet
+  /// (EngineServer::Wake says when to ask again); an error when there will be none.
+  virtual Result<std::optional<ArenaShape>> AwaitArena(std::uint32_t rank) = 0;
+
+  virtual CommandBook::Core OnCoreAttached(const AttachRequest& request) = 0;
+  virtual void OnCoreGone(CommandBook::Core core) = 0;
+  /// What the core shall do now (EngineServer::Wake says when to ask again).
+  virtual std::optional<Command> NextCommand(CommandBook::Core core) = 0;
+  virtual void OnCommandDone(CommandBook::Core core, const CommandDoneRequest& done) = 0;
 };
 
 }  // namespace rouse::agent

@@ -18,7 +18,12 @@ enum class Type {
   kPublish,
   kOpenStream,
   kNextBatch,
-  kCloseStream
+  kCloseStream,
+  kReleaseArena,
+  kAwaitArena,
+  kAttach,
+  kAwaitCommand,
+  kCommandDone
 };
 constexpr json::EnumName<Type> kTypes[] = {{Type::kHello, "Hello"},
                                            {Type::kPhase, "Phase"},
@@ -28,7 +33,12 @@ constexpr json::EnumName<Type> kTypes[] = {{Type::kHello, "Hello"},
                                            {Type::kPublish, "Publish"},
                                            {Type::kOpenStream, "OpenStream"},
                                            {Type::kNextBatch, "NextBatch"},
-                                           {Type::kCloseStream, "CloseStream"}};
+                                           {Type::kCloseStream, "CloseStream"},
+                                           {Type::kReleaseArena, "ReleaseArena"},
+                                           {Type::kAwaitArena, "AwaitArena"},
+                                           {Type::kAttach, "Attach"},
+                                           {Type::kAwaitCommand, "AwaitCommand"},
+                                           {Type::kCommandDone, "CommandDone"}};
 
 std::uint32_t Rank(json::Reader& in) {
   return static_cast<std::uint32_t>(in.Int("rank", 0, kMaxWorldSize - 1));
@@ -115,6 +125,25 @@ Result<EngineRequest> Decode(Type type, json::Reader& in) {
     case Type::kCloseStream:
       request = CloseStreamRequest{.rank = Rank(in),
                                    .reason = in.String("reason").substr(0, kMaxStreamReason)};
+      break;
+    case Type::kReleaseArena:
+      in.Only({"type", "rank"});
+      request = ReleaseArenaRequest{.rank = Rank(in)};
+      break;
+    case Type::kAwaitArena:
+      in.Only({"type", "rank", "timeoutMs"});
+      request =
+          AwaitArenaRequest{.rank = Rank(in), .timeout_ms = in.Int("timeoutMs", 0, kMaxAwaitMs)};
+      break;
+    case Type::kAttach: {
+      ROUSE_ASSIGN_OR_RETURN(request, ReadAttach(in));
+      break;
+    }
+    case Type::kAwaitCommand:
+      request = ReadAwaitCommand(in);
+      break;
+    case Type::kCommandDone:
+      request = ReadCommandDone(in);
       break;
   }
   ROUSE_RETURN_IF_ERROR(in.status());

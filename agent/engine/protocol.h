@@ -10,6 +10,7 @@
 #include <variant>
 #include <vector>
 
+#include "agent/engine/command.h"
 #include "agent/startup/machine.h"
 #include "common/json.h"
 #include "common/manifest.h"
@@ -84,9 +85,20 @@ struct CloseStreamRequest {
   std::uint32_t rank = 0;
   std::string reason;  ///< Why the engine loads by itself instead; empty if it does not.
 };
-using EngineRequest = std::variant<HelloRequest, PhaseRequest, AwaitWeightsRequest,
-                                   CreateArenaRequest, GetSlabsRequest, PublishRequest,
-                                   OpenStreamRequest, NextBatchRequest, CloseStreamRequest>;
+/// Nothing of the arena is mapped by the rank's engine any more.
+struct ReleaseArenaRequest {
+  std::uint32_t rank = 0;
+};
+/// The next arena of a rank that has given its own up.
+struct AwaitArenaRequest {
+  std::uint32_t rank = 0;
+  std::int64_t timeout_ms = 0;
+};
+using EngineRequest =
+    std::variant<HelloRequest, PhaseRequest, AwaitWeightsRequest, CreateArenaRequest,
+                 GetSlabsRequest, PublishRequest, OpenStreamRequest, NextBatchRequest,
+                 CloseStreamRequest, ReleaseArenaRequest, AwaitArenaRequest, AttachRequest,
+                 AwaitCommandRequest, CommandDoneRequest>;
 
 /// How an arena is cut; the slabs' sizes add up to its own.
 struct ArenaShape {

@@ -7,111 +7,37 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <list>
-#include <thread>
-#include <vector>
 
-#include "agent/engine/document.h"
-#include "agent/engine/session.h"
-#include "agent/socket/seqpacket.h"
+#include "agent/engine/server_loop.h"
 #include "common/log.h"
 
 namespace rouse::agent {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 /// How often one wake-up reads from one connection at most, so that a busy one starves no other.
 constexpr int kMessagesPerTurn = 4;
 
-struct Answer {
-  std::string body;
-  std::vector<OwnedFd> fds;
-  Clock::time_point until;  ///< When we stop waiting for the client to take it.
-  bool close = false;
-};
-
-struct Awaiting {
-  std::uint32_t rank = 0;
-  Clock::time_point until;
-};
-
-/// A Hello that came before it was settled what to offer.
-struct HeldHello {
-  HelloRequest hello;
-  Clock::time_point until;
-};
-
-/// A question about a stream whose answer is on its way.
-struct Streaming {
-  std::variant<OpenStreamRequest, NextBatchRequest> request;
-  Clock::time_point until;
-};
-
-struct Connection {
-  OwnedFd socket;
-  EngineSession session;
-  Clock::time_point since;
-  int pid = -1;
-  std::optional<Answer> answer;
-  std::optional<Awaiting> awaiting;
-  std::optional<HeldHello> held;
-  std::optional<Streaming> streaming;
-  bool over = false;
-
-  /// It has asked, and its answer depends on the weights: nothing is read until then.
-  bool Waits() const { return awaiting || held || streaming; }
-};
-
 }  // namespace
 
-class EngineServer::Loop {
- public:
-  Loop(SeqpacketListener listener, OwnedFd wake, EngineHost& host, const EngineServerLimits& limits)
-      : listener_(std::move(listener)), wake_(std::move(wake)), host_(host), limits_(limits) {
-    thread_ = std::jthread([this](const std::stop_token& stop) {
-      pthread_setname_np(pthread_self(), "engine-socket");
-      Run(stop);
-    });
-  }
+EngineServer::Loop::Loop(SeqpacketListener listener, OwnedFd wake, EngineHost& host,
+                         const EngineServerLimits& limits)
+    : listener_(std::move(listener)), wake_(std::move(wake)), host_(host), limits_(limits) {
+  thread_ = std::jthread([this](const std::stop_token& stop) {
+    pthread_setname_np(pthread_self(), "engine-socket");
+    Run(stop);
+  });
+}
 
-  ~Loop() {
-    thread_.request_stop();
-    Wake();
-    thread_.join();
-  }
+EngineServer::Loop::~Loop() {
+  thread_.request_stop();
+  Wake();
+  thread_.join();
+}
 
-  void Wake() {
-    const std::uint64_t one = 1;
-    [[maybe_unused]] const ssize_t wrote = ::write(wake_.get(), &one, sizeof one);
-  }
-
- private:
-  void Run(const std::stop_token& stop);
-  int Timeout(Clock::time_point now) const;
-  void Accept();
-  void Serve(Connection& connection);
-  void Expire(Connection& connection, Clock::time_point now);
-  void LookAgain(Connection& connection, Clock::time_point now);
-  void LookForWeights(Connection& connection, Clock::time_point now);
-  void LookForStream(Connection& connection, Clock::time_point now);
-  void AwaitStream(Connection& connection,
-                   std::variant<OpenStreamRequest, NextBatchRequest> request,
-                   std::int64_t timeout_ms);
-  void OnMessage(Connection& connection, SeqpacketMessage message);
-  void Perform(Connection& connection, EngineStep step, std::vector<OwnedFd>& fds);
-  void SendReply(Connection& connection, std::string_view type, const json::Json& body,
-                 std::vector<OwnedFd> fds = {}, bool close = false);
-  void Flush(Connection& connection);
-  void Drop(Connection& connection, const std::string& why);
-
-  SeqpacketListener listener_;
-  OwnedFd wake_;
-  EngineHost& host_;
-  const EngineServerLimits limits_;
-  std::list<Connection> connections_;
-  std::jthread thread_;
-};
+void EngineServer::Loop::Wake() {
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const ssize_t wrote = ::write(wake_.get(), &one, sizeof one);
+}
 
 void EngineServer::Loop::Run(const std::stop_token& stop) {
   std::vector<pollfd> watched;
@@ -139,7 +65,7 @@ void EngineServer::Loop::Run(const std::stop_token& stop) {
       const short happened = ready > 0 ? watched[index].revents : short{0};
       ++index;
       if (connection.Waits() && (happened & (POLLHUP | POLLERR)) != 0) {
-        Drop(connection, "closed while it waited for weights");
+        Drop(connection, "closed while it waited for an answer");
       } else if (happened != 0) {
         Serve(connection);
       }
@@ -156,12 +82,14 @@ void EngineServer::Loop::Run(const std::stop_token& stop) {
 int EngineServer::Loop::Timeout(Clock::time_point now) const {
   Clock::time_point next = now + std::chrono::seconds(60);
   for (const Connection& connection : connections_) {
-    if (!connection.session.rank())
-      next = std::min(next, connection.since + limits_.hello_deadline);
+    if (!connection.Introduced()) next = std::min(next, connection.since + limits_.hello_deadline);
     if (connection.answer) next = std::min(next, connection.answer->until);
     if (connection.awaiting) next = std::min(next, connection.awaiting->until);
     if (connection.held) next = std::min(next, connection.held->until);
     if (connection.streaming) next = std::min(next, connection.streaming->until);
+    if (connection.command && connection.command->awaits) {
+      next = std::min(next, *connection.command->awaits);
+    }
   }
   const auto wait = std::chrono::ceil<std::chrono::milliseconds>(next - now).count();
   return static_cast<int>(std::clamp<std::int64_t>(wait, 0, 60'000));
@@ -204,151 +132,8 @@ void EngineServer::Loop::Serve(Connection& connection) {
 void EngineServer::Loop::Expire(Connection& connection, Clock::time_point now) {
   if (connection.answer && now >= connection.answer->until) {
     Drop(connection, "did not take its answer in time");
-  } else if (!connection.session.rank() && now >= connection.since + limits_.hello_deadline) {
-    Drop(connection, "sent no valid Hello in time");
-  }
-}
-
-void EngineServer::Loop::LookAgain(Connection& connection, Clock::time_point now) {
-  if (connection.awaiting) return LookForWeights(connection, now);
-  if (connection.streaming) return LookForStream(connection, now);
-  const WeightOffer offer = host_.Offer(connection.held->hello.rank);
-  if (!offer.settled && now < connection.held->until) return;
-  std::vector<OwnedFd> none;
-  const Result<EngineRequest> hello = EngineRequest(std::move(connection.held->hello));
-  connection.held.reset();
-  Perform(connection, connection.session.OnRequest(hello, offer), none);
-}
-
-void EngineServer::Loop::LookForWeights(Connection& connection, Clock::time_point now) {
-  const std::uint32_t rank = connection.awaiting->rank;
-  auto weights = host_.Weights(rank);
-  if (!weights.ok()) {
-    connection.awaiting.reset();
-    return SendReply(connection, "AwaitWeights", ErrorReply(weights.status()));
-  }
-  if (!weights->has_value()) {
-    if (now < connection.awaiting->until) return;
-    connection.awaiting.reset();
-    return SendReply(connection, "AwaitWeights",
-                     ErrorReply(DeadlineExceeded("the weights of rank " + std::to_string(rank) +
-                                                 " are still on their way: ask again")));
-  }
-  connection.awaiting.reset();
-  const ReadyWeights& ready = **weights;
-  auto document = MakeDocument(ready.manifest, "rouse-manifest");
-  if (!document.ok()) return SendReply(connection, "AwaitWeights", ErrorReply(document.status()));
-  std::vector<OwnedFd> fds;
-  fds.push_back(*std::move(document));
-  connection.session.OnWeightsDelivered();
-  SendReply(connection, "AwaitWeights", WeightsReply(ready.shape, ready.manifest.size()),
-            std::move(fds));
-}
-
-void EngineServer::Loop::AwaitStream(Connection& connection,
-                                     std::variant<OpenStreamRequest, NextBatchRequest> request,
-                                     std::int64_t timeout_ms) {
-  const auto now = Clock::now();
-  connection.streaming = Streaming{std::move(request), now + std::chrono::milliseconds(timeout_ms)};
-  LookForStream(connection, now);
-}
-
-void EngineServer::Loop::LookForStream(Connection& connection, Clock::time_point now) {
-  const auto& request = connection.streaming->request;
-  const bool opens = std::holds_alternative<OpenStreamRequest>(request);
-  const std::string_view type = opens ? "OpenStream" : "NextBatch";
-  json::Json reply;
-  std::vector<OwnedFd> fds;
-  if (opens) {
-    auto stream =
-        host_.OpenStream(*connection.session.hello(), std::get<OpenStreamRequest>(request));
-    if (stream.ok() && stream->has_value()) {
-      connection.session.OnStreamOpened();
-      Wake();  // Other ranks may have waited for this one.
-      reply = StreamReply((*stream)->shape);
-      fds = std::move((*stream)->slots);
-    } else if (!stream.ok()) {
-      reply = ErrorReply(stream.status());
-    }
-  } else {
-    const auto batch = host_.NextBatch(std::get<NextBatchRequest>(request));
-    if (!batch.ok()) {
-      reply = ErrorReply(batch.status());
-    } else if (batch->has_value()) {
-      reply = BatchReply(**batch);
-    }
-  }
-  if (reply.is_null()) {
-    if (now < connection.streaming->until) return;
-    reply = PendingReply();
-  }
-  connection.streaming.reset();
-  SendReply(connection, type, reply, std::move(fds));
-}
-
-void EngineServer::Loop::OnMessage(Connection& connection, SeqpacketMessage message) {
-  Result<EngineRequest> request =
-      message.oversized ? Result<EngineRequest>(Status(
-                              StatusCode::kResourceExhausted,
-                              "engine request is over " + std::to_string(kMaxMessageBytes) +
-                                  " bytes or " + std::to_string(kMaxMessageFds) + " descriptors"))
-                        : DecodeEngineRequest(message.body, message.fds.size());
-  WeightOffer offer;
-  if (request.ok()) {
-    const auto* hello = std::get_if<HelloRequest>(&*request);
-    offer = host_.Offer(hello != nullptr ? hello->rank : connection.session.rank().value_or(0));
-    if (hello != nullptr && !offer.settled && !connection.session.rank()) {
-      connection.held = HeldHello{*hello, Clock::now() + limits_.settle_deadline};
-      return;
-    }
-  }
-  Perform(connection, connection.session.OnRequest(request, offer), message.fds);
-}
-
-void EngineServer::Loop::Perform(Connection& connection, EngineStep step,
-                                 std::vector<OwnedFd>& fds) {
-  if (auto* reply = std::get_if<step::Reply>(&step)) {
-    log::Warning("engine request refused",
-                 {{"error", reply->body.value("message", "")}, {"enginePid", connection.pid}});
-    SendReply(connection, "Invalid", reply->body, {}, reply->close);
-  } else if (auto* welcome = std::get_if<step::Welcome>(&step)) {
-    host_.OnRankConnected(welcome->hello, welcome->from_peer);
-    SendReply(connection, "Hello", welcome->welcome);
-  } else if (auto* refuse = std::get_if<step::Refuse>(&step)) {
-    host_.OnRefused(refuse->hello, refuse->reason);
-    SendReply(connection, "Hello", refuse->error, {}, true);
-  } else if (auto* phase = std::get_if<step::RecordPhase>(&step)) {
-    host_.OnPhase(*connection.session.rank(), phase->request);
-    SendReply(connection, "Phase", OkReply());
-  } else if (auto* await = std::get_if<step::AwaitWeights>(&step)) {
-    connection.awaiting = Awaiting{
-        await->request.rank, Clock::now() + std::chrono::milliseconds(await->request.timeout_ms)};
-    LookForWeights(connection, Clock::now());
-  } else if (auto* create = std::get_if<step::CreateArena>(&step)) {
-    auto shape = host_.CreateArena(*connection.session.hello(), create->request.bytes);
-    if (!shape.ok()) return SendReply(connection, "CreateArena", ErrorReply(shape.status()));
-    connection.session.OnArenaCreated();
-    SendReply(connection, "CreateArena", ArenaReply(*shape));
-  } else if (auto* slabs = std::get_if<step::SendSlabs>(&step)) {
-    const GetSlabsRequest& wanted = slabs->request;
-    auto sent = host_.Slabs(wanted.rank, wanted.first, wanted.count);
-    if (!sent.ok()) return SendReply(connection, "GetSlabs", ErrorReply(sent.status()));
-    SendReply(connection, "GetSlabs", SlabsReply(wanted.first, wanted.count), *std::move(sent));
-  } else if (auto* publish = std::get_if<step::Publish>(&step)) {
-    const Status done =
-        host_.Publish(*connection.session.hello(), fds.front(), publish->request.manifest_bytes);
-    if (done.ok()) connection.session.OnPublished();
-    SendReply(connection, "Publish", done.ok() ? OkReply() : ErrorReply(done));
-  } else if (auto* open = std::get_if<step::OpenStream>(&step)) {
-    const std::int64_t timeout_ms = open->request.timeout_ms;
-    AwaitStream(connection, std::move(open->request), timeout_ms);
-  } else if (auto* next = std::get_if<step::NextBatch>(&step)) {
-    AwaitStream(connection, next->request, next->request.timeout_ms);
-  } else if (auto* end = std::get_if<step::CloseStream>(&step)) {
-    connection.session.OnStreamClosed();
-    host_.CloseStream(end->request);
-    Wake();
-    SendReply(connection, "CloseStream", OkReply());
+  } else if (!connection.Introduced() && now >= connection.since + limits_.hello_deadline) {
+    Drop(connection, "sent no valid Hello or Attach in time");
   }
 }
 
@@ -376,6 +161,9 @@ void EngineServer::Loop::Drop(Connection& connection, const std::string& why) {
   connection.over = true;
   const auto rank = connection.session.rank();
   if (rank) host_.OnRankDisconnected(*rank);
+  if (connection.command && connection.command->core != 0) {
+    host_.OnCoreGone(connection.command->core);
+  }
   Wake();  // Other ranks may have waited for it.
   log::Info("engine connection ended",
             {{"reason", why}, {"rank", rank ? nlohmann::json(*rank) : nlohmann::json()}});

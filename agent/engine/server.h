@@ -1,4 +1,4 @@
-// The engine socket: accepts the ranks of one pod's engine and answers them.
+// The engine socket: accepts the ranks and the cores of one pod's engine and answers them.
 //
 // One thread ("engine-socket") polls all connections, so a client that sends nonsense, never reads,
 // or dies costs its own connection and nothing else: every wait has a deadline, every size a bound,
@@ -17,7 +17,7 @@ namespace rouse::agent {
 
 struct EngineServerLimits {
   std::size_t max_connections = 128;
-  std::chrono::milliseconds hello_deadline{30'000};  ///< From connecting to an accepted Hello.
+  std::chrono::milliseconds hello_deadline{30'000};  ///< To an accepted Hello or Attach.
   /// How long a Hello waits for a settled offer: about as long as the agent looks for a peer, and
   /// less than the plugin waits for an answer (connector/rouse_vllm/session.py).
   std::chrono::milliseconds settle_deadline{110'000};
@@ -32,8 +32,8 @@ class EngineServer {
   /// Ends all connections, then unlinks the path.
   ~EngineServer();
 
-  /// Weights have arrived, are on their way now, or will not come: what waits for that is looked at
-  /// again. From any thread.
+  /// Weights have arrived, are on their way now, or will not come, or there is a command: what
+  /// waits for that is looked at again. From any thread.
   void Wake();
 
  private:

@@ -3,9 +3,6 @@
 namespace rouse::agent {
 namespace {
 
-/// A client that gets this many requests wrong is not one of ours.
-constexpr int kMaxErrors = 16;
-
 std::string Joined(const std::vector<std::string>& lines) {
   std::string all;
   for (const std::string& line : lines) all += (all.empty() ? "" : "; ") + line;
@@ -21,10 +18,20 @@ std::optional<std::uint32_t> RankOf(const EngineRequest& request) {
       request);
 }
 
+bool OfCommands(const EngineRequest& request) {
+  return std::holds_alternative<AttachRequest>(request) ||
+         std::holds_alternative<AwaitCommandRequest>(request) ||
+         std::holds_alternative<CommandDoneRequest>(request);
+}
+
 }  // namespace
 
 std::optional<Status> EngineSession::OutOfTurn(const EngineRequest& request) const {
   const std::string name(TypeName(request));
+  if (OfCommands(request)) {
+    return FailedPrecondition(name + ": commands have a connection of their own, begin with " +
+                              (hello_ ? "a new one" : "Attach"));
+  }
   if (std::holds_alternative<HelloRequest>(request)) {
     if (hello_) return FailedPrecondition("Hello came twice on one connection");
     return std::nullopt;
@@ -45,6 +52,13 @@ std::optional<Status> EngineSession::OutOfTurn(const EngineRequest& request) con
         "Publish without an arena that this connection created and has not "
         "published yet: send CreateArena first");
   }
+  if (std::holds_alternative<ReleaseArenaRequest>(request) && (!holds_arena_ || may_publish_)) {
+    return FailedPrecondition(
+        "ReleaseArena without an arena whose weights were delivered or published");
+  }
+  if (std::holds_alternative<AwaitArenaRequest>(request) && !released_) {
+    return FailedPrecondition("AwaitArena before ReleaseArena");
+  }
   if (std::holds_alternative<OpenStreamRequest>(request) && streams_) {
     return FailedPrecondition("OpenStream before the last stream was closed");
   }
@@ -56,9 +70,26 @@ std::optional<Status> EngineSession::OutOfTurn(const EngineRequest& request) con
   return std::nullopt;
 }
 
+void EngineSession::OnWeightsDelivered() {
+  holds_arena_ = true;
+  released_ = false;
+}
+
 void EngineSession::OnArenaCreated() {
   holds_arena_ = true;
   may_publish_ = true;
+  released_ = false;
+}
+
+void EngineSession::OnReleased() {
+  holds_arena_ = false;
+  released_ = true;
+}
+
+// From here on its weights are what a peer sends, wherever its first ones came from.
+void EngineSession::OnArenaDelivered() {
+  holds_arena_ = true;
+  from_peer_ = true;
 }
 
 EngineStep EngineSession::OnRequest(const Result<EngineRequest>& request,
@@ -77,7 +108,7 @@ EngineStep EngineSession::OnRequest(const Result<EngineRequest>& request,
   if (!problem.ok()) {
     // Two programs that do not fit have nothing more to say to each other.
     const bool stranger = problem.code() == StatusCode::kFailedPrecondition && !hello_;
-    return step::Reply{ErrorReply(problem), stranger || ++errors_ >= kMaxErrors};
+    return step::Reply{ErrorReply(problem), stranger || ++errors_ >= kMaxSessionErrors};
   }
   return std::visit(
       [&](const auto& body) -> EngineStep {
@@ -91,6 +122,9 @@ EngineStep EngineSession::OnRequest(const Result<EngineRequest>& request,
         if constexpr (std::is_same_v<Body, OpenStreamRequest>) return step::OpenStream{body};
         if constexpr (std::is_same_v<Body, NextBatchRequest>) return step::NextBatch{body};
         if constexpr (std::is_same_v<Body, CloseStreamRequest>) return step::CloseStream{body};
+        if constexpr (std::is_same_v<Body, ReleaseArenaRequest>) return step::ReleaseArena{body};
+        if constexpr (std::is_same_v<Body, AwaitArenaRequest>) return step::AwaitArena{body};
+        return step::Reply{ErrorReply(Internal("unexpected request"))};
       },
       *request);
 }

@@ -72,22 +72,34 @@ struct NextBatch {
 struct CloseStream {
   CloseStreamRequest request;
 };
+struct ReleaseArena {
+  ReleaseArenaRequest request;
+};
+struct AwaitArena {
+  AwaitArenaRequest request;
+};
 }  // namespace step
 
 using EngineStep =
     std::variant<step::Reply, step::Welcome, step::Refuse, step::RecordPhase, step::AwaitWeights,
                  step::CreateArena, step::SendSlabs, step::Publish, step::OpenStream,
-                 step::NextBatch, step::CloseStream>;
+                 step::NextBatch, step::CloseStream, step::ReleaseArena, step::AwaitArena>;
+
+/// A client that gets this many requests wrong is not one of ours.
+inline constexpr int kMaxSessionErrors = 16;
 
 class EngineSession {
  public:
   /// What to do about a message that was decoded, or could not be (its Status).
   EngineStep OnRequest(const Result<EngineRequest>& request, const WeightOffer& offer);
 
-  /// The shell performed an AwaitWeights, CreateArena or Publish successfully.
-  void OnWeightsDelivered() { holds_arena_ = true; }
+  /// The shell performed an AwaitWeights, CreateArena, Publish, ReleaseArena or AwaitArena
+  /// successfully.
+  void OnWeightsDelivered();
   void OnArenaCreated();
   void OnPublished() { may_publish_ = false; }
+  void OnReleased();
+  void OnArenaDelivered();
   void OnStreamOpened() { streams_ = true; }
   void OnStreamClosed() { streams_ = false; }
 
@@ -105,6 +117,7 @@ class EngineSession {
   bool from_peer_ = false;
   bool holds_arena_ = false;
   bool may_publish_ = false;
+  bool released_ = false;  ///< It sleeps, or wakes and has no weights yet.
   bool streams_ = false;
   int errors_ = 0;
 };

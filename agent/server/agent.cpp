@@ -37,7 +37,12 @@ std::string WhyNone(const StartPlan& plan) {
 }  // namespace
 
 Agent::Agent(AgentOptions options)
-    : options_(std::move(options)), machine_(options_.plan), files_(options_.model_dir) {}
+    : options_(std::move(options)),
+      machine_(options_.plan),
+      files_(options_.model_dir),
+      commands_([this] {
+        if (engine_ != nullptr) engine_->Wake();
+      }) {}
 
 Result<std::unique_ptr<Agent>> Agent::Start(AgentOptions options) {
   auto agent = std::unique_ptr<Agent>(new Agent(std::move(options)));
@@ -60,6 +65,7 @@ Status Agent::Wire() {
     options_.self.address = "http://127.0.0.1:" + std::to_string(http_->port());
   }
   RestoreTimeline();
+  WireRole();
   if (!options_.operator_url.empty()) {
     ROUSE_ASSIGN_OR_RETURN(reporter_,
                            Reporter::Start(
@@ -68,7 +74,7 @@ Status Agent::Wire() {
                                  Holdings holdings = store_->holdings();
                                  const std::scoped_lock lock(mutex_);
                                  holdings.transport_fallback = transport_fallback_;
-                                 return BuildReport(options_.self, machine_, holdings);
+                                 return BuildReport(options_.self, StandingNow(), holdings);
                                },
                                [this](const Status& sent) { metrics_.CountReport(sent.ok()); }));
   }
@@ -84,22 +90,7 @@ Status Agent::Wire() {
                 if (engine_ != nullptr) engine_->Wake();
               },
           .on_read = [this](const LoadOutcome& outcome) { OnCheckpointRead(outcome); }});
-  auto engine = EngineServer::Start(options_.engine_socket, *this);
-  if (engine.ok()) {
-    engine_ = *std::move(engine);
-  } else {
-    Apply(event::Failure{engine.status().message()});
-  }
-  if (!options_.probe.url.empty()) {
-    ROUSE_ASSIGN_OR_RETURN(
-        probe_,
-        EngineProbe::Start(
-            options_.probe,
-            {.on_healthy = [this](std::int64_t at) { Apply(event::EngineHealthy{at}); },
-             .on_unhealthy = [this](const auto& why) { Apply(event::EngineUnhealthy{why}); },
-             .on_first_token = [this](std::int64_t at) { Apply(event::FirstToken{at}); },
-             .on_canary_failed = [this](const auto& why) { Apply(event::CanaryFailed{why}); }}));
-  }
+  ROUSE_RETURN_IF_ERROR(WireEngine());
   hydrate_ = NamedThread("hydrate", [this](const auto& stop) { Hydrate(stop); });
   if (options_.plan.path != StartPath::kStorage) {
     pull_ = NamedThread("pull", [this](const auto& stop) { Pull(stop); });
@@ -108,6 +99,30 @@ Status Agent::Wire() {
   Apply(event::Begun{});
   NotifyWeights();
   up_ = true;
+  return Status();
+}
+
+Status Agent::WireEngine() {
+  auto engine = EngineServer::Start(options_.engine_socket, *this);
+  if (engine.ok()) {
+    engine_ = *std::move(engine);
+  } else {
+    Apply(event::Failure{engine.status().message()});
+  }
+  if (!options_.probe.url.empty()) {
+    ROUSE_ASSIGN_OR_RETURN(auto client, http::Client::Create(options_.probe.url));
+    canary_ = std::make_unique<Canary>(std::move(client), options_.probe.served_model,
+                                       options_.probe.canary_timeout);
+    ROUSE_ASSIGN_OR_RETURN(
+        probe_,
+        EngineProbe::Start(
+            options_.probe,
+            {.on_healthy = [this](std::int64_t at) { Apply(event::EngineHealthy{at}); },
+             .on_unhealthy = [this](const auto& why) { Apply(event::EngineUnhealthy{why}); },
+             .on_first_token = [this](std::int64_t at) { Apply(event::FirstToken{at}); },
+             .on_serving = [this](bool anew) { OnServing(anew); },
+             .on_canary_failed = [this](const auto& why) { Apply(event::CanaryFailed{why}); }}));
+  }
   return Status();
 }
 
@@ -120,6 +135,7 @@ Agent::~Agent() {
     if (thread->joinable()) thread->join();
   }
   if (stream_ != nullptr) stream_->End();  // It wakes the engine's thread, which asks it.
+  if (role_ != nullptr) role_->Stop();     // It commands the engine; the socket's thread tells it.
   engine_.reset();
   probe_.reset();     // May wait for an engine that hangs.
   reporter_.reset();  // After all that report changes.
@@ -137,21 +153,26 @@ void Agent::Drain(milliseconds longest) {
 void Agent::Apply(const Event& happened) {
   {
     const std::scoped_lock lock(mutex_);
-    const AgentState before = machine_.state();
     machine_.Apply(happened);
-    LogChange(before);
-    KeepTimeline();
+    Show();
   }
   if (reporter_ != nullptr) reporter_->Changed();
 }
 
-void Agent::LogChange(AgentState before) {
-  const AgentState now = machine_.state();
-  if (now != before) {
-    log::Info("state changed",
-              {{"from", ToString(before)}, {"to", ToString(now)}, {"reason", machine_.message()}});
-    metrics_.SetState(now);
+Standing Agent::StandingNow() const {
+  return StandingOf(machine_, role_ != nullptr ? role_->standing() : RoleStanding());
+}
+
+void Agent::Show() {
+  const Standing now = StandingNow();
+  if (now.state != shown_) {
+    log::Info("state changed", {{"from", ToString(shown_.value_or(AgentState::kStarting))},
+                                {"to", ToString(now.state)},
+                                {"reason", now.message}});
+    metrics_.SetState(now.state);
+    shown_ = now.state;
   }
+  KeepTimeline(now.timeline);
 }
 
 // A container that is started again must not measure its pod's start anew, so the timeline is kept
@@ -162,7 +183,7 @@ void Agent::RestoreTimeline() {
   if (!text.ok()) return;
   const auto document = json::Parse(*text, "timeline");
   auto timeline = document.ok() ? TimelineFromJson(*document, "timeline") : document.status();
-  if (!timeline.ok() || (options_.plan.decided_at_us != 0 &&
+  if (!timeline.ok() || (options_.plan.decided_at_us != 0 && timeline->path != StartPath::kWake &&
                          timeline->decided_at_us != options_.plan.decided_at_us)) {
     log::Warning("kept timeline not used", {{"error", timeline.status().message()}});
     return;
@@ -172,10 +193,11 @@ void Agent::RestoreTimeline() {
   machine_.RestoreTimeline(*std::move(timeline));
 }
 
-void Agent::KeepTimeline() {
-  const std::optional<Timeline> timeline = machine_.timeline();
+void Agent::KeepTimeline(const std::optional<Timeline>& timeline) {
   if (!timeline || timeline == timeline_kept_) return;
-  if (!timeline_kept_) log::Info("first token", {{"timeline", ToJson(*timeline)}});
+  if (!timeline_kept_ || timeline_kept_->decided_at_us != timeline->decided_at_us) {
+    log::Info("first token", {{"timeline", ToJson(*timeline)}});
+  }
   timeline_kept_ = timeline;
   metrics_.SetTimeline(*timeline);
   const std::string folder = fs::path(options_.engine_socket).parent_path().string();
@@ -200,8 +222,9 @@ void Agent::NotifyWeights() {
 
 WeightOffer Agent::Offer(std::uint32_t rank) {
   WeightOffer offer = store_->Offer(rank);
-  offer.storage_allowed =
-      options_.plan.path == StartPath::kStorage || options_.plan.fall_back_to_storage;
+  // An engine that starts while this instance sleeps would take memory that others use.
+  offer.storage_allowed = role_->active() && (options_.plan.path == StartPath::kStorage ||
+                                              options_.plan.fall_back_to_storage);
   const std::scoped_lock lock(mutex_);
   offer.settled = machine_.engine_may_start() || machine_.failed();
   return offer;
@@ -226,6 +249,10 @@ void Agent::OnRankConnected(const HelloRequest& hello, bool from_peer) {
 void Agent::OnRankDisconnected(std::uint32_t rank) {
   store_->OnEngineGone(rank);
   stream_->Leave(rank);
+  if (up_) {
+    role_->Apply(role_event::EngineGone{"the engine of rank " + std::to_string(rank) +
+                                        " has ended its connection"});
+  }
   Apply(event::RankDisconnected{rank});
 }
 
@@ -248,7 +275,9 @@ void Agent::OnAnswered(std::string_view type, bool ok) {
 }
 
 Result<std::optional<ReadyWeights>> Agent::Weights(std::uint32_t rank) {
-  return store_->Weights(rank);
+  auto weights = store_->Weights(rank);
+  if (weights.ok() && *weights) role_->Apply(role_event::WeightsGiven{NowUs()});
+  return weights;
 }
 
 Result<ArenaShape> Agent::CreateArena(const HelloRequest& hello, std::uint64_t bytes) {
@@ -257,7 +286,9 @@ Result<ArenaShape> Agent::CreateArena(const HelloRequest& hello, std::uint64_t b
 
 Result<std::vector<memory::OwnedFd>> Agent::Slabs(std::uint32_t rank, std::size_t first,
                                                   std::size_t count) {
-  return store_->Slabs(rank, first, count);
+  auto slabs = store_->Slabs(rank, first, count);
+  if (slabs.ok()) role_->Apply(role_event::SlabsGiven{NowUs()});
+  return slabs;
 }
 
 Status Agent::Publish(const HelloRequest& hello, const memory::OwnedFd& manifest,
@@ -309,7 +340,7 @@ void Agent::OnCheckpointRead(const LoadOutcome& outcome) {
     const std::scoped_lock lock(mutex_);
     const auto took = static_cast<std::int64_t>(outcome.seconds * 1e6);
     machine_.AddLane({"Read", now - took, now});
-    KeepTimeline();
+    Show();
   }
   if (reporter_ != nullptr) reporter_->Changed();
 }

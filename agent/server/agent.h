@@ -4,9 +4,9 @@
 // what has happened, and everything that follows (the report to the operator, /startupz, metrics)
 // is read from it.
 //
-// Threads: "engine-socket", "report", "engine-probe", "hydrate" and "pull" (both end when done),
-// "weights" (digests), "storage" (the checkpoint), UCX's and cpprestsdk's. One lock guards the
-// machine.
+// Threads: "engine-socket", "role" and "wake-pull" (role_driver.h), "report", "engine-probe",
+// "hydrate" and "pull" (both end when done), "weights" (digests), "storage" (the checkpoint), UCX's
+// and cpprestsdk's. One lock guards the machine.
 
 #pragma once
 
@@ -22,11 +22,14 @@
 
 #include "agent/engine/host.h"
 #include "agent/engine/server.h"
+#include "agent/server/canary.h"
 #include "agent/server/checkpoint_stream.h"
+#include "agent/server/commands.h"
 #include "agent/server/engine_probe.h"
 #include "agent/server/metrics.h"
 #include "agent/server/peer_pull.h"
 #include "agent/server/reporter.h"
+#include "agent/server/role_driver.h"
 #include "agent/server/weights.h"
 #include "agent/startup/machine.h"
 #include "agent/startup/report.h"
@@ -48,6 +51,7 @@ struct AgentOptions {
   std::string plugin_dir;  ///< Empty: the plugin is not copied.
   std::string engine_socket;
   EngineProbeSettings probe;
+  RoleSettings role;
   WeightStoreOptions weights;
   transfer::PublisherOptions publisher;
   PeerPickerLimits picker;
@@ -71,10 +75,12 @@ class Agent final : private EngineHost {
  private:
   explicit Agent(AgentOptions options);
   Status Wire();
+  Status WireEngine();
   void Apply(const Event& happened);
-  void LogChange(AgentState before);
+  Standing StandingNow() const;  ///< Requires mutex_.
+  void Show();                   ///< Requires mutex_. Logs and keeps what has changed.
   void RestoreTimeline();
-  void KeepTimeline();
+  void KeepTimeline(const std::optional<Timeline>& timeline);
   void NotifyWork();     ///< There may be digests to take.
   void NotifyWeights();  ///< The weights have changed: everybody looks again. Not for the engine's
                          ///< thread.
@@ -82,9 +88,20 @@ class Agent final : private EngineHost {
   // Threads of their own.
   void Hydrate(const std::stop_token& stop);
   void Pull(const std::stop_token& stop);
+  PeerPullSettings PullSettings() const;
+  PeerPullHooks PullHooks(std::function<void(const Peer&)> on_opened);
   void PrepareWeights(const std::stop_token& stop);
   Status HydrateFromPeers(const std::stop_token& stop);
   void CheckTransport(const std::string& transport);
+
+  // Sleep and wake (role_host.cpp).
+  void WireRole();
+  Status ReadyToSleep() const;
+  Status PullToWake(const std::vector<Peer>& peers, const std::stop_token& stop);
+  CanaryResult AskCanary();
+  void KeepRole();
+  void OnServing(bool anew);
+  http::Response HandleRole(const std::string& body);
 
   // HTTP (routes.cpp).
   http::Response Handle(const http::Request& request);
@@ -110,6 +127,12 @@ class Agent final : private EngineHost {
                                                  const OpenStreamRequest& request) override;
   Result<std::optional<StreamedBatch>> NextBatch(const NextBatchRequest& request) override;
   void CloseStream(const CloseStreamRequest& request) override;
+  Status ReleaseArena(std::uint32_t rank) override;
+  Result<std::optional<ArenaShape>> AwaitArena(std::uint32_t rank) override;
+  CommandBook::Core OnCoreAttached(const AttachRequest& request) override;
+  void OnCoreGone(CommandBook::Core core) override;
+  std::optional<Command> NextCommand(CommandBook::Core core) override;
+  void OnCommandDone(CommandBook::Core core, const CommandDoneRequest& done) override;
   void OnCheckpointRead(const LoadOutcome& outcome);
   void OnLoadedByEngine(std::uint32_t rank, const std::string& reason);
 
@@ -127,6 +150,11 @@ class Agent final : private EngineHost {
   std::condition_variable_any work_changed_;
   bool work_ = false;
 
+  std::optional<AgentState> shown_;  ///< guarded by mutex_, as the two above
+  Commands commands_;
+  std::unique_ptr<Canary> canary_;  ///< None without an engine URL.
+  std::unique_ptr<RoleDriver> role_;
+  std::atomic<bool> role_kept_{false};
   std::unique_ptr<Reporter> reporter_;
   std::unique_ptr<CheckpointStream> stream_;
   std::unique_ptr<EngineServer> engine_;

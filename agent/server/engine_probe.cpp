@@ -93,11 +93,14 @@ void EngineProbe::Run(const std::stop_token& stop) {
         served = token.ok();
         if (served) {
           hooks_.on_first_token(NowUs());
+          hooks_.on_serving(true);
         } else {
           hooks_.on_canary_failed(token.message());
           canary_pause = std::clamp(canary_pause * 2, milliseconds(200), kLongestCanaryPause);
           Pause(stop, canary_pause);
         }
+      } else {
+        hooks_.on_serving(false);
       }
     } else if (healthy && ++failures >= settings_.failures_until_unhealthy) {
       healthy = false;

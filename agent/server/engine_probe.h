@@ -29,6 +29,8 @@ struct EngineProbeHooks {
   std::function<void(std::int64_t at_us)> on_healthy;
   std::function<void(const std::string& reason)> on_unhealthy;
   std::function<void(std::int64_t at_us)> on_first_token;
+  /// It serves: after the first token (`anew`), and at every look from then on. May take a while.
+  std::function<void(bool anew)> on_serving;
   std::function<void(const std::string& reason)> on_canary_failed;
 };
 

@@ -89,23 +89,24 @@ void Agent::CheckTransport(const std::string& transport) {
   transport_fallback_ = reason.value_or("");
 }
 
-void Agent::Pull(const std::stop_token& stop) {
-  const PeerPullSettings settings{
-      .launch_identity = options_.launch_identity,
-      .requester = options_.self.pod_namespace + "/" + options_.self.pod,
-      .picker = options_.picker,
-      .transfer = options_.transfer,
-      .node_folder = options_.publisher.node_folder};
-  std::int64_t started = 0;
-  const PeerPullHooks hooks{
+PeerPullSettings Agent::PullSettings() const {
+  return {.launch_identity = options_.launch_identity,
+          .requester = options_.self.pod_namespace + "/" + options_.self.pod,
+          .picker = options_.picker,
+          .transfer = options_.transfer,
+          .node_folder = options_.publisher.node_folder};
+}
+
+PeerPullHooks Agent::PullHooks(std::function<void(const Peer&)> on_opened) {
+  return {
       .peers = [this] { return reporter_ != nullptr ? reporter_->peers() : std::vector<Peer>(); },
       .on_opened =
-          [&](const Peer& peer) {
-            if (started == 0) started = NowUs();
+          [this, opened = std::move(on_opened)](const Peer& peer) {
             log::Info("pull started", {{"peer", peer.pod}, {"address", peer.address}});
-            Apply(event::PullOpened{peer.pod, NowUs()});
+            opened(peer);
             NotifyWeights();
           },
+      .on_placed = [this] { NotifyWeights(); },
       .on_progress = [this] { NotifyWeights(); },
       .on_verified = [this](std::uint64_t bytes) { metrics_.SetPulled(bytes); },
       .on_transfer =
@@ -127,6 +128,16 @@ void Agent::Pull(const std::stop_token& stop) {
                 "weights are not pulled from this peer any more",
                 {{"peer", peer.pod}, {"address", peer.address}, {"error", why.ToString()}});
           }};
+}
+
+void Agent::Pull(const std::stop_token& stop) {
+  std::int64_t started = 0;
+  const PeerPullHooks hooks = PullHooks([&](const Peer& peer) {
+    const std::int64_t now = NowUs();
+    if (started == 0) started = now;
+    Apply(event::PullOpened{peer.pod, now});
+  });
+  const PeerPullSettings settings = PullSettings();
   const Status status = PullFromPeers(*store_, settings, hooks, stop);
   if (stop.stop_requested()) return;
   const std::int64_t now = NowUs();
@@ -153,7 +164,7 @@ void Agent::PrepareWeights(const std::stop_token& stop) {
       if (*done == WeightStore::Work::kDigested) {
         const std::scoped_lock lock(mutex_);
         machine_.AddLane({"Digest", started, NowUs()});
-        KeepTimeline();
+        Show();
       } else {
         log::Info("weights are served to peers",
                   {{"complete", *done == WeightStore::Work::kOffered}});

@@ -30,6 +30,7 @@ Status CheckIdentity(const WeightStore& store, const OpenResponse& opened) {
       return InvalidArgument("ranks: rank " + std::to_string(rank.manifest.rank) + " of " +
                              std::to_string(opened.ranks.size()));
     }
+    ROUSE_RETURN_IF_ERROR(store.Fits(rank.manifest, opened.ranks.size()));
     const auto known = store.IdentityOf(rank.manifest.rank);
     if (!known) continue;
     if (const auto differences = IdentityDifferences(*known, rank.manifest.identity);
@@ -161,6 +162,7 @@ Outcome Attempt::Run(const Peer& first) {
     }
     auto place = store_.Arrive(rank.manifest, ranks_, origin, memory::HostMemory());
     if (!place.ok()) return {.status = place.status(), .hopeless = true};
+    hooks_.on_placed();
     missing.emplace_back(&rank, *std::move(place));
   }
   hooks_.on_opened(first);
@@ -192,6 +194,7 @@ Outcome Attempt::PlaceAndPull(const RemoteRank& rank, WeightStore::Arriving arri
     if (!memory.ok()) return {.status = memory.status(), .hopeless = hopeless};
     auto place = store_.Arrive(rank.manifest, ranks_, origin_, *memory);
     if (!place.ok()) return {.status = place.status(), .hopeless = true};
+    hooks_.on_placed();
     arriving = *std::move(place);
   }
   const Status pulled = PullRank(rank, arriving);

@@ -32,6 +32,8 @@ struct PeerPullHooks {
   std::function<std::vector<Peer>()> peers;
   /// The first peer has opened its weights and bytes begin to come.
   std::function<void(const Peer&)> on_opened;
+  /// The slabs of a rank are there, to be filled.
+  std::function<void()> on_placed;
   /// A rank is in place, or everything has changed: engines that wait should look again.
   std::function<void()> on_progress;
   /// So many bytes of the rank under way are in place; now and then, on the pulling thread.

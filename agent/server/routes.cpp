@@ -47,6 +47,10 @@ http::Response Agent::Handle(const http::Request& request) {
     if (request.method != "POST") return WrongMethod(request, "POST");
     return HandleWeights(path.substr(kWeightsPrefix.size()), request.body);
   }
+  if (path == "/v1/role") {
+    if (request.method != "POST") return WrongMethod(request, "POST");
+    return HandleRole(request.body);
+  }
   if (request.method != "GET") return WrongMethod(request, "GET");
   if (path == "/startupz" || path == "/healthz" || path == "/readyz") return HandleProbe(path);
   if (path == "/metrics") return HandleMetrics();
@@ -58,10 +62,11 @@ http::Response Agent::Handle(const http::Request& request) {
 http::Response Agent::HandleProbe(const std::string& path) {
   if (path == "/healthz") return Text(200, "ok");
   const std::scoped_lock lock(mutex_);
-  const bool good = path == "/readyz" ? machine_.serving() : machine_.engine_may_start();
-  const std::string state(ToString(machine_.state()));
-  const std::string message = machine_.message();
-  return Text(good ? 200 : 503, message.empty() ? state : state + ": " + message);
+  const Standing now = StandingNow();
+  const bool good =
+      path == "/readyz" ? now.state == AgentState::kServing : machine_.engine_may_start();
+  const std::string state(ToString(now.state));
+  return Text(good ? 200 : 503, now.message.empty() ? state : state + ": " + now.message);
 }
 
 http::Response Agent::HandleMetrics() {

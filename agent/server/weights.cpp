@@ -84,6 +84,7 @@ WeightOffer WeightStore::Offer(std::uint32_t rank) const {
 Result<std::optional<ReadyWeights>> WeightStore::Weights(std::uint32_t rank) const {
   const std::scoped_lock lock(mutex_);
   const Rank* const held = Find(rank);
+  if (held == nullptr && resting_ && resting_->Expects(rank)) return std::optional<ReadyWeights>();
   if (held == nullptr || held->stage == Stage::kFilling) {
     return Unavailable("there are no weights for " + RankName(rank) + ": " + why_none_);
   }
@@ -330,6 +331,7 @@ Status WeightStore::Arrived(std::uint32_t rank,
 void WeightStore::Abandon(const std::string& why) {
   const std::scoped_lock lock(mutex_);
   why_none_ = why;
+  if (resting_) resting_->Lose();
   const auto gone = std::erase_if(
       ranks_, [](const auto& entry) { return entry.second.stage == Stage::kArriving; });
   if (gone == 0) return;
@@ -384,6 +386,7 @@ Result<WeightStore::Work> WeightStore::OfferAll() {
     std::unique_lock lock(mutex_);
     const bool all_ready = AllReady(false);
     if (withdrawn_ || offered_ == Offered::kComplete) return Work::kNone;
+    if (resting_ && resting_->sleeps()) return Work::kNone;
     generation = generation_;
     if (offered_ == Offered::kArriving) {
       lock.unlock();

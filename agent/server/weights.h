@@ -14,11 +14,17 @@
 //
 // Until then nothing of that GPU's memory is taken, which the engine measures when it starts.
 //
+// While its engine sleeps there are none, only what they were:
+//
+//   BeginSleep -> EndLeases -> (every rank's engine) OnReleased -> Free
+//   BeginWake  -> Arrive ... of weights that fit -> EndWake
+//
 // Threads: every method from any thread. Digests are taken on the caller of Prepare, without the
 // lock.
 
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <map>
@@ -31,6 +37,7 @@
 
 #include "agent/engine/host.h"
 #include "agent/memory/arena.h"
+#include "agent/server/resting_weights.h"
 #include "agent/startup/report.h"
 #include "agent/transfer/availability.h"
 #include "agent/transfer/publisher.h"
@@ -100,6 +107,27 @@ class WeightStore {
   enum class Work { kNone, kDigested, kOfferedArriving, kOffered };
   Result<Work> Prepare(const std::stop_token& stop);
 
+  // For sleep and wake (weights_sleep.cpp).
+  /// Ok when all ranks are here and digested.
+  Status Complete() const;
+  /// Offers nothing to peers any more; what the weights are is kept. Unavailable unless Complete().
+  Status BeginSleep();
+  /// Waits for peers that still read, at most `longest`, then ends their reads. False when it had
+  /// to. Whoever was reading fails and asks another.
+  bool EndLeases(std::chrono::milliseconds longest, const std::stop_token& stop);
+  /// The rank's engine has nothing of its arena mapped any more. True when that was the last one.
+  Result<bool> OnReleased(std::uint32_t rank);
+  /// Gives the memory back, when every rank is released. Internal when something here still holds
+  /// it after `longest`.
+  Status Free(std::chrono::milliseconds longest);
+  /// From now on weights may arrive that fit those before.
+  void BeginWake();
+  void EndWake();
+  /// While it sleeps or wakes: FailedPrecondition for what the engine could not go on with.
+  Status Fits(const WeightManifest& manifest, std::size_t ranks) const;
+  /// See EngineHost::AwaitArena.
+  Result<std::optional<ArenaShape>> NextArena(std::uint32_t rank) const;
+
   // For peers.
   /// Unavailable while there is nothing to offer, or nothing complete and `partial` is false.
   Result<OpenResponse> Open(const std::string& requester, bool partial);
@@ -152,6 +180,7 @@ class WeightStore {
   std::condition_variable_any engines_changed_;
   std::map<std::uint32_t, std::string> engines_;  ///< The GPU of each rank that is connected.
   std::map<std::uint32_t, Rank> ranks_;
+  std::optional<RestingWeights> resting_;  ///< From BeginSleep to EndWake.
   std::uint32_t expected_ranks_ = 0;
   std::uint64_t generation_ = 0;
   std::string why_none_;

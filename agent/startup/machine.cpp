@@ -167,6 +167,9 @@ std::string StartupMachine::message() const {
       if (!trouble_.empty()) return trouble_;
       return healthy_ ? "waiting for the first token" : "waiting for the engine to become healthy";
     case AgentState::kServing:
+    case AgentState::kSleeping:  // These three are RoleMachine's.
+    case AgentState::kAsleep:
+    case AgentState::kWaking:
       return "";
   }
   return "";

@@ -18,20 +18,44 @@ std::string Shortened(std::string text) {
 
 }  // namespace
 
-AgentReport BuildReport(const AgentIdentity& self, const StartupMachine& machine,
+Standing StandingOf(const StartupMachine& machine, const RoleStanding& role) {
+  Standing standing{.state = machine.state(),
+                    .message = machine.message(),
+                    .timeline = role.timeline ? role.timeline : machine.timeline()};
+  switch (role.state) {
+    case RoleState::kActive:
+      return standing;
+    case RoleState::kSleeping:
+      standing.state = AgentState::kSleeping;
+      break;
+    case RoleState::kAsleep:
+      standing.state = AgentState::kAsleep;
+      break;
+    case RoleState::kWaking:
+      standing.state = AgentState::kWaking;
+      break;
+    case RoleState::kFailed:
+      standing.state = AgentState::kFailed;
+      break;
+  }
+  standing.message = role.message;
+  return standing;
+}
+
+AgentReport BuildReport(const AgentIdentity& self, const Standing& standing,
                         const Holdings& holdings) {
   return {.pod_namespace = self.pod_namespace,
           .pod = self.pod,
           .pod_uid = self.pod_uid,
           .node = self.node,
           .address = self.address,
-          .state = machine.state(),
-          .message = Shortened(machine.message()),
+          .state = standing.state,
+          .message = Shortened(standing.message),
           .weights = holdings.weights,
           .bytes_by_source = holdings.bytes_by_source,
           .transport = Shortened(holdings.transport),
           .transport_fallback = Shortened(holdings.transport_fallback),
-          .timeline = machine.timeline()};
+          .timeline = standing.timeline};
 }
 
 std::chrono::milliseconds NextReport(int failures, std::chrono::milliseconds report_after,

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "agent/startup/machine.h"
+#include "agent/startup/role.h"
 #include "common/messages.h"
 
 namespace rouse::agent {
@@ -28,7 +29,16 @@ struct Holdings {
   std::string transport_fallback;
 };
 
-AgentReport BuildReport(const AgentIdentity& self, const StartupMachine& machine,
+/// What an instance is, as its start and its role say together: the role's word counts unless it is
+/// to serve.
+struct Standing {
+  AgentState state = AgentState::kStarting;
+  std::string message;
+  std::optional<Timeline> timeline;  ///< Of its last wake, else of its start.
+};
+Standing StandingOf(const StartupMachine& machine, const RoleStanding& role);
+
+AgentReport BuildReport(const AgentIdentity& self, const Standing& standing,
                         const Holdings& holdings);
 
 /// How long to wait until the next report: `report_after` after an answer; after `failures` in a

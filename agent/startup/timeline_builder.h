@@ -1,4 +1,4 @@
-// Turns the moments of one instance start into the timeline of docs/protocols.md §4.
+// Turns the moments of one instance start, or wake, into the timeline of docs/protocols.md §4.
 //
 // Pure: moments are arguments, in microseconds since the Unix epoch. They come from three clocks at
 // least (the operator's node, this node, and an engine that may say anything), so they are clamped
@@ -42,6 +42,23 @@ struct Lane {
 /// The phases' names, in order.
 inline constexpr std::string_view kPhaseNames[] = {
     "Schedule", "Hydrate", "EngineStart", "EngineInit", "Weights", "Warmup", "FirstToken"};
+
+/// When each step of a wake was reached; with several ranks or cores, by the last of them.
+struct WakeMoments {
+  std::int64_t asked_us = 0;  ///< The agent was told to wake.
+  std::optional<std::int64_t> arenas_asked_us;
+  std::optional<std::int64_t> slabs_given_us;
+  std::optional<std::int64_t> weights_given_us;
+  std::optional<std::int64_t> command_done_us;
+  std::optional<std::int64_t> first_token_us;
+};
+
+inline constexpr std::string_view kWakePhaseNames[] = {"Command", "Map", "Weights", "Resume",
+                                                       "Canary"};
+
+/// The timeline of a finished wake; nullopt until there is a first token.
+std::optional<Timeline> BuildWakeTimeline(const WakeMoments& moments,
+                                          const std::vector<Lane>& lanes);
 
 /// The timeline of a finished start; nullopt until there is a first token.
 std::optional<Timeline> BuildTimeline(StartPath path, const Moments& moments,

@@ -86,7 +86,7 @@ TEST_CASE("A start from storage goes through its states, and its timeline adds u
   CHECK(Get(address, "/readyz").status == 200);
   const json::Json canary = json::Json::parse(http_engine.last_canary());
   CHECK(canary["model"] == "demo");
-  CHECK(canary["max_tokens"] == 1);
+  CHECK(canary["max_tokens"] >= 1);  // Of the first token, or of the answer kept for wakes.
   CHECK(canary["temperature"] == 0);
 
   const auto report = fake_operator.Last("demo-0");

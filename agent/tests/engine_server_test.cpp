@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <catch2/catch.hpp>
+#include <mutex>
 #include <random>
 #include <thread>
 
@@ -65,6 +66,47 @@ class FakeHost final : public EngineHost {
     return std::optional(StreamedBatch{.batch = request.batch});
   }
   void CloseStream(const CloseStreamRequest&) override { ++streams_closed; }
+  Status ReleaseArena(std::uint32_t) override {
+    if (!sleeps) return FailedPrecondition("it was not told to sleep");
+    ++released;
+    return {};
+  }
+  Result<std::optional<ArenaShape>> AwaitArena(std::uint32_t) override {
+    if (lost) return Unavailable("no weights will come");
+    if (!placed) return std::optional<ArenaShape>();
+    return std::optional(ArenaShape{.arena_bytes = 1, .slab_bytes = {1}});
+  }
+  CommandBook::Core OnCoreAttached(const AttachRequest& request) override {
+    const std::scoped_lock lock(mutex);
+    return book.Attach(request);
+  }
+  void OnCoreGone(CommandBook::Core core) override {
+    const std::scoped_lock lock(mutex);
+    book.Leave(core);
+  }
+  std::optional<Command> NextCommand(CommandBook::Core core) override {
+    const std::scoped_lock lock(mutex);
+    return book.Next(core);
+  }
+  void OnCommandDone(CommandBook::Core core, const CommandDoneRequest& done) override {
+    const std::scoped_lock lock(mutex);
+    book.Done(core, done);
+  }
+  Result<Command> Begin(CommandKind kind, std::chrono::milliseconds limit) {
+    const std::scoped_lock lock(mutex);
+    return book.Begin(kind, limit);
+  }
+  std::optional<CommandOutcome> Outcome() {
+    const std::scoped_lock lock(mutex);
+    return book.TakeOutcome();
+  }
+
+  std::mutex mutex;
+  CommandBook book;
+  std::atomic<int> released{0};
+  std::atomic<bool> sleeps{true};
+  std::atomic<bool> placed{false};
+  std::atomic<bool> lost{false};
 
   std::atomic<int> connected{0};
   std::atomic<int> answered{0};
@@ -149,12 +191,15 @@ TEST_CASE("Valid JSON of any shape is answered or refused") {
   const json::Json values[] = {
       nullptr,    true,    -1, 1e308, "x", json::Json::array({1}), json::Json::object(),
       UINT64_MAX, "Hello", 1};
-  const char* const types[] = {"Hello",   "Phase",      "AwaitWeights", "CreateArena", "GetSlabs",
-                               "Publish", "OpenStream", "NextBatch",    "CloseStream", "x"};
-  const char* const keys[] = {"rank",          "first",    "count",    "bytes",  "timeoutMs",
-                              "manifestBytes", "name",     "atUs",     "pid",    "worldSize",
-                              "identity",      "protocol", "version",  "engine", "folder",
-                              "files",         "batch",    "released", "reason"};
+  const char* const types[] = {
+      "Hello",      "Phase",      "AwaitWeights", "CreateArena", "GetSlabs",
+      "Publish",    "OpenStream", "NextBatch",    "CloseStream", "ReleaseArena",
+      "AwaitArena", "Attach",     "AwaitCommand", "CommandDone", "x"};
+  const char* const keys[] = {
+      "rank",          "first", "count",     "bytes",    "timeoutMs", "manifestBytes", "name",
+      "atUs",          "pid",   "worldSize", "identity", "protocol",  "version",       "engine",
+      "folder",        "files", "batch",     "released", "reason",    "core",          "cores",
+      "engineVersion", "id",    "ok",        "values",   "error"};
   int answered = 0;
   for (int client = 0; client < 100; ++client) {
     FakeEngine engine = fixture.Connect();
@@ -418,4 +463,90 @@ TEST_CASE("A stale socket is replaced, anything else at its path is not") {
   ::unlink(path.c_str());
   CHECK(EngineServer::Start(std::string(200, 'x'), host).status().code() ==
         StatusCode::kInvalidArgument);
+}
+
+TEST_CASE("A command reaches a core that waits at once, and its end reaches the host") {
+  Fixture fixture;
+  FakeEngine core = fixture.Connect();
+  REQUIRE(core.Attach()->type() == "Attached");
+  CHECK(core.AwaitCommand(0)->type() == "Pending");
+  REQUIRE(core.Send(R"({"type":"AwaitCommand","timeoutMs":10000})").ok());
+  REQUIRE(Soon([&] { return fixture.host.Begin(CommandKind::kSleep, 5s).ok(); }));
+  const auto begun = std::chrono::steady_clock::now();
+  fixture.server->Wake();
+  const auto command = core.Receive();
+  REQUIRE(command.ok());
+  CHECK(std::chrono::steady_clock::now() - begun < 1s);
+  CHECK(command->body["command"] == "Sleep");
+  CHECK(command->body["drainMs"] == 5000);
+  CHECK(core.AwaitCommand(0)->type() == "Error");
+  REQUIRE(core.CommandDone(command->body["id"], {{"gpuUsedBytes", 7}})->type() == "Ok");
+  const auto outcome = fixture.host.Outcome();
+  REQUIRE(outcome.has_value());
+  CHECK(outcome->values.at("gpuUsedBytes") == 7);
+}
+
+TEST_CASE("A core that dies with a command, or while it waits for one, is noticed") {
+  Fixture fixture;
+  FakeEngine core = fixture.Connect();
+  REQUIRE(core.Attach()->type() == "Attached");
+  REQUIRE(fixture.host.Begin(CommandKind::kWake, 0s).ok());
+  SECTION("with a command") {
+    REQUIRE(core.AwaitCommand()->type() == "Command");
+  }
+  SECTION("before it has asked") {}
+  core.Close();
+  CHECK(Soon([&] {
+    const auto outcome = fixture.host.Outcome();
+    return outcome && !outcome->status.ok();
+  }));
+  fixture.CheckAlive();
+}
+
+TEST_CASE("A core's connection is no rank's, and a stranger's ends") {
+  Fixture fixture;
+  FakeEngine core = fixture.Connect();
+  CHECK(core.Attach(0, 1, 2)->code() == "FailedPrecondition");
+  CHECK_FALSE(core.AwaitCommand(0).ok());
+  FakeEngine rank = fixture.Connect();
+  REQUIRE(rank.Hello(TestIdentity())->type() == "Welcome");
+  CHECK(rank.Attach()->type() == "Error");
+  CHECK(fixture.host.connected == 1);
+  FakeEngine both = fixture.Connect();
+  REQUIRE(both.Attach()->type() == "Attached");
+  CHECK(both.Hello(TestIdentity())->type() == "Error");
+  CHECK(fixture.host.connected == 1);
+}
+
+TEST_CASE("A rank that slept waits for its arena, and is told when there is one or none") {
+  Fixture fixture;
+  fixture.host.arrived = true;
+  FakeEngine engine = fixture.Connect();
+  REQUIRE(engine.Hello(TestIdentity())->type() == "Welcome");
+  REQUIRE(engine.Ask({{"type", "AwaitWeights"}, {"rank", 0}, {"timeoutMs", 0}})->type() ==
+          "Weights");
+  fixture.host.sleeps = false;
+  CHECK(engine.Ask({{"type", "ReleaseArena"}, {"rank", 0}})->code() == "FailedPrecondition");
+  fixture.host.sleeps = true;
+  REQUIRE(engine.Ask({{"type", "ReleaseArena"}, {"rank", 0}})->type() == "Ok");
+  CHECK(fixture.host.released == 1);
+  const json::Json await = {{"type", "AwaitArena"}, {"rank", 0}, {"timeoutMs", 20}};
+  CHECK(engine.Ask(await)->type() == "Pending");
+  REQUIRE(engine.Send(R"({"type":"AwaitArena","rank":0,"timeoutMs":10000})").ok());
+  SECTION("there is one") {
+    fixture.host.placed = true;
+    fixture.server->Wake();
+    const auto arena = engine.Receive();
+    REQUIRE(arena.ok());
+    CHECK(arena->type() == "Arena");
+    CHECK(arena->body["slabBytes"] == json::Json{1});
+    REQUIRE(engine.AllSlabs(0, 1).ok());
+    CHECK(engine.Ask({{"type", "AwaitWeights"}, {"rank", 0}, {"timeoutMs", 0}})->type() ==
+          "Weights");
+  }
+  SECTION("there will be none") {
+    fixture.host.lost = true;
+    fixture.server->Wake();
+    CHECK(engine.Receive()->message() == "no weights will come");
+  }
 }

@@ -144,3 +144,50 @@ TEST_CASE("A client that gets too much wrong is let go, one of another version a
   const Result<EngineRequest> version = FailedPrecondition("speaks 2");
   CHECK(std::get<step::Reply>(other.OnRequest(version, kNothing)).close);
 }
+
+TEST_CASE("A rank gives its arena up, and asks for the next one") {
+  const ReleaseArenaRequest release{};
+  const AwaitArenaRequest await{};
+  WeightOffer offer = kPulled;
+  EngineSession session;
+  CHECK(ErrorOf(session.OnRequest(Request(release), offer)).find("before Hello") !=
+        std::string::npos);
+  SECTION("of a peer's weights") {
+    REQUIRE(std::holds_alternative<step::Welcome>(session.OnRequest(Hello(), offer)));
+    CHECK(ErrorOf(session.OnRequest(Request(release), offer)).find("ReleaseArena without") !=
+          std::string::npos);
+    session.OnWeightsDelivered();
+  }
+  SECTION("of its own") {
+    REQUIRE(std::holds_alternative<step::Welcome>(session.OnRequest(Hello(), kNothing)));
+    session.OnArenaCreated();
+    CHECK(ErrorOf(session.OnRequest(Request(release), offer)).find("ReleaseArena without") !=
+          std::string::npos);
+    session.OnPublished();
+  }
+  if (!session.rank()) return;
+  CHECK(ErrorOf(session.OnRequest(Request(await), offer)) == "AwaitArena before ReleaseArena");
+  REQUIRE(std::holds_alternative<step::ReleaseArena>(session.OnRequest(Request(release), offer)));
+  session.OnReleased();
+  CHECK_FALSE(ErrorOf(session.OnRequest(Request(release), offer)).empty());
+  CHECK_FALSE(ErrorOf(session.OnRequest(Request(GetSlabsRequest{.count = 1}), offer)).empty());
+  REQUIRE(std::holds_alternative<step::AwaitArena>(session.OnRequest(Request(await), offer)));
+  session.OnArenaDelivered();
+  CHECK(std::holds_alternative<step::SendSlabs>(
+      session.OnRequest(Request(GetSlabsRequest{.count = 1}), offer)));
+  CHECK(std::holds_alternative<step::AwaitWeights>(
+      session.OnRequest(Request(AwaitWeightsRequest{}), offer)));
+  session.OnWeightsDelivered();
+  CHECK_FALSE(ErrorOf(session.OnRequest(Request(await), offer)).empty());
+  CHECK(std::holds_alternative<step::ReleaseArena>(session.OnRequest(Request(release), offer)));
+}
+
+TEST_CASE("Commands are no matter of a rank's connection") {
+  EngineSession session;
+  REQUIRE(std::holds_alternative<step::Welcome>(session.OnRequest(Hello(), kPulled)));
+  for (const EngineRequest& request : std::initializer_list<EngineRequest>{
+           AttachRequest{}, AwaitCommandRequest{}, CommandDoneRequest{}}) {
+    CHECK(ErrorOf(session.OnRequest(Request(request), kPulled)).find("a connection of their own") !=
+          std::string::npos);
+  }
+}

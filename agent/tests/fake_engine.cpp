@@ -128,6 +128,29 @@ Result<EngineAnswer> FakeEngine::Phase(const std::string& name) {
   return Ask({{"type", "Phase"}, {"name", name}, {"atUs", now.count()}});
 }
 
+Result<EngineAnswer> FakeEngine::Attach(std::uint32_t core, std::uint32_t cores, int version) {
+  return Ask({{"type", "Attach"},
+              {"protocol", "rouse-engine"},
+              {"version", version},
+              {"pid", ::getpid()},
+              {"engine", "fake"},
+              {"engineVersion", "1"},
+              {"core", core},
+              {"cores", cores}});
+}
+
+Result<EngineAnswer> FakeEngine::AwaitCommand(std::int64_t timeout_ms) {
+  return Ask({{"type", "AwaitCommand"}, {"timeoutMs", timeout_ms}});
+}
+
+Result<EngineAnswer> FakeEngine::CommandDone(std::int64_t id, const json::Json& values) {
+  return Ask({{"type", "CommandDone"}, {"id", id}, {"ok", true}, {"values", values}});
+}
+
+Result<EngineAnswer> FakeEngine::CommandFailed(std::int64_t id, const std::string& error) {
+  return Ask({{"type", "CommandDone"}, {"id", id}, {"ok", false}, {"error", error}});
+}
+
 Result<std::vector<OwnedFd>> FakeEngine::AllSlabs(std::uint32_t rank, std::size_t count) {
   std::vector<OwnedFd> slabs;
   while (slabs.size() < count) {

@@ -50,6 +50,12 @@ class FakeEngine {
   Result<EngineAnswer> Hello(const Identity& identity, std::uint32_t rank = 0,
                              std::uint32_t world_size = 1, int version = 1);
   Result<EngineAnswer> Phase(const std::string& name);
+  /// Begins a command connection instead of a rank's.
+  Result<EngineAnswer> Attach(std::uint32_t core = 0, std::uint32_t cores = 1, int version = 1);
+  Result<EngineAnswer> AwaitCommand(std::int64_t timeout_ms = 10'000);
+  Result<EngineAnswer> CommandDone(std::int64_t id,
+                                   const json::Json& values = json::Json::object());
+  Result<EngineAnswer> CommandFailed(std::int64_t id, const std::string& error);
   /// Storage: an arena of these bytes, filled and published as `identity`'s. What the last answer
   /// was when something is refused.
   Result<EngineAnswer> CreateFillPublish(const Identity& identity, std::uint32_t rank,

@@ -124,12 +124,19 @@ http::Response FakeEngineHttp::Handle(const http::Request& request) {
     return answer;
   }
   ++canaries_;
+  std::string text;
   {
     const std::scoped_lock lock(mutex_);
     last_canary_ = request.body;
+    text = text_;
   }
   if (!answers_) return {.status = 500, .headers = {}, .body = "no token today"};
-  return http::JsonResponse(R"({"choices": [{"text": "x"}]})");
+  return http::JsonResponse(json::Dump({{"choices", {{{"text", text}}}}}));
+}
+
+void FakeEngineHttp::SetText(const std::string& text) {
+  const std::scoped_lock lock(mutex_);
+  text_ = text;
 }
 
 std::string FakeEngineHttp::last_canary() const {

@@ -66,6 +66,8 @@ class FakeEngineHttp {
   std::string url() const { return "http://127.0.0.1:" + std::to_string(server_->port()); }
   void SetHealthy(bool healthy) { healthy_ = healthy; }
   void SetAnswers(bool answers) { answers_ = answers; }
+  /// What completions say from now on.
+  void SetText(const std::string& text);
   int canaries() const { return canaries_; }
   std::string last_canary() const;
 
@@ -77,6 +79,7 @@ class FakeEngineHttp {
   std::atomic<int> canaries_{0};
   mutable std::mutex mutex_;
   std::string last_canary_;
+  std::string text_ = "x";
   std::unique_ptr<http::Server> server_;
 };
 

@@ -23,7 +23,7 @@ TEST_CASE("A report says who, in which state, with which weights, and passes the
   holdings.bytes_by_source = {.peer = 0, .storage = 7};
   holdings.transport = "tcp/eth0";
   holdings.transport_fallback = "this node has mlx5_0:1";
-  const AgentReport report = BuildReport(self, machine, holdings);
+  const AgentReport report = BuildReport(self, StandingOf(machine, {}), holdings);
   CHECK(report.state == AgentState::kServing);
   CHECK(report.timeline->total_us == 300);
   CHECK(report.transport_fallback == "this node has mlx5_0:1");
@@ -35,7 +35,8 @@ TEST_CASE("A report says who, in which state, with which weights, and passes the
 TEST_CASE("A message of any length is one that the operator takes") {
   StartupMachine machine({});
   machine.Apply(event::Failure{std::string(100'000, 'x')});
-  const AgentReport report = BuildReport({"ns", "p", "u", "n", "http://a"}, machine, {});
+  const AgentReport report =
+      BuildReport({"ns", "p", "u", "n", "http://a"}, StandingOf(machine, {}), {});
   CHECK(AgentReportFromJson(ToJson(report)).ok());
 }
 

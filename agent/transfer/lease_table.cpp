@@ -50,6 +50,15 @@ bool LeaseTable::Lives(const std::string& id, TimePoint now) const {
   return lease != leases_.end() && lease->second.ends > now;
 }
 
+std::vector<std::string> LeaseTable::Clear(TimePoint now) {
+  std::vector<std::string> lived;
+  for (const auto& [id, lease] : leases_) {
+    if (lease.ends > now) lived.push_back(lease.requester);
+  }
+  leases_.clear();
+  return lived;
+}
+
 std::size_t LeaseTable::Count(TimePoint now) const {
   return static_cast<std::size_t>(std::count_if(
       leases_.begin(), leases_.end(), [&](const auto& entry) { return entry.second.ends > now; }));

@@ -36,6 +36,9 @@ class LeaseTable {
   std::vector<std::string> Expire(TimePoint now);
 
   bool Lives(const std::string& id, TimePoint now) const;
+  /// Ends them all, and names the requesters of those that lived.
+  std::vector<std::string> Clear(TimePoint now);
+
   /// Leases that live at `now`.
   std::size_t Count(TimePoint now) const;
   std::chrono::milliseconds duration() const { return limits_.duration; }

@@ -175,6 +175,17 @@ void Publisher::Withdraw() {
   Collect(Now());
 }
 
+std::size_t Publisher::Revoke() {
+  const std::lock_guard lock(mutex_);
+  const TimePoint now = Now();
+  const std::vector<std::string> ended = leases_.Clear(now);
+  for (const std::string& requester : ended) {
+    log::Warning("weight lease ended, its memory is given back", {{"requester", requester}});
+  }
+  Collect(now);
+  return ended.size();
+}
+
 Result<OpenResponse> Publisher::Open(const std::string& requester, bool partial) {
   ROUSE_ASSIGN_OR_RETURN(const std::string id, RandomId());
   const std::lock_guard lock(mutex_);

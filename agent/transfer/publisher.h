@@ -72,6 +72,10 @@ class Publisher {
   /// Stops offering anything. The arenas stay readable until the last lease has ended.
   void Withdraw();
 
+  /// Ends every lease, whoever reads under it: after Withdraw no memory is kept for peers any more.
+  /// How many still lived.
+  std::size_t Revoke();
+
   /// Everything that is published, under a new lease. Unavailable when that is nothing, or when
   /// some of it still arrives and not `partial` too may be answered; ResourceExhausted when too
   /// many leases are open. Whether all ranks are there, and whether the requester may have them, is

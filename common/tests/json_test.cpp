@@ -84,6 +84,16 @@ TEST_CASE("a member can be left out where it stands, and nowhere else") {
   CHECK_FALSE(Parse(deep, "x", 1u << 20, omit).ok());
 }
 
+TEST_CASE("a member that an object may not have is named") {
+  const auto value = Parse(R"({"a": 1, "b": null})", "x");
+  Reader fits(*value, "in");
+  fits.Only({"b", "a"});
+  CHECK(fits.status().ok());
+  Reader more(*value, "in");
+  more.Only({"a"});
+  CHECK(more.status().message() == "in.b: is not known here");
+}
+
 TEST_CASE("canonical JSON sorts keys and has no white space") {
   const auto value = Parse(R"({"b": 1, "a": {"d": "é", "c": [1, 2]}})", "x");
   REQUIRE(value.ok());

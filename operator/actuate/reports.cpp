@@ -60,12 +60,15 @@ std::int64_t ReportAfterMs(AgentState state) {
     case AgentState::kStarting:
     case AgentState::kHydrating:
     case AgentState::kPulling:
+    case AgentState::kWaking:
       return 500;
     case AgentState::kReady:
     case AgentState::kLoading:
     case AgentState::kWarming:
+    case AgentState::kSleeping:
       return 2'000;
     case AgentState::kServing:
+    case AgentState::kAsleep:
     case AgentState::kFailed:
       return 10'000;
   }

@@ -8,16 +8,13 @@
 #include <string>
 
 #include "common/messages.h"
+#include "common/role.h"
 #include "operator/api/time.h"
 
 namespace rouse::plan {
 
 using api::TimePoint;
 using json::Json;
-
-enum class Role { kActive, kGuard };
-inline constexpr json::EnumName<Role> kRoles[] = {{Role::kActive, "Active"},
-                                                  {Role::kGuard, "Guard"}};
 
 struct Instance {
   // Who it is.

@@ -1,3 +1,5 @@
+#include "agent/engine/command_book.h"
+#include "agent/engine/command_session.h"
 #include "agent/engine/protocol.h"
 #include "agent/engine/session.h"
 #include "agent/tests/fuzz/harness.h"
@@ -8,7 +10,8 @@ namespace {
 using namespace agent;
 
 // Letters of the first line: p = weights that have come, s = storage is allowed, u = not settled;
-// f = the shell fails to perform what the session asks for.
+// f = the shell fails to perform what the session asks for; c = there is always a command for a
+// core.
 WeightOffer Offer(std::string_view letters) {
   const auto has = [&](char letter) { return letters.find(letter) != std::string_view::npos; };
   WeightOffer offer{.reason = "fuzz", .storage_allowed = has('s'), .settled = !has('u')};
@@ -20,7 +23,9 @@ WeightOffer Offer(std::string_view letters) {
 class Shell {
  public:
   explicit Shell(std::string_view letters)
-      : offer_(Offer(letters)), fails_(letters.find('f') != std::string_view::npos) {}
+      : offer_(Offer(letters)),
+        fails_(letters.find('f') != std::string_view::npos),
+        commands_(letters.find('c') != std::string_view::npos) {}
 
   bool closed() const { return closed_; }
 
@@ -29,6 +34,11 @@ class Shell {
     if (!request.ok()) {
       Check(!request.status().message().empty(), "an error says what is wrong");
     }
+    if (!core_ && !session_.rank() && request.ok() &&
+        std::holds_alternative<AttachRequest>(*request)) {
+      core_.emplace();
+    }
+    if (core_) return OnCoresMessage(request);
     const bool knew = session_.rank().has_value();
     const EngineStep step = session_.OnRequest(request, offer_);
     if (!request.ok()) {
@@ -41,6 +51,40 @@ class Shell {
   }
 
  private:
+  void OnCoresMessage(const Result<EngineRequest>& request) {
+    const bool knew = core_->attached();
+    const CommandStep step = core_->OnRequest(request);
+    if (!request.ok()) {
+      Check(std::holds_alternative<step::Reply>(step), "what is malformed is answered");
+    }
+    if (const auto* reply = std::get_if<step::Reply>(&step)) {
+      Perform(*reply, knew);
+    } else if (const auto* attach = std::get_if<step::Attach>(&step)) {
+      Check(!knew && core_->attached(), "a core attaches once");
+      Check(attach->request.core < attach->request.cores, "a core is below their number");
+      token_ = book_.Attach(attach->request);
+    } else if (std::holds_alternative<step::AwaitCommand>(step)) {
+      Check(knew && !under_way_, "one command at a time");
+      if (commands_ && !book_.busy()) {
+        static_cast<void>(book_.Begin(CommandKind::kSleep, std::chrono::seconds(1)).ok());
+      }
+      const auto command = book_.Next(token_);
+      if (!command) return;
+      core_->OnCommandSent(command->id);
+      under_way_ = command->id;
+    } else {
+      const CommandDoneRequest& done = std::get<step::FinishCommand>(step).request;
+      Check(knew && under_way_ == done.id, "what is done was under way");
+      Check(done.values.size() <= kMaxCommandValues, "figures are few");
+      Check(done.error.size() <= kMaxCommandError, "a reason is bounded");
+      Check(done.error.empty() || done.values.empty(), "a failure has no figures");
+      book_.Done(token_, done);
+      under_way_.reset();
+      const auto outcome = book_.TakeOutcome();
+      Check(!outcome || outcome->status.ok() == done.error.empty(), "a core's word decides");
+    }
+  }
+
   void Perform(const step::Reply& reply, bool) {
     Check(json::Dump(reply.body).size() <= 128 * 1024, "an answer fits a message");
     Check(reply.body.contains("type"), "an answer has a type");
@@ -66,6 +110,7 @@ class Shell {
     if (fails_) return;
     session_.OnWeightsDelivered();
     holds_ = true;
+    released_ = false;
   }
   void Perform(const step::CreateArena& create, bool knew) {
     Check(knew && offer_.storage_allowed, "an arena is made where storage is allowed");
@@ -74,6 +119,7 @@ class Shell {
     if (fails_) return;
     session_.OnArenaCreated();
     holds_ = may_publish_ = true;
+    released_ = false;
   }
   void Perform(const step::SendSlabs& send, bool knew) {
     Check(knew && holds_, "slabs go to who holds an arena");
@@ -106,9 +152,31 @@ class Shell {
     streams_ = false;
   }
 
+  void Perform(const step::ReleaseArena& release, bool knew) {
+    Check(knew && holds_ && !may_publish_, "only weights that are done are given up");
+    Check(release.request.rank == session_.rank(), "of its own rank");
+    if (fails_) return;
+    session_.OnReleased();
+    holds_ = false;
+    released_ = true;
+  }
+  void Perform(const step::AwaitArena& await, bool knew) {
+    Check(knew && released_, "the next arena is for who gave its own up");
+    Check(await.request.rank == session_.rank(), "of its own rank");
+    if (fails_) return;
+    session_.OnArenaDelivered();
+    holds_ = from_peer_ = true;
+  }
+
   WeightOffer offer_;
   bool fails_;
+  bool commands_;
   EngineSession session_;
+  std::optional<CommandSession> core_;
+  CommandBook book_;
+  CommandBook::Core token_ = 0;
+  std::optional<std::int64_t> under_way_;
+  bool released_ = false;
   bool from_peer_ = false;
   bool holds_ = false;
   bool may_publish_ = false;

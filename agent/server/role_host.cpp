@@ -1,0 +1,166 @@
+// The agent's part in sleep and wake: what RoleDriver needs of it, and what it hears of the engine.
+
+#include <algorithm>
+#include <filesystem>
+
+#include "agent/server/agent.h"
+#include "agent/server/clock.h"
+#include "agent/state/tree.h"
+#include "common/log.h"
+
+namespace rouse::agent {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Who it was told to wake with is all that there will be: nobody is waited for long.
+constexpr std::chrono::seconds kWakePeerDeadline{10};
+
+constexpr const char* kRoleFile = "asleep";
+
+}  // namespace
+
+void Agent::WireRole() {
+  role_ = std::make_unique<RoleDriver>(
+      options_.role, *store_, commands_,
+      RoleHooks{
+          .ready_to_sleep = [this] { return ReadyToSleep(); },
+          .ready_to_wake = [this] { return commands_.Ready(); },
+          .pull = [this](const auto& peers, const auto& stop) { return PullToWake(peers, stop); },
+          .ask_canary = [this] { return AskCanary(); },
+          .on_change =
+              [this] {
+                {
+                  const std::scoped_lock lock(mutex_);
+                  Show();
+                }
+                KeepRole();
+                if (reporter_ != nullptr) reporter_->Changed();
+              },
+          .on_weights = [this] { NotifyWeights(); },
+          .on_done =
+              [](CommandKind kind, const CommandValues& values) {
+                log::Info("command done", {{"command", ToString(kind)}, {"values", values}});
+              }});
+  const fs::path kept = fs::path(options_.engine_socket).parent_path() / kRoleFile;
+  std::error_code none;
+  if (fs::exists(kept, none)) {
+    role_kept_ = true;
+    role_->FailAtOnce(
+        "the agent was started again while its engine slept: what the engine needs to wake is "
+        "gone");
+  }
+}
+
+// An agent that is started again must not take a sleeping engine for one that serves, or that may
+// load: its folder lives as long as the pod.
+void Agent::KeepRole() {
+  const bool keep = !role_->active();
+  if (role_kept_.exchange(keep) == keep) return;
+  const fs::path folder = fs::path(options_.engine_socket).parent_path();
+  if (!keep) {
+    std::error_code gone;
+    fs::remove(folder / kRoleFile, gone);
+    return;
+  }
+  const Status kept =
+      WriteFileBelow(folder.string(), {.path = kRoleFile, .mode = 0644, .modified = {}}, "");
+  if (!kept.ok()) log::Warning("sleep not kept", {{"error", kept.message()}});
+}
+
+Status Agent::ReadyToSleep() const {
+  {
+    const std::scoped_lock lock(mutex_);
+    if (!machine_.serving()) {
+      return Unavailable("it does not serve (" + std::string(ToString(machine_.state())) + ")");
+    }
+  }
+  ROUSE_RETURN_IF_ERROR(store_->Complete());
+  ROUSE_RETURN_IF_ERROR(commands_.Ready());
+  if (canary_ != nullptr && !canary_->known()) {
+    return Unavailable("the canary's answer, by which its wake is judged, is not known yet");
+  }
+  return {};
+}
+
+Status Agent::PullToWake(const std::vector<Peer>& peers, const std::stop_token& stop) {
+  std::int64_t started = 0;
+  PeerPullHooks hooks = PullHooks([&](const Peer&) {
+    if (started == 0) started = NowUs();
+  });
+  hooks.peers = [&] { return peers; };
+  PeerPullSettings settings = PullSettings();
+  settings.picker.deadline =
+      std::min<std::chrono::milliseconds>(settings.picker.deadline, kWakePeerDeadline);
+  settings.picker.refused_deadline = std::chrono::milliseconds(0);
+  const Status status = PullFromPeers(*store_, settings, hooks, stop);
+  if (started != 0) role_->AddLane("Pull", started, NowUs());
+  NotifyWeights();
+  return status;
+}
+
+CanaryResult Agent::AskCanary() {
+  if (canary_ == nullptr) return {.status = {}, .first_token_us = NowUs()};
+  return canary_->Check();
+}
+
+void Agent::OnServing(bool anew) {
+  if (canary_ == nullptr || !role_->active() || (!anew && canary_->known())) return;
+  const Status recorded = canary_->Record();
+  if (!recorded.ok()) {
+    log::Warning("canary's answer not recorded", {{"error", recorded.ToString()}});
+  }
+}
+
+http::Response Agent::HandleRole(const std::string& body) {
+  const auto document = json::Parse(body, "request");
+  const auto request = document.ok() ? RoleRequestFromJson(*document) : document.status();
+  if (!request.ok()) return http::ErrorResponse(request.status());
+  const Status asked = role_->Ask(*request);
+  log::Info("told what to be", {{"role", ToString(request->role)},
+                                {"peers", request->peers.size()},
+                                {"error", asked.message()}});
+  if (!asked.ok()) return http::ErrorResponse(asked);
+  const std::scoped_lock lock(mutex_);
+  http::Response answer =
+      http::JsonResponse(json::Dump(ToJson(RoleResponse{.state = StandingNow().state})));
+  answer.status = 202;
+  return answer;
+}
+
+// ---- EngineHost: called on the engine socket's thread ------------------------------------------
+
+Status Agent::ReleaseArena(std::uint32_t rank) {
+  ROUSE_ASSIGN_OR_RETURN(const bool last, store_->OnReleased(rank));
+  log::Info("arena released by its engine", {{"rank", rank}});
+  if (last) role_->Apply(role_event::ArenasReleased{});
+  return {};
+}
+
+Result<std::optional<ArenaShape>> Agent::AwaitArena(std::uint32_t rank) {
+  role_->Apply(role_event::ArenaAsked{rank, NowUs()});
+  return store_->NextArena(rank);
+}
+
+CommandBook::Core Agent::OnCoreAttached(const AttachRequest& request) {
+  log::Info("engine core attached", {{"core", request.core},
+                                     {"cores", request.cores},
+                                     {"engine", request.engine},
+                                     {"engineVersion", request.engine_version}});
+  return commands_.Attach(request);
+}
+
+void Agent::OnCoreGone(CommandBook::Core core) {
+  commands_.Leave(core);
+  if (up_) role_->Apply(role_event::EngineGone{"an engine core has ended its connection"});
+}
+
+std::optional<Command> Agent::NextCommand(CommandBook::Core core) {
+  return commands_.Next(core);
+}
+
+void Agent::OnCommandDone(CommandBook::Core core, const CommandDoneRequest& done) {
+  commands_.Done(core, done);
+}
+
+}  // namespace rouse::agent

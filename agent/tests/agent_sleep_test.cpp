@@ -1,0 +1,354 @@
+// Guards: real agents whose engine sleeps and wakes, and what may go wrong in between.
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+
+#include "agent/tests/agent_process.h"
+#include "agent/tests/fake_engine.h"
+#include "agent/tests/fake_operator.h"
+#include "agent/tests/sleeping_engine.h"
+#include "common/role.h"
+
+using namespace rouse;
+using namespace rouse::agent;
+using Manner = SleepingEngine::Manner;
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr std::size_t kArenaBytes = (20u << 20) + 512;
+
+http::Response Send(const std::string& address, const std::string& method, const std::string& path,
+                    const std::string& body = "") {
+  auto client = http::Client::Create(address);
+  REQUIRE(client.ok());
+  http::Request request{.method = method, .target = path, .headers = {}, .body = body};
+  if (!body.empty()) request.headers["Content-Type"] = "application/json";
+  auto answer = (*client)->Send(request);
+  INFO(answer.status().ToString());
+  REQUIRE(answer.ok());
+  return *answer;
+}
+
+http::Response Tell(const std::string& address, const RoleRequest& role) {
+  return Send(address, "POST", "/v1/role", json::Dump(ToJson(role)));
+}
+
+/// Memory of weights that a process and its children have: mappings and descriptors.
+int WeightMappings(pid_t pid) {
+  int count = 0;
+  const std::string folder = "/proc/" + std::to_string(pid);
+  std::ifstream maps(folder + "/maps");
+  for (std::string line; std::getline(maps, line);) {
+    count += line.find("rouse-rank") != std::string::npos ? 1 : 0;
+  }
+  std::error_code gone;
+  for (const auto& entry : fs::directory_iterator(folder + "/fd", gone)) {
+    const std::string link = fs::read_symlink(entry.path(), gone).string();
+    count += link.find("rouse-rank") != std::string::npos ? 1 : 0;
+  }
+  std::ifstream children(folder + "/task/" + std::to_string(pid) + "/children");
+  for (pid_t child = 0; children >> child;) count += WeightMappings(child);
+  return count;
+}
+
+std::map<std::string, std::string> WithinASecond(const char* deadline) {
+  return {{deadline, "1"}};
+}
+
+/// Two instances that serve the same weights: one to be put to sleep, one to wake it from.
+struct Pair {
+  explicit Pair(std::map<std::string, std::string> environment = {},
+                const std::string& guards_bytes = "") {
+    http_engine.SetHealthy(true);
+    environment.insert({{"ROUSE_ENGINE_URL", http_engine.url()}, {"ROUSE_SERVED_MODEL", "demo"}});
+    guard = std::make_unique<AgentProcess>("demo-0", fake_operator.url(), environment);
+    peer = std::make_unique<AgentProcess>("demo-1", fake_operator.url(),
+                                          std::map<std::string, std::string>());
+    Publish(*peer, "demo-1", bytes, TestIdentity());
+    engine.emplace(
+        guard->socket(),
+        Publish(*guard, "demo-0", guards_bytes.empty() ? bytes : guards_bytes, TestIdentity()),
+        std::vector<OwnedFd>());
+    REQUIRE(fake_operator.WaitForState("demo-0", AgentState::kServing));
+    address = fake_operator.Last("demo-0")->address;
+    // The canary's answer is recorded behind the first token's.
+    REQUIRE(Eventually([&] { return http_engine.canaries() >= 2; }));
+  }
+
+  FakeEngine Publish(const AgentProcess& agent, const std::string& pod, const std::string& content,
+                     const Identity& identity) const {
+    auto rank = FakeEngine::Connect(agent.socket());
+    REQUIRE(rank.ok());
+    REQUIRE(rank->Hello(identity)->type() == "Welcome");
+    REQUIRE(rank->CreateFillPublish(identity, 0, content)->type() == "Ok");
+    REQUIRE(fake_operator.WaitForServable(pod));
+    return *std::move(rank);
+  }
+
+  std::vector<Peer> Peers() const { return {PeerAt(fake_operator.Last("demo-1")->address)}; }
+  static Peer PeerAt(const std::string& where) {
+    return {.pod = "demo-1", .node = "node-a", .address = where};
+  }
+
+  http::Response Sleep() const { return Tell(address, {.role = Role::kGuard, .peers = {}}); }
+  http::Response Wake() const { return Tell(address, {.role = Role::kActive, .peers = Peers()}); }
+  void FallAsleep() const {
+    // The answer of the canary may be recorded a moment after it was given.
+    REQUIRE(Eventually([&] { return Sleep().status == 202; }));
+    REQUIRE(fake_operator.WaitForState("demo-0", AgentState::kAsleep));
+  }
+  bool Fails(const std::string& said) const {
+    if (!fake_operator.WaitForState("demo-0", AgentState::kFailed)) return false;
+    const std::string message = fake_operator.Last("demo-0")->message;
+    UNSCOPED_INFO(message);
+    return message.find(said) != std::string::npos;
+  }
+
+  FakeOperator fake_operator;
+  FakeEngineHttp http_engine;
+  const std::string bytes = TestBytes(kArenaBytes, 1);
+  std::unique_ptr<AgentProcess> guard;
+  std::unique_ptr<AgentProcess> peer;
+  std::optional<SleepingEngine> engine;
+  std::string address;
+};
+
+}  // namespace
+
+TEST_CASE("A guard gives all of its weights' memory back, and wakes with a peer's") {
+  Pair pair;
+  CHECK(WeightMappings(pair.guard->pid()) > 0);
+  pair.FallAsleep();
+  CHECK(WeightMappings(pair.guard->pid()) == 0);
+  CHECK(pair.engine->sleeps() == 1);
+  CHECK(Send(pair.address, "GET", "/readyz").status == 503);
+  CHECK(Send(pair.address, "GET", "/startupz").status == 200);
+  REQUIRE(pair.fake_operator.WaitFor(
+      "demo-0", [](const AgentReport& report) { return !report.weights.has_value(); }));
+  CHECK(pair.Sleep().status == 202);  // It is one already.
+  CHECK(pair.engine->sleeps() == 1);
+
+  for (int round = 1; round <= 3; ++round) {
+    const http::Response told = pair.Wake();
+    CHECK(told.status == 202);
+    REQUIRE(pair.fake_operator.WaitForState("demo-0", AgentState::kServing));
+    CHECK(pair.engine->wakes() == round);
+    CHECK(pair.engine->bytes() == pair.bytes);
+    CHECK(Send(pair.address, "GET", "/readyz").status == 200);
+    CHECK(pair.Wake().status == 202);  // It is awake already.
+    CHECK(WeightMappings(pair.guard->pid()) > 0);
+    if (round < 3) {
+      pair.FallAsleep();
+      CHECK(WeightMappings(pair.guard->pid()) == 0);
+    }
+  }
+  // What it woke with is served on.
+  REQUIRE(pair.fake_operator.WaitForServable("demo-0"));
+  pair.fake_operator.NamePeers({Pair::PeerAt(pair.address)});
+  AgentProcess third("demo-2", pair.fake_operator.url(), {{"ROUSE_PATH", "Peer"}});
+  REQUIRE(pair.fake_operator.WaitForServable("demo-2"));
+  auto engine = FakeEngine::Connect(third.socket());
+  REQUIRE(engine->Hello(TestIdentity())->body["source"] == "Peer");
+  CHECK(*engine->AwaitAndRead(0) == pair.bytes);
+}
+
+TEST_CASE("The bytes that a guard wakes with are the peer's") {
+  Pair pair({}, TestBytes(kArenaBytes, 2));
+  pair.FallAsleep();
+  REQUIRE(pair.Wake().status == 202);
+  REQUIRE(pair.fake_operator.WaitForState("demo-0", AgentState::kServing));
+  CHECK(pair.engine->bytes() == pair.bytes);
+}
+
+TEST_CASE("What cannot be done now is refused, and changes nothing") {
+  Pair pair;
+  SECTION("nobody to wake with") {
+    pair.FallAsleep();
+    const auto told = Tell(pair.address, {.role = Role::kActive, .peers = {}});
+    CHECK(told.status == 400);
+    CHECK(told.body.find("peers") != std::string::npos);
+    CHECK(pair.fake_operator.Last("demo-0")->state == AgentState::kAsleep);
+    REQUIRE(pair.Wake().status == 202);
+    REQUIRE(pair.fake_operator.WaitForState("demo-0", AgentState::kServing));
+  }
+  SECTION("no engine takes commands") {
+    pair.engine->Die();
+    REQUIRE(Eventually([&] { return pair.Sleep().status == 409; }));
+    CHECK(pair.Sleep().body.find("attached") != std::string::npos);
+    CHECK(Send(pair.address, "GET", "/readyz").status == 200);
+  }
+  SECTION("an instance that does not serve") {
+    const auto told = Tell(pair.fake_operator.Last("demo-1")->address, {.role = Role::kGuard});
+    CHECK(told.status == 409);
+    CHECK(told.body.find("does not serve") != std::string::npos);
+    REQUIRE(pair.fake_operator.WaitForServable("demo-1"));
+  }
+  SECTION("waking an instance that is going to sleep, and one that wakes going to sleep") {
+    pair.engine->SetManner(Manner::kHangs);
+    REQUIRE(Eventually([&] { return pair.Sleep().status == 202; }));
+    REQUIRE(pair.fake_operator.WaitForState("demo-0", AgentState::kSleeping));
+    CHECK(pair.Wake().status == 409);
+    CHECK(pair.Wake().body.find("not asleep yet") != std::string::npos);
+  }
+  SECTION("nonsense") {
+    for (const auto& [body, status] :
+         {std::pair{std::string("{}"), 400}, std::pair{std::string(), 400},
+          std::pair{std::string(R"({"protocol":"rouse-role","version":1,"role":"Boss"})"), 400},
+          std::pair{std::string(R"({"protocol":"rouse-role","version":9,"role":"Guard"})"), 412}}) {
+      INFO(body);
+      CHECK(Send(pair.address, "POST", "/v1/role", body).status == status);
+    }
+    CHECK(Send(pair.address, "GET", "/v1/role").status == 405);
+  }
+}
+
+TEST_CASE("A sleep that does not work out fails with its reason") {
+  SECTION("the engine cannot") {
+    Pair pair;
+    pair.engine->SetManner(Manner::kFails);
+    REQUIRE(Eventually([&] { return pair.Sleep().status == 202; }));
+    CHECK(pair.Fails("sleep failed: command Sleep: out of memory"));
+    CHECK(pair.Sleep().status == 409);
+    CHECK(Send(pair.address, "GET", "/readyz").status == 503);
+  }
+  SECTION("the engine never answers") {
+    Pair pair(WithinASecond("ROUSE_SLEEP_DEADLINE_SECONDS"));
+    pair.engine->SetManner(Manner::kHangs);
+    REQUIRE(Eventually([&] { return pair.Sleep().status == 202; }));
+    CHECK(pair.Fails("not asleep within 1 s: still waiting for the engine to go to sleep"));
+  }
+  SECTION("a rank keeps its arena") {
+    Pair pair(WithinASecond("ROUSE_SLEEP_DEADLINE_SECONDS"));
+    pair.engine->SetManner(Manner::kKeeps);
+    REQUIRE(Eventually([&] { return pair.Sleep().status == 202; }));
+    CHECK(pair.Fails("waiting for every rank to give its weights up"));
+    CHECK(WeightMappings(pair.guard->pid()) > 0);
+  }
+  SECTION("the engine dies") {
+    Pair pair;
+    pair.engine->SetManner(Manner::kDies);
+    REQUIRE(Eventually([&] { return pair.Sleep().status == 202; }));
+    CHECK(pair.Fails("sleep failed: "));
+  }
+}
+
+TEST_CASE("An engine that dies while it sleeps is lost, and the next one gets no weights") {
+  Pair pair;
+  pair.FallAsleep();
+  pair.engine->Die();
+  CHECK(pair.Fails("lost while asleep: "));
+  CHECK(pair.Wake().status == 409);
+  auto again = FakeEngine::Connect(pair.guard->socket());
+  const auto welcome = again->Hello(TestIdentity());
+  REQUIRE(welcome.ok());
+  CHECK(welcome->type() == "Error");
+  CHECK(pair.fake_operator.Last("demo-0")->message.find("lost while asleep") != std::string::npos);
+}
+
+TEST_CASE("A wake that does not work out fails with its reason") {
+  SECTION("the engine cannot") {
+    Pair pair;
+    pair.FallAsleep();
+    pair.engine->SetManner(Manner::kFails);
+    REQUIRE(pair.Wake().status == 202);
+    CHECK(pair.Fails("wake failed: command Wake: out of memory"));
+  }
+  SECTION("the engine never answers") {
+    Pair pair(WithinASecond("ROUSE_WAKE_DEADLINE_SECONDS"));
+    pair.FallAsleep();
+    pair.engine->SetManner(Manner::kHangs);
+    REQUIRE(pair.Wake().status == 202);
+    CHECK(pair.Fails("not awake within 1 s: still waiting for the engine to wake"));
+  }
+  SECTION("the engine dies") {
+    Pair pair;
+    pair.FallAsleep();
+    pair.engine->SetManner(Manner::kDies);
+    REQUIRE(pair.Wake().status == 202);
+    CHECK(pair.Fails("wake failed: "));
+  }
+  SECTION("its peer cannot be reached") {
+    Pair pair(WithinASecond("ROUSE_PEER_DEADLINE_SECONDS"));
+    pair.FallAsleep();
+    REQUIRE(
+        Tell(pair.address, {.role = Role::kActive, .peers = {Pair::PeerAt("http://127.0.0.1:1")}})
+            .status == 202);
+    CHECK(pair.Fails("demo-1 (http://127.0.0.1:1)"));
+    CHECK(WeightMappings(pair.guard->pid()) == 0);
+    CHECK(Eventually([&] { return !pair.engine->error().empty(); }));
+  }
+  SECTION("its canary says something else") {
+    Pair pair;
+    pair.FallAsleep();
+    pair.http_engine.SetText("y");
+    REQUIRE(pair.Wake().status == 202);
+    CHECK(pair.Fails("canary: the engine answers \"y\", before it slept it answered \"x\""));
+    CHECK(Send(pair.address, "GET", "/readyz").status == 503);
+  }
+}
+
+TEST_CASE("A guard wakes with no other weights than those that it slept with") {
+  Pair pair;
+  pair.FallAsleep();
+  AgentProcess other("demo-2", pair.fake_operator.url(), {});
+  SECTION("another identity") {
+    Identity identity = TestIdentity();
+    identity["dtype"] = "float16";
+    pair.Publish(other, "demo-2", pair.bytes, identity);
+  }
+  SECTION("another layout") {
+    pair.Publish(other, "demo-2", TestBytes(kArenaBytes + 512, 3), TestIdentity());
+  }
+  const auto began = std::chrono::steady_clock::now();
+  REQUIRE(Tell(pair.address, {.role = Role::kActive,
+                              .peers = {Pair::PeerAt(pair.fake_operator.Last("demo-2")->address)}})
+              .status == 202);
+  CHECK(pair.Fails("what slept"));
+  CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(5));
+  CHECK(pair.engine->wakes() == 0);
+}
+
+TEST_CASE("Damaged bytes wake nobody") {
+  Pair pair(WithinASecond("ROUSE_PEER_DEADLINE_SECONDS"));
+  pair.FallAsleep();
+  // The peer's digest of one chunk is not that of its bytes.
+  const FakeSourceProxy proxy(pair.fake_operator.Last("demo-1")->address,
+                              [](const http::Request& request, http::Response& answer) {
+                                if (request.target != "/v1/weights/open") return;
+                                json::Json body = json::Json::parse(answer.body);
+                                if (!body.contains("ranks")) return;
+                                json::Json& chunks =
+                                    body["ranks"][0]["manifest"]["digest"]["chunks"];
+                                chunks[1] = std::string(32, '0');
+                                answer.body = body.dump();
+                              });
+  REQUIRE(
+      Tell(pair.address, {.role = Role::kActive, .peers = {Pair::PeerAt(proxy.url())}}).status ==
+      202);
+  CHECK(pair.Fails("no weights: "));
+  CHECK(pair.engine->wakes() == 0);
+}
+
+TEST_CASE(
+    "An agent that is started again while its engine sleeps does not take it for one that serves") {
+  Pair pair;
+  pair.FallAsleep();
+  pair.guard->Signal(SIGKILL);
+  REQUIRE(pair.guard->Wait() == 128 + SIGKILL);
+  AgentProcess second("demo-3", pair.fake_operator.url(),
+                      {{"ROUSE_ENGINE_URL", pair.http_engine.url()},
+                       {"ROUSE_SERVED_MODEL", "demo"},
+                       {"ROUSE_ENGINE_SOCKET", pair.guard->socket()}});
+  REQUIRE(pair.fake_operator.WaitForState("demo-3", AgentState::kFailed));
+  CHECK(pair.fake_operator.Last("demo-3")->message.find("started again while its engine slept") !=
+        std::string::npos);
+  const std::string address = pair.fake_operator.Last("demo-3")->address;
+  CHECK(Send(address, "GET", "/readyz").status == 503);
+  CHECK(Tell(address, {.role = Role::kActive, .peers = pair.Peers()}).status == 409);
+}
