@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""gpu_lazy.py MODEL_DIR [--out FILE] [--runners v1,v2] [--kv-gib N] [--max-num-seqs N]: lazy capture of CUDA graphs, with
-real vLLM engines on one GPU, one after the other, without agents.
+"""gpu_lazy.py MODEL_DIR [--out FILE] [--runners v1,v2] [--tp N] [--kv-gib N | --utilization X] [--max-num-seqs N]: lazy
+capture of CUDA graphs, with real vLLM engines on one GPU (or N), one after the other, without agents.
 
 For each of vLLM's model runners: an engine that captures all graphs at start, one that captures when it is asked to
 (Idle), one that captures before its first request (FirstRequest), one that captures when memory has run out. Prints what
@@ -33,6 +33,8 @@ def engine(
         "max_num_seqs": options.max_num_seqs,
         "enable_prefix_caching": False,  # Equal prompts are computed anew each time.
     }
+    if options.tp > 1:
+        arguments["tensor_parallel_size"] = options.tp
     if options.kv_gib:
         arguments["kv_cache_memory_bytes"] = int(options.kv_gib * GIB)
     if options.utilization:
@@ -136,6 +138,7 @@ def compare(options: argparse.Namespace, runner: str, report: dict[str, Any]) ->
         print(runner, name, json.dumps(engines[name]), flush=True)
         return result
 
+    run("cold", [], None)  # The others find compiled kernels, and their starts compare.
     eager = run("eager", ["answers", "long", "busy", "sizes", "memory"], None)
     check = Check(runner, eager)
     (eager_sizes,) = of(eager, "sizes")
@@ -177,7 +180,6 @@ def compare(options: argparse.Namespace, runner: str, report: dict[str, Any]) ->
     check.expect(idle["done"][-1]["status"]["dropped"] == 0, "idle: graphs were dropped")
     check.complete("idle", idle)
     more = of(idle, "memory")[0]["usedBytes"] - of(eager, "memory")[0]["usedBytes"]
-    engines["memoryMoreThanEagerBytes"] = more
     check.expect(more < MEMORY_SLACK_BYTES, f"idle: takes {more >> 20} MiB more than eager")
 
     first = run("firstRequest", ["answers", "busy"], "FirstRequest")
@@ -196,6 +198,20 @@ def compare(options: argparse.Namespace, runner: str, report: dict[str, Any]) ->
         starve["status"]["dropped"] > 0, "starved: all graphs were captured without memory"
     )
     check.complete("starved", starved)
+
+    engines["summary"] = {
+        "startSeconds": {n: engines[n]["engineSeconds"] for n in ("cold", "eager", "idle")},
+        "captureAtStartSeconds": {n: engines[n]["captureSeconds"] for n in ("eager", "idle")},
+        "graphsAtStart": {n: engines[n]["graphsAtStart"] for n in ("eager", "idle")},
+        "lateSeconds": of(idle, "half")[0]["seconds"] + of(idle, "rest")[0]["seconds"],
+        "oneGraphSeconds": of(idle, "half")[0]["longestCallSeconds"],
+        "firstRequestSeconds": {
+            "eager": of(eager, "answers")[0]["firstRequestSeconds"],
+            "idle": of(idle, "answers")[0]["firstRequestSeconds"],
+            "firstRequest": of(first, "answers")[0]["firstRequestSeconds"],
+        },
+        "memoryMoreThanEagerBytes": more,
+    }
     return check.failures
 
 
@@ -204,6 +220,7 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--runners", default="v1,v2")
+    parser.add_argument("--tp", type=int, default=1, help="GPUs, one for each tensor-parallel rank")
     parser.add_argument("--kv-gib", type=float, default=0.0, help="0: as vLLM sizes it")
     parser.add_argument("--utilization", type=float, default=0.0)
     parser.add_argument("--max-num-seqs", type=int, default=128)

@@ -5,83 +5,20 @@ JSON: as of gpu_engine.py, and {"doing": [...]}, what to do with the engine once
   long:    one request of many steps                 half: captures half of the graphs that are left, one by one
   rest:    captures all that are left                sizes: runs batches of every size that has a graph
   starve:  captures when memory has run out          memory: what is in use
-The engine computes in this process: capture steps come between its engine steps, as collective_rpc brings them.
+The engine core is in this process: capture steps come between its engine steps, as collective_rpc brings them.
 """
 
 import functools
-import gc
 import json
 import sys
 import time
-from collections import Counter
 
 import gpu_engine
+import gpu_graphs
 
 BATCHES = (1, 3, 32, 100)
 BUSY_BATCH = 32
 LONG_TOKENS = 640
-
-
-class Counts:
-    """What batches were given to, and what was replayed."""
-
-    def __init__(self) -> None:
-        import torch
-        from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
-        from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
-
-        self.dispatched: Counter[tuple[str, int]] = Counter()
-        self.replayed: Counter[int] = Counter()
-        counts = self
-
-        replay = torch.cuda.CUDAGraph.replay
-
-        @functools.wraps(replay)
-        def counting_replay(graph):
-            counts.replayed[id(graph)] += 1
-            return replay(graph)
-
-        torch.cuda.CUDAGraph.replay = counting_replay
-
-        v1 = CudagraphDispatcher.dispatch
-
-        @functools.wraps(v1)
-        def dispatch(self, *arguments, **named):
-            mode, descriptor = v1(self, *arguments, **named)
-            counts.dispatched[mode.name, descriptor.num_tokens] += 1
-            return mode, descriptor
-
-        CudagraphDispatcher.dispatch = dispatch
-
-        v2 = ModelCudaGraphManager.dispatch
-
-        @functools.wraps(v2)
-        def dispatch_v2(self, *arguments, **named):
-            descriptor = v2(self, *arguments, **named)
-            counts.dispatched[descriptor.cg_mode.name, descriptor.num_tokens] += 1
-            return descriptor
-
-        ModelCudaGraphManager.dispatch = dispatch_v2
-
-    def clear(self) -> None:
-        self.dispatched.clear()
-        self.replayed.clear()
-
-
-def graphs(runner) -> dict[tuple[str, int], list[int]]:
-    """The captured graphs of each mode and size, by id: a PIECEWISE one is as many as it has pieces."""
-    from vllm.compilation.cuda_graph import CUDAGraphWrapper
-
-    found: dict[tuple[str, int], list[int]] = {}
-    for wrapper in list(CUDAGraphWrapper._all_instances):
-        for descriptor, entry in wrapper.concrete_cudagraph_entries.items():
-            if entry.cudagraph is not None:
-                key = wrapper.runtime_mode.name, descriptor.num_tokens
-                found.setdefault(key, []).append(id(entry.cudagraph))
-    manager = getattr(runner, "cudagraph_manager", None)
-    for descriptor, graph in getattr(manager, "graphs", {}).items():
-        found.setdefault(("FULL", descriptor.num_tokens), []).append(id(graph))
-    return found
 
 
 class Engine:
@@ -90,11 +27,12 @@ class Engine:
         self._time_capture()
         self.llm = gpu_engine.start(request)
         self.seconds = time.monotonic() - begun
-        self.worker = gpu_engine.worker_of(self.llm)
-        self.counts = Counts()
+        self.config = self.llm.llm_engine.vllm_config
         self.lazy = request["extra"].get("graphCapture") == "Lazy"
+        self.rpc(gpu_graphs.watch)
 
     def _time_capture(self) -> None:
+        """Of this process: 0 where workers are processes of their own."""
         from vllm.v1.worker import gpu_model_runner
         from vllm.v1.worker.gpu import model_runner
 
@@ -119,15 +57,24 @@ class Engine:
                 "profile_seconds", owner.profile_cudagraph_memory
             )
 
+    def rpc(self, function, *arguments):
+        """What the first rank says."""
+        return self.llm.collective_rpc(function, args=arguments)[0]
+
     def status(self):
         from rouse_vllm import capture
 
-        return self.llm.collective_rpc(capture.status)[0]
+        ranks = self.llm.collective_rpc(capture.status)
+        counts = [{k: v for k, v in status.items() if k != "heldBytes"} for status in ranks]
+        assert all(one == counts[0] for one in counts), f"ranks have other graphs: {counts}"
+        return ranks[0]
 
     def step(self, budget_s: float = 0.0):
         from rouse_vllm import capture
 
-        return self.llm.collective_rpc(capture.step, args=(budget_s,))[0]
+        ranks = self.llm.collective_rpc(capture.step, args=(budget_s,))
+        assert all(tuple(one) == tuple(ranks[0]) for one in ranks), f"ranks captured {ranks}"
+        return tuple(ranks[0])
 
     def generate(self, prompts, tokens: int):
         from vllm import SamplingParams
@@ -138,37 +85,37 @@ class Engine:
         )
         return [list(result.outputs[0].token_ids) for result in results]
 
-    def _without_graph(self) -> dict[str, int]:
+    def graphs(self) -> int:
+        counts = [len(look["replays"]) for look in self.llm.collective_rpc(gpu_graphs.look)]
+        assert len(set(counts)) == 1, f"ranks have {counts} graphs"
+        return counts[0]
+
+    def _without_graph(self, look) -> dict[str, int]:
         """Steps that were given to no graph, by their tokens, where a graph of such a size exists or will."""
-        largest = self.llm.llm_engine.vllm_config.compilation_config.max_cudagraph_capture_size
-        return {
-            str(tokens): n
-            for (mode, tokens), n in sorted(self.counts.dispatched.items())
-            if mode == "NONE" and tokens <= largest
-        }
+        largest = self.config.compilation_config.max_cudagraph_capture_size or 0
+        return {str(n): count for n, count in look["withoutGraph"].items() if n <= largest}
 
     # What can be done.
 
     def answers(self):
-        self.counts.clear()
+        self.rpc(gpu_graphs.clear)
         begun = time.monotonic()
         first = self.generate(prompts(1), 1)
         first_seconds = time.monotonic() - begun
         tokens = {str(size): self.generate(prompts(size), 16) for size in BATCHES}
+        look = self.rpc(gpu_graphs.look)
         return {
             "tokens": {"first": first} | tokens,
             "firstRequestSeconds": round(first_seconds, 3),
-            "stepsWithoutGraph": sum(self._without_graph().values()),
-            "steps": self.counts.dispatched.total(),
+            "stepsWithoutGraph": sum(self._without_graph(look).values()),
+            "steps": look["steps"],
         }
 
     def long(self):
         begun = time.monotonic()
         tokens = self.generate(prompts(1), LONG_TOKENS)
-        return {
-            "tokens": tokens,
-            "secondsPerToken": round((time.monotonic() - begun) / LONG_TOKENS, 5),
-        }
+        seconds = time.monotonic() - begun
+        return {"tokens": tokens, "secondsPerToken": round(seconds / LONG_TOKENS, 5)}
 
     def busy(self):
         """Graphs are captured while requests are under way."""
@@ -211,65 +158,35 @@ class Engine:
         }
 
     def starve(self):
-        import torch
-
-        from rouse_vllm import capture_common
-
-        # What the engine holds for this goes too.
-        capture_common.graphs_of(self.worker)._held = None
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        fillers = []
-        size = torch.cuda.mem_get_info()[0]
-        while size >= 2 << 20:  # The driver gives less in one piece than it says is free.
-            try:
-                fillers.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
-            except torch.OutOfMemoryError:
-                size //= 2
+        self.rpc(gpu_graphs.take_memory)
         starved = [self.step() for _ in range(3)]
-        fillers.clear()
-        torch.cuda.empty_cache()
-
-        def out_of_memory(module, arguments, output):
-            if torch.cuda.is_current_stream_capturing():
-                raise torch.OutOfMemoryError("CUDA out of memory (not really)")
-
+        self.rpc(gpu_graphs.give_memory_back)
         # Small graphs may have found room all the same: one that certainly does not, in mid-capture.
-        hook = self.worker.get_model().register_forward_hook(out_of_memory)
+        self.rpc(gpu_graphs.fail_captures)
         injected = self.step()
-        hook.remove()
+        self.rpc(gpu_graphs.let_captures_be)
         return {"starved": starved, "injected": injected}
 
     def sizes(self):
         """Every graph is replayed: FULL ones by as many requests, PIECEWISE ones by a prompt of that length."""
-        runner = self.worker.model_runner
-        self.counts.clear()
-        most = self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
-        known = graphs(runner)
-        for mode, size in sorted(known):
+        self.rpc(gpu_graphs.clear)
+        most = self.config.scheduler_config.max_num_seqs
+        for mode, size in sorted(self.rpc(gpu_graphs.look)["replays"]):
             if mode == "FULL" and size <= most:
                 self.generate([[1 + i % 200, 7] for i in range(size)], 3)
             elif mode == "PIECEWISE" and size > 1:  # One token is a decode step.
                 self.generate([[3 + i % 200 for i in range(size)]], 1)
-        replays = {
-            f"{mode} {size}": min(self.counts.replayed[graph] for graph in ids)
-            for (mode, size), ids in sorted(known.items())
-        }
+        look = self.rpc(gpu_graphs.look)
+        replays = {f"{mode} {size}": n for (mode, size), n in sorted(look["replays"].items())}
         never = [name for name, n in replays.items() if n == 0 and name != "PIECEWISE 1"]
-        return {"replays": replays, "neverReplayed": never, "withoutGraph": self._without_graph()}
+        return {
+            "replays": replays,
+            "neverReplayed": never,
+            "withoutGraph": self._without_graph(look),
+        }
 
     def memory(self):
-        import torch
-
-        gc.collect()
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info()
-        return {
-            "usedBytes": total - free,
-            "torchReserved": torch.cuda.memory_reserved(),
-            "torchAllocated": torch.cuda.memory_allocated(),
-        }
+        return self.rpc(gpu_graphs.memory)
 
 
 def prompts(count: int):
@@ -284,7 +201,7 @@ def main() -> None:
 
     imported = time.monotonic()
     engine = Engine(request)
-    config = engine.llm.llm_engine.vllm_config
+    config = engine.config
     result = {
         "importSeconds": round(imported - begun, 2),
         "engineSeconds": round(engine.seconds, 2),
@@ -293,7 +210,7 @@ def main() -> None:
         "kvBlocks": config.cache_config.num_gpu_blocks,
         "v2Runner": bool(config.use_v2_model_runner),
         "mode": config.compilation_config.cudagraph_mode.name,
-        "graphsAtStart": len(graphs(engine.worker.model_runner)),
+        "graphsAtStart": engine.graphs(),
         "done": [],
     }
     if engine.lazy:
@@ -301,7 +218,7 @@ def main() -> None:
     for what in request["doing"]:
         did = getattr(engine, what)()
         did["what"] = what
-        did["graphs"] = len(graphs(engine.worker.model_runner))
+        did["graphs"] = engine.graphs()
         if engine.lazy:
             did["status"] = engine.status()
         result["done"].append(did)
@@ -310,5 +227,5 @@ def main() -> None:
     sys.stdin.read()
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # Workers import this file again.
     main()
