@@ -243,8 +243,10 @@ class Harness:
             later = [r[name] for r in rounds[1:]] or [rounds[0][name]]
             self.expect(later[-1] <= later[0] + 2, f"{name} grow: {later}")
         asleep = [r["asleepGiB"] for r in rounds if r["asleepGiB"] is not None]
-        self.expect(max(asleep) <= self.options.asleep_gib, f"asleep it holds {max(asleep)} GiB")
-        self.expect(asleep[-1] <= asleep[0] + 0.1, f"memory asleep grows: {asleep}")
+        if asleep:
+            most = max(asleep)
+            self.expect(most <= self.options.asleep_gib, f"asleep it holds {most} GiB")
+            self.expect(asleep[-1] <= asleep[0] + 0.1, f"memory asleep grows: {asleep}")
         for name in ("sleepSeconds", "firstTokenSeconds", "servingSeconds"):
             self.report[name] = {
                 "paused": spread([r[name] for r in rounds if r["pauseSeconds"] > 0]),
