@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import multiprocessing
 import random
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from vllm.v1.worker.gpu_worker import Worker
 from rouse_vllm import capture, capture_common, capture_v1, capture_v2
 from rouse_vllm.capture_plan import FIRST_REQUEST, FULL, IDLE, PATIENCE_STEPS, PIECEWISE, Graph
 from rouse_vllm.errors import Unsupported
-from rouse_vllm.lazy_graphs import LazyGraphs
+from rouse_vllm.lazy_graphs import LazyGraphs, Ranks
 
 MIB = 1 << 20
 SIZES = [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
@@ -240,6 +241,35 @@ def test_the_first_request_waits_for_all_graphs():
     assert graphs.pending.left == 0 and len(runner.captured) == 18
     graphs.before_step()
     assert len(runner.captured) == 18
+
+
+def _ask_the_other_rank(rank: int, store: str, answers: Any) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
+    )
+    parallel_state._WORLD = SimpleNamespace(
+        world_size=2, rank_in_group=rank, cpu_group=torch.distributed.group.WORLD
+    )
+    with torch.inference_mode():  # As captures are.
+        ranks = Ranks()
+        asked = (True, ranks.first, not ranks.first, False)
+        answers.put((ranks.count, [ranks.all_agree(yes) for yes in asked]))
+
+
+def test_ranks_agree_only_when_all_of_them_say_yes(tmp_path):
+    forking = multiprocessing.get_context("fork")
+    answers = forking.Queue()
+    processes = [
+        forking.Process(target=_ask_the_other_rank, args=(rank, str(tmp_path / "store"), answers))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    found = [answers.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    assert found == [(2, [True, False, False, False])] * 2
 
 
 # --- vLLM's own dispatchers ---
