@@ -62,11 +62,24 @@ class Rank:
             return f"the KV cache was not allocated in the pool: {self.kv_problem or 'it is empty'}"
         return ""
 
-    def release_weights(self) -> None:
-        """Again after a failure: what was done then is not done twice."""
+    def unmap_weights(self) -> None:
+        """The agent keeps them."""
         assert self.link is not None
         self.has_weights = False
         self.link.unmap_weights()
+
+    def map_kept_weights(self) -> None:
+        """Those that unmap_weights() unmapped."""
+        assert self.link is not None
+        if self.released:
+            raise Unsupported("the agent has this instance sleep, and only it can wake it")
+        self.link.map_weights()
+        self.has_weights = True
+
+    def release_weights(self) -> None:
+        """Again after a failure: what was done then is not done twice."""
+        assert self.link is not None
+        self.unmap_weights()
         if not self.released:
             self.link.release_weights()
             self.released = True
