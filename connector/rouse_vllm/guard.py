@@ -43,6 +43,12 @@ class Rank:
     def on_gpu(self) -> bool:
         return self.config.device_config.device_type == "cuda"
 
+    @property
+    def arena_bytes(self) -> int:
+        """What the weights take of the memory that they are in."""
+        mapped = None if self.link is None else self.link.mapped
+        return 0 if mapped is None else mapped.plan.mapped_bytes
+
     def problem(self) -> str:
         """Why it cannot sleep; empty: it can."""
         if self.link is None:
@@ -154,7 +160,8 @@ def sleep(worker: Any) -> dict[str, float]:
         gc.collect()
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
-        used = total - free
+        # The agent gives the arena's memory back when it hears of this.
+        used = max(0, total - free - rank.arena_bytes)
     return {"kvBytes": kv_bytes, "gpuUsedBytes": used}
 
 

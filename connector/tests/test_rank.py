@@ -18,7 +18,7 @@ KV_BYTES = 7 << 30
 class FakeLink:
     def __init__(self, done: list[str]) -> None:
         self._done = done
-        self.mapped: Any = object()
+        self.mapped: Any = SimpleNamespace(plan=SimpleNamespace(mapped_bytes=16 << 30))
         self.failing: dict[str, RouseError] = {}
 
     def _do(self, name: str) -> None:
@@ -74,7 +74,7 @@ def link(done: list[str], monkeypatch: pytest.MonkeyPatch) -> FakeLink:
 
 def test_the_kv_cache_comes_back_while_weights_arrive(link: FakeLink, done: list[str]) -> None:
     assert guard.problem(None) == ""
-    assert guard.sleep("worker") == {"kvBytes": KV_BYTES, "gpuUsedBytes": 20 << 30}
+    assert guard.sleep("worker") == {"kvBytes": KV_BYTES, "gpuUsedBytes": 4 << 30}
     assert done == ["capture worker", "release kv", "unmap", "release", "empty cache"]
     done.clear()
     assert guard.wake(None)["mapSeconds"] == 0.25
