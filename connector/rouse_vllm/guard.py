@@ -43,6 +43,12 @@ class Rank:
     def on_gpu(self) -> bool:
         return self.config.device_config.device_type == "cuda"
 
+    @property
+    def arena_bytes(self) -> int:
+        """What the weights take of the memory that they are in."""
+        mapped = None if self.link is None else self.link.mapped
+        return 0 if mapped is None else mapped.plan.mapped_bytes
+
     def problem(self) -> str:
         """Why it cannot sleep; empty: it can."""
         if self.link is None:
@@ -62,11 +68,24 @@ class Rank:
             return f"the KV cache was not allocated in the pool: {self.kv_problem or 'it is empty'}"
         return ""
 
-    def release_weights(self) -> None:
-        """Again after a failure: what was done then is not done twice."""
+    def unmap_weights(self) -> None:
+        """The agent keeps them."""
         assert self.link is not None
         self.has_weights = False
         self.link.unmap_weights()
+
+    def map_kept_weights(self) -> None:
+        """Those that unmap_weights() unmapped."""
+        assert self.link is not None
+        if self.released:
+            raise Unsupported("the agent has this instance sleep, and only it can wake it")
+        self.link.map_weights()
+        self.has_weights = True
+
+    def release_weights(self) -> None:
+        """Again after a failure: what was done then is not done twice."""
+        assert self.link is not None
+        self.unmap_weights()
         if not self.released:
             self.link.release_weights()
             self.released = True
@@ -141,7 +160,8 @@ def sleep(worker: Any) -> dict[str, float]:
         gc.collect()
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
-        used = total - free
+        # The agent gives the arena's memory back when it hears of this.
+        used = max(0, total - free - rank.arena_bytes)
     return {"kvBytes": kv_bytes, "gpuUsedBytes": used}
 
 

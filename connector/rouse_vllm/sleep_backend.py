@@ -1,11 +1,13 @@
 """Sleep backend "rouse", for who calls vLLM's own sleep mode with --sleep-mode-backend rouse.
 
-The agent needs none of it: its commands do the same, and without --enable-sleep-mode, which changes
-the compile key.
+The agent needs none of it: its commands do more, and without --enable-sleep-mode, which changes the
+compile key. Only they can have the agent give up the weights: here it keeps them, and serves them to
+peers, while the engine sleeps.
 """
 
 from __future__ import annotations
 
+import torch
 from vllm.device_allocator.sleep_mode_backend import SleepModeBackend
 
 from rouse_vllm import guard
@@ -13,7 +15,7 @@ from rouse_vllm.errors import Unsupported
 
 
 class RouseSleepBackend(SleepModeBackend):
-    """Gives the weights to the agent, and the KV cache's memory back to the GPU."""
+    """Unmaps the weights, and gives the KV cache's memory back to the GPU."""
 
     def suspend(self, level: int = 1) -> None:
         if level != 2:
@@ -26,16 +28,16 @@ class RouseSleepBackend(SleepModeBackend):
             raise Unsupported(f"this instance cannot sleep: {problem}")
         self._state = "SUSPENDED"
         rank.release_kv()
-        rank.release_weights()
+        rank.unmap_weights()
 
     def resume(self, tags: list[str] | None = None) -> None:
         self._state = "RESUMING"
         rank = guard.served()
         if (tags is None or "weights" in tags) and not rank.has_weights:
-            rank.map_weights()
-            rank.await_weights()
+            rank.map_kept_weights()
         if (tags is None or "kv_cache" in tags) and not rank.has_kv:
             rank.restore_kv()
+            torch.cuda.synchronize()
         if rank.has_weights and rank.has_kv:
             self._state = "RUNNING"
 

@@ -18,7 +18,7 @@ KV_BYTES = 7 << 30
 class FakeLink:
     def __init__(self, done: list[str]) -> None:
         self._done = done
-        self.mapped: Any = object()
+        self.mapped: Any = SimpleNamespace(plan=SimpleNamespace(mapped_bytes=16 << 30))
         self.failing: dict[str, RouseError] = {}
 
     def _do(self, name: str) -> None:
@@ -31,6 +31,9 @@ class FakeLink:
 
     def release_weights(self) -> None:
         self._do("release")
+
+    def map_weights(self) -> None:
+        self._do("map kept")
 
     def map_new_weights(self) -> float:
         self._do("map")
@@ -71,7 +74,7 @@ def link(done: list[str], monkeypatch: pytest.MonkeyPatch) -> FakeLink:
 
 def test_the_kv_cache_comes_back_while_weights_arrive(link: FakeLink, done: list[str]) -> None:
     assert guard.problem(None) == ""
-    assert guard.sleep("worker") == {"kvBytes": KV_BYTES, "gpuUsedBytes": 20 << 30}
+    assert guard.sleep("worker") == {"kvBytes": KV_BYTES, "gpuUsedBytes": 4 << 30}
     assert done == ["capture worker", "release kv", "unmap", "release", "empty cache"]
     done.clear()
     assert guard.wake(None)["mapSeconds"] == 0.25
@@ -125,17 +128,32 @@ def test_a_kv_cache_outside_the_pool_keeps_an_instance_awake(
     assert "this vLLM has no function" in guard.problem(None)
 
 
-def test_vllms_own_sleep_mode_does_the_same_in_parts(link: FakeLink, done: list[str]) -> None:
+def test_vllms_own_sleep_mode_leaves_the_weights_to_the_agent(
+    link: FakeLink, done: list[str]
+) -> None:
     backend = RouseSleepBackend()
     with pytest.raises(Unsupported, match="no level 1: use level 2"):
         backend.suspend(1)
     assert done == []
     backend.suspend(2)
     assert backend.state() == "SUSPENDED"
-    assert done == ["release kv", "unmap", "release"]
+    assert done == ["release kv", "unmap"]
     done.clear()
     backend.resume(["weights"])
     assert backend.state() == "RESUMING"
     backend.resume(["kv_cache"])
     assert backend.state() == "RUNNING"
-    assert done == ["map", "await", "restore kv"]
+    assert done == ["map kept", "restore kv", "synchronize"]
+
+
+def test_vllms_own_sleep_mode_does_not_wake_what_the_agent_has_asleep(
+    link: FakeLink, done: list[str]
+) -> None:
+    backend = RouseSleepBackend()
+    backend.suspend(2)
+    guard.sleep("worker")
+    with pytest.raises(Unsupported, match="only it can wake it"):
+        backend.resume()
+    assert "map kept" not in done
+    guard.wake("worker")
+    assert done[-4:] == ["map", "restore kv", "await", "synchronize"]

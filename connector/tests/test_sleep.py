@@ -1,0 +1,105 @@
+"""Sleep and wake with everything real but the operator: two agents, and two engines on the CPU."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+from agents import Agent, FakeOperator
+from engines import CPU_ENVIRONMENT
+from servers import LAUNCH, PLAIN, Server, free_port
+from tiny_models import make_moe
+
+ARGUMENTS = ("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "4")
+
+
+class Instance:
+    """An engine and its agent."""
+
+    def __init__(
+        self, folder: Path, operator: FakeOperator, pod: str, model: Path, how: tuple[str, ...],
+        *agent_arguments: str,
+    ) -> None:  # fmt: skip
+        port = free_port()
+        self.pod = pod
+        self.agent = Agent(
+            folder / pod, operator, pod, "--model-dir", str(model), "--served-model", "demo",
+            "--engine-url", f"http://127.0.0.1:{port}", *agent_arguments,
+        )  # fmt: skip
+        self.server: Server | None = None
+        try:
+            operator.wait(pod, lambda r: (model / "config.json").exists())
+            extra = json.dumps({"socket": str(self.agent.socket)})
+            rouse = ("--load-format", "rouse", "--model-loader-extra-config", extra)
+            self.server = Server(pod, how, model, ARGUMENTS + rouse, CPU_ENVIRONMENT, port)
+            self.server.first_token()
+            self.agent.wait("Serving")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self.server is not None:
+            self.server.close()
+        self.agent.close()
+
+
+def test_a_guard_wakes_with_a_peers_weights(tmp_path: Path) -> None:
+    operator = FakeOperator()
+    instances: list[Instance] = []
+    try:
+        model = make_moe(tmp_path / "model", seed=5)
+        source = Instance(tmp_path, operator, "demo-0", model, PLAIN)
+        instances.append(source)
+        report = operator.wait("demo-0", lambda r: (r["weights"] or {}).get("servable", False))
+        peers = [{"pod": "demo-0", "node": report["node"], "address": report["address"]}]
+        assert source.server is not None
+        expected = source.server.tokens()
+        assert len({token for answer in expected for token in answer}) > 3
+
+        bare = tmp_path / "bare"
+        bare.mkdir()
+        # Forked: its engine core takes commands all the same.
+        guard = Instance(
+            tmp_path, operator, "demo-1", bare, LAUNCH, "--path", "Peer", "--model-files", "Peer"
+        )
+        instances.append(guard)
+        assert guard.server is not None and guard.server.tokens() == expected
+
+        for _ in range(2):
+            guard.agent.set_role("Guard", [])
+            guard.agent.wait("Asleep")
+            answers: list[list[list[int]]] = []
+            asking = threading.Thread(target=lambda: answers.append(guard.server.tokens()))
+            asking.start()
+            time.sleep(0.5)
+            assert answers == []
+            begun = time.monotonic()
+            guard.agent.set_role("Active", peers)
+            guard.agent.wait("Serving")
+            print(f"awake after {time.monotonic() - begun:.2f} s")
+            asking.join(timeout=60)
+            assert answers == [expected]
+        taken = operator.wait("demo-1", lambda r: (r["weights"] or {}).get("servable", False))
+        assert taken["weights"]["identity"] == report["weights"]["identity"]
+
+        guard.agent.set_role("Guard", [])
+        guard.agent.wait("Asleep")
+        source.agent.close()
+        guard.agent.set_role("Active", peers)
+        deadline = time.monotonic() + 60
+        while guard.agent.state() != "Failed":
+            assert time.monotonic() < deadline, guard.agent.state()
+            time.sleep(0.05)
+        guard.server.await_line("command Wake failed")
+    except BaseException:
+        for instance in instances:
+            print(instance.agent.log_path.read_text()[-6000:])
+            print("" if instance.server is None else instance.server.log[-6000:])
+        raise
+    finally:
+        for instance in reversed(instances):
+            instance.close()
+        operator.close()
