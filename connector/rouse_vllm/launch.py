@@ -382,14 +382,21 @@ def _serve(arguments: list[str]) -> object:
     return vllm_main()
 
 
+def _run(module: str, *arguments: str) -> None:
+    """Goes on as another module of this Python. The working folder stays out of its path, as it is
+    out of that of a program such as `vllm`."""
+    safe = ["-P"] if sys.version_info >= (3, 11) else []
+    os.execv(sys.executable, [sys.executable, *safe, "-m", module, *arguments])
+
+
 def _spawn(arguments: list[str]) -> object:
-    os.execv(
-        sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *arguments]
-    )
+    return _run("vllm.entrypoints.cli.main", "serve", *arguments)
 
 
 def main() -> None:
     arguments = sys.argv[1:]
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]  # The working folder, see _run().
     if any(a.split("=")[0] in ("-h", "--help", "-v", "--version") for a in arguments):
         _spawn(arguments)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -407,9 +414,7 @@ def main() -> None:
             _say(f"vllm serve is spawned, not forked: {why}")
             os.environ[fork.SPAWNED_VARIABLE] = why
             # Anew, so that this process keeps no CUDA context.
-            os.execv(
-                sys.executable, [sys.executable, "-m", "rouse_vllm.launch", _SPAWN, *arguments]
-            )
+            _run("rouse_vllm.launch", _SPAWN, *arguments)
         fork.prepare_to_fork()
         server = forkserver.open_channel()
         _say(f"imported all in {time.monotonic() - started:.1f} s; engines are forked from here")

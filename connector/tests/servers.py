@@ -28,16 +28,23 @@ def free_port() -> int:
 
 def processes_below(root: int) -> dict[int, str]:
     """Command lines of all processes below this one, by pid."""
+    parents, commands = {}, {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                stat = (folder / "stat").read_text()
+                command = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue  # It has ended.
+            parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+            commands[int(folder.name)] = command.replace(b"\0", b" ").decode(errors="replace")
     found: dict[int, str] = {}
-    listing = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True)
-    rows = [line.split(maxsplit=2) for line in listing.stdout.splitlines()]
     todo = [root]
     while todo:
         parent = todo.pop()
-        for pid, ppid, *args in rows:
-            if int(ppid) == parent:
-                found[int(pid)] = args[0] if args else ""
-                todo.append(int(pid))
+        for pid in [pid for pid, its in parents.items() if its == parent]:
+            found[pid] = commands[pid]
+            todo.append(pid)
     return found
 
 

@@ -114,6 +114,35 @@ def test_the_driver_is_asked_whether_cuda_is_initialised(tmp_path) -> None:
     assert answers[0] in ("None", str(fork.CUDA_ERROR_NOT_INITIALIZED))
 
 
+#: Forks after parallel work, and does parallel work in the child.
+OPENMP_SCRIPT = """
+import os, sys, torch
+from rouse_vllm import fork
+torch.set_num_threads(2)
+def work(): torch.randn(2000, 2000).exp().sum()
+work()
+if sys.argv[1] == "prepared":
+    fork.prepare_to_fork()
+pid = os.fork()
+work()
+if pid == 0:
+    os._exit(7)
+assert os.waitpid(pid, 0)[1] == 7 << 8
+"""
+
+
+def test_a_child_may_compute_in_parallel_although_its_parent_did() -> None:
+    command = [sys.executable, "-c", OPENMP_SCRIPT]
+    subprocess.run([*command, "prepared"], check=True, timeout=120)
+    with pytest.raises(subprocess.TimeoutExpired):  # Else this test shows nothing.
+        unprepared = subprocess.Popen([*command, "not"], start_new_session=True)
+        try:
+            unprepared.wait(timeout=20)
+        finally:
+            os.killpg(unprepared.pid, 9)
+            unprepared.wait()
+
+
 def test_architectures_are_named_once_and_in_order() -> None:
     assert fork.arch_list([(10, 0), (9, 0), (9, 0), (8, 9)]) == "8.9 9.0 10.0"
     assert fork.arch_list([]) == ""
