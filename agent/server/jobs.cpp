@@ -100,6 +100,12 @@ PeerPullSettings Agent::PullSettings() const {
 PeerPullHooks Agent::PullHooks(std::function<void(const Peer&)> on_opened) {
   return {
       .peers = [this] { return reporter_ != nullptr ? reporter_->peers() : std::vector<Peer>(); },
+      // One that may not load from storage waits for whatever comes.
+      .expecting =
+          [this] {
+            return reporter_ == nullptr || !options_.plan.fall_back_to_storage ||
+                   reporter_->expecting();
+          },
       .on_opened =
           [this, opened = std::move(on_opened)](const Peer& peer) {
             log::Info("pull started", {{"peer", peer.pod}, {"address", peer.address}});

@@ -394,6 +394,19 @@ TEST_CASE("When the only source dies in mid-pull, the instance says so and takes
   }
 }
 
+TEST_CASE(
+    "When nobody will ever have the weights, the fallback is taken long before the deadline") {
+  FakeOperator fake_operator;
+  fake_operator.ExpectNobody();
+  AgentProcess target("demo-1", fake_operator.url(),
+                      FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "3600"}}));
+  auto engine = FakeEngine::Connect(target.socket());
+  auto welcome = engine->Hello(TestIdentity());
+  REQUIRE(welcome.ok());
+  CHECK(welcome->body["source"] == "Storage");
+  CHECK(welcome->body["reason"].get<std::string>().find("no other instance") != std::string::npos);
+}
+
 TEST_CASE("A target that is killed in mid-pull costs its source nothing but a lease") {
   FakeOperator fake_operator;
   const std::string bytes = TestBytes(kLongArenaBytes, 9);
