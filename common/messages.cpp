@@ -193,6 +193,7 @@ json::Json ToJson(const Assignment& assignment) {
   out["path"] = ToString(assignment.path);
   out["peers"] = PeersToJson(assignment.peers);
   out["reportAfterMs"] = assignment.report_after_ms;
+  if (!assignment.expecting) out["expecting"] = false;
   return out;
 }
 
@@ -328,6 +329,7 @@ Result<Assignment> AssignmentFromJson(const json::Json& value) {
   Assignment assignment;
   assignment.path = in.Enum<StartPath>("path", kStartPaths);
   assignment.report_after_ms = in.Int("reportAfterMs", 10, 3'600'000);
+  assignment.expecting = in.BoolOr("expecting", true);
   assignment.peers = ReadPeers(in, "peers");
   ROUSE_RETURN_IF_ERROR(in.status());
   return assignment;

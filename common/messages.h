@@ -115,6 +115,8 @@ struct Assignment {
   StartPath path = StartPath::kStorage;
   std::vector<Peer> peers;  ///< Best first.
   std::int64_t report_after_ms = 2000;
+  /// Whether other instances have weights, or may come to: else waiting for a peer is of no use.
+  bool expecting = true;
 
   bool operator==(const Assignment&) const = default;
 };

@@ -188,6 +188,7 @@ void Agent::RestoreTimeline() {
     log::Warning("kept timeline not used", {{"error", timeline.status().message()}});
     return;
   }
+  began_again_ = true;
   timeline_kept_ = *timeline;
   metrics_.SetTimeline(*timeline);
   machine_.RestoreTimeline(*std::move(timeline));
@@ -225,8 +226,9 @@ WeightOffer Agent::Offer(std::uint32_t rank) {
   // An engine that starts while this instance sleeps would take memory that others use.
   offer.storage_allowed = role_->active() && (options_.plan.path == StartPath::kStorage ||
                                               options_.plan.fall_back_to_storage);
+  engine_asked_ = true;
   const std::scoped_lock lock(mutex_);
-  offer.settled = machine_.engine_may_start() || machine_.failed();
+  offer.settled = machine_.settled() || machine_.failed();
   return offer;
 }
 

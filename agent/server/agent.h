@@ -90,6 +90,7 @@ class Agent final : private EngineHost {
   void Pull(const std::stop_token& stop);
   PeerPullSettings PullSettings() const;
   PeerPullHooks PullHooks(std::function<void(const Peer&)> on_opened);
+  bool EngineGoesOn() const;
   void PrepareWeights(const std::stop_token& stop);
   Status HydrateFromPeers(const std::stop_token& stop);
   void CheckTransport(const std::string& transport);
@@ -142,6 +143,8 @@ class Agent final : private EngineHost {
   StartupMachine machine_;
   std::string transport_fallback_;         ///< Of the last pull (AgentReport).
   std::optional<Timeline> timeline_kept_;  ///< As it was last written to the file.
+  bool began_again_ = false;               ///< An agent of this pod's has had an engine serve.
+  std::atomic<bool> engine_asked_{false};  ///< A rank wants to know where its weights are.
   std::unique_ptr<WeightStore> store_;
   ModelFileSource files_;
   std::atomic<bool> files_in_place_{false};

@@ -16,6 +16,7 @@ using std::chrono::milliseconds;
 
 /// The operator may name other peers at any time.
 constexpr milliseconds kLookAgain{100};
+constexpr milliseconds kHealthTimeout{2'000};
 /// After a failure, and for leases that have ended.
 constexpr milliseconds kPrepareAgain{2'000};
 
@@ -100,6 +101,12 @@ PeerPullSettings Agent::PullSettings() const {
 PeerPullHooks Agent::PullHooks(std::function<void(const Peer&)> on_opened) {
   return {
       .peers = [this] { return reporter_ != nullptr ? reporter_->peers() : std::vector<Peer>(); },
+      // One that may not load from storage waits for whatever comes.
+      .expecting =
+          [this] {
+            return reporter_ == nullptr || !options_.plan.fall_back_to_storage ||
+                   reporter_->expecting();
+          },
       .on_opened =
           [this, opened = std::move(on_opened)](const Peer& peer) {
             log::Info("pull started", {{"peer", peer.pod}, {"address", peer.address}});
@@ -130,7 +137,24 @@ PeerPullHooks Agent::PullHooks(std::function<void(const Peer&)> on_opened) {
           }};
 }
 
+/// Whether the engine of an agent of this pod's before this one serves: it has its weights, and
+/// asks for none until it is started again.
+bool Agent::EngineGoesOn() const {
+  if (!began_again_ || options_.probe.url.empty()) return false;
+  const auto client = http::Client::Create(options_.probe.url);
+  if (!client.ok()) return false;
+  const auto answer =
+      (*client)->Send({.target = "/health", .timeout = kHealthTimeout, .deadline = kHealthTimeout});
+  return answer.ok() && answer->status == 200;
+}
+
 void Agent::Pull(const std::stop_token& stop) {
+  if (EngineGoesOn()) {
+    // Weights that nobody asks for would only double the memory that the pod has.
+    log::Info("the engine goes on with its weights; they are pulled again when it asks for them");
+    Apply(event::EngineGoesOn{NowUs()});
+    while (!engine_asked_ && !stop.stop_requested()) SleepUntil(Clock::now() + kLookAgain, stop);
+  }
   std::int64_t started = 0;
   const PeerPullHooks hooks = PullHooks([&](const Peer& peer) {
     const std::int64_t now = NowUs();

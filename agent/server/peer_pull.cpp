@@ -288,7 +288,7 @@ Status PullFromPeers(WeightStore& store, const PeerPullSettings& settings,
                      const PeerPullHooks& hooks, const std::stop_token& stop) {
   PeerPicker picker(settings.picker, Clock::now());
   while (!stop.stop_requested()) {
-    const auto choice = picker.Next(hooks.peers(), Clock::now());
+    const auto choice = picker.Next(hooks.peers(), Clock::now(), hooks.expecting());
     if (const auto* wait = std::get_if<PeerPicker::WaitUntil>(&choice)) {
       SleepUntil(std::min(wait->at, Clock::now() + kLookAgain), stop);
       continue;

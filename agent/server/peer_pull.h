@@ -30,6 +30,8 @@ struct PeerPullSettings {
 struct PeerPullHooks {
   /// The operator's last answer, best first.
   std::function<std::vector<Peer>()> peers;
+  /// Whether there may come to be others: else nobody is waited for.
+  std::function<bool()> expecting = [] { return true; };
   /// The first peer has opened its weights and bytes begin to come.
   std::function<void(const Peer&)> on_opened;
   /// The slabs of a rank are there, to be filled.

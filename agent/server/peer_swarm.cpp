@@ -164,7 +164,7 @@ void PeerSwarm::JoinMore(const std::stop_token& stop, const std::function<void()
   while (held_.size() < kMaxPeers && !stop.stop_requested()) {
     std::vector<Peer> others = hooks_.peers();
     std::erase_if(others, [&](const Peer& peer) { return Holds(peer); });
-    const auto choice = picker_.Next(others, Clock::now());
+    const auto choice = picker_.Next(others, Clock::now(), hooks_.expecting());
     const auto* take = std::get_if<PeerPicker::Take>(&choice);
     if (take == nullptr) {
       if (held_.empty() && std::holds_alternative<PeerPicker::GiveUp>(choice)) give_up();

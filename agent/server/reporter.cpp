@@ -48,6 +48,11 @@ std::vector<Peer> Reporter::peers() const {
   return assignment_.peers;
 }
 
+bool Reporter::expecting() const {
+  const std::scoped_lock lock(mutex_);
+  return assignment_.expecting;
+}
+
 Status Reporter::Send() {
   ROUSE_ASSIGN_OR_RETURN(const http::Response answer,
                          client_->Send({.method = "POST",

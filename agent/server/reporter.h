@@ -34,6 +34,8 @@ class Reporter {
 
   /// The peers of the operator's last answer, best first.
   std::vector<Peer> peers() const;
+  /// Whether there may come to be others, by the same answer.
+  bool expecting() const;
 
  private:
   Reporter(std::unique_ptr<http::Client> client, std::function<AgentReport()> make,

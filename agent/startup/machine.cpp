@@ -38,6 +38,12 @@ void StartupMachine::On(const event::FilesInPlace& happened) {
   Settle(happened.at_us);
 }
 
+void StartupMachine::On(const event::EngineGoesOn& happened) {
+  if (may_start_) return;
+  may_start_ = true;  // It has, and its container's probe must not wait for a pull.
+  moments_.engine_may_start_us = happened.at_us;
+}
+
 void StartupMachine::On(const event::PullOpened& happened) {
   if (pull_ == Pull::kComplete || pull_ == Pull::kAbandoned) return;
   pull_ = Pull::kRunning;

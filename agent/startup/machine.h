@@ -34,6 +34,10 @@ struct Begun {};  ///< The agent's own parts are up.
 struct FilesInPlace {
   std::int64_t at_us = 0;
 };
+/// The engine of a run of this agent before this one goes on, with the weights that it has.
+struct EngineGoesOn {
+  std::int64_t at_us = 0;
+};
 struct PullOpened {
   std::string peer;  ///< The pod the weights come from.
   std::int64_t at_us = 0;
@@ -81,10 +85,10 @@ inline constexpr json::EnumName<event::EnginePhase> kEnginePhases[] = {
     {event::EnginePhase::kModelReady, "ModelReady"}};
 
 using Event =
-    std::variant<event::Begun, event::FilesInPlace, event::PullOpened, event::PullComplete,
-                 event::PullAbandoned, event::RankConnected, event::RankDisconnected, event::Phase,
-                 event::EngineHealthy, event::EngineUnhealthy, event::FirstToken,
-                 event::CanaryFailed, event::Failure>;
+    std::variant<event::Begun, event::FilesInPlace, event::EngineGoesOn, event::PullOpened,
+                 event::PullComplete, event::PullAbandoned, event::RankConnected,
+                 event::RankDisconnected, event::Phase, event::EngineHealthy,
+                 event::EngineUnhealthy, event::FirstToken, event::CanaryFailed, event::Failure>;
 
 class StartupMachine {
  public:
@@ -97,6 +101,9 @@ class StartupMachine {
   std::string message() const;
   /// True once what the engine finds at its start is settled; never becomes false again.
   bool engine_may_start() const { return may_start_; }
+  /// Whether an engine that starts now can be told where its weights come from: also false while
+  /// one goes on for which nothing is pulled.
+  bool settled() const { return may_start_ && pull_ != Pull::kOpening; }
   bool failed() const { return !failure_.empty(); }
   bool engine_healthy() const { return healthy_; }
   bool serving() const { return state() == AgentState::kServing; }
@@ -115,6 +122,7 @@ class StartupMachine {
 
   void On(const event::Begun&);
   void On(const event::FilesInPlace& happened);
+  void On(const event::EngineGoesOn& happened);
   void On(const event::PullOpened& happened);
   void On(const event::PullComplete&);
   void On(const event::PullAbandoned& happened);

@@ -4,7 +4,7 @@
 
 namespace rouse::agent {
 
-PeerPicker::Choice PeerPicker::Next(const std::vector<Peer>& peers, TimePoint now) {
+PeerPicker::Choice PeerPicker::Next(const std::vector<Peer>& peers, TimePoint now, bool expecting) {
   if (failed_transfers_ >= limits_.max_failed_transfers) {
     return GiveUp{std::to_string(failed_transfers_) + " transfers failed: " + Reasons()};
   }
@@ -32,7 +32,15 @@ PeerPicker::Choice PeerPicker::Next(const std::vector<Peer>& peers, TimePoint no
   if (!all_refused) all_refused_since_.reset();
   if (all_refused && !all_refused_since_) all_refused_since_ = now;
 
+  const bool alone = peers.empty() && !expecting;
+  if (!alone) alone_since_.reset();
+  if (alone && !alone_since_) alone_since_ = now;
+
   TimePoint end = idle_since_ + limits_.deadline;
+  if (alone_since_ && *alone_since_ + limits_.alone_deadline <= std::min(now, end)) {
+    return GiveUp{"no other instance has the weights or may come to have them" +
+                  (records_.empty() ? "" : "; " + Reasons())};
+  }
   if (all_refused_since_) end = std::min(end, *all_refused_since_ + limits_.refused_deadline);
   if (now >= end) {
     return GiveUp{records_.empty() ? "the operator named no peer that serves the weights within " +
@@ -55,6 +63,7 @@ void PeerPicker::OnFailed(const Peer& peer, const Status& why, bool transferring
   if (transferring) {
     ++failed_transfers_;
     idle_since_ = now;
+    alone_since_.reset();
   }
 }
 

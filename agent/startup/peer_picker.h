@@ -23,6 +23,9 @@ struct PeerPickerLimits {
   std::chrono::milliseconds deadline{120'000};
   /// The same when every peer known has refused for good: only a new peer could help.
   std::chrono::milliseconds refused_deadline{3'000};
+  /// The same while the operator names none, and none that may come to have weights: long enough
+  /// for it to notice one that has just begun.
+  std::chrono::milliseconds alone_deadline{10'000};
   std::chrono::milliseconds first_pause{200};
   std::chrono::milliseconds longest_pause{5'000};
   int max_failed_transfers = 8;  ///< In a row, without anything new in between.
@@ -44,7 +47,8 @@ class PeerPicker {
 
   PeerPicker(const PeerPickerLimits& limits, TimePoint now) : limits_(limits), idle_since_(now) {}
 
-  Choice Next(const std::vector<Peer>& peers, TimePoint now);
+  /// `expecting`: whether there may come to be other peers than these.
+  Choice Next(const std::vector<Peer>& peers, TimePoint now, bool expecting = true);
 
   /// `peer` did not work out. `transferring`: it had begun to send.
   void OnFailed(const Peer& peer, const Status& why, bool transferring, TimePoint now);
@@ -66,6 +70,7 @@ class PeerPicker {
   PeerPickerLimits limits_;
   TimePoint idle_since_;
   std::optional<TimePoint> all_refused_since_;
+  std::optional<TimePoint> alone_since_;
   int failed_transfers_ = 0;
   std::map<std::string, Record> records_;  // by address
 };

@@ -394,6 +394,59 @@ TEST_CASE("When the only source dies in mid-pull, the instance says so and takes
   }
 }
 
+TEST_CASE(
+    "When nobody will ever have the weights, the fallback is taken long before the deadline") {
+  FakeOperator fake_operator;
+  fake_operator.ExpectNobody();
+  AgentProcess target("demo-1", fake_operator.url(),
+                      FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "3600"}}));
+  auto engine = FakeEngine::Connect(target.socket());
+  auto welcome = engine->Hello(TestIdentity());
+  REQUIRE(welcome.ok());
+  CHECK(welcome->body["source"] == "Storage");
+  CHECK(welcome->body["reason"].get<std::string>().find("no other instance") != std::string::npos);
+}
+
+TEST_CASE("An agent that is started again beside an engine that serves pulls when it is asked") {
+  FakeOperator fake_operator;
+  FakeEngineHttp http_engine;
+  const std::string bytes = TestBytes(kArenaBytes, 13);
+  AgentProcess source("demo-0", fake_operator.url(), {});
+  PublishOn(source, fake_operator, "demo-0", bytes);
+  const auto environment = [&](std::map<std::string, std::string> more) {
+    more.insert({{"ROUSE_ENGINE_URL", http_engine.url()}, {"ROUSE_SERVED_MODEL", "demo"}});
+    return FromPeer(std::move(more));
+  };
+  AgentProcess first("demo-1", fake_operator.url(), environment({}));
+  auto engine = FakeEngine::Connect(first.socket());
+  REQUIRE(engine->Hello(TestIdentity()).ok());
+  REQUIRE(engine->AwaitAndRead(0).ok());
+  http_engine.SetHealthy(true);
+  REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kServing));
+  first.Signal(SIGKILL);
+  REQUIRE(first.Wait() == 128 + SIGKILL);
+  const int before = fake_operator.reports("demo-1");
+
+  const std::string fallback = GENERATE("Storage", "None");
+  AgentProcess second(
+      "demo-1", fake_operator.url(),
+      environment({{"ROUSE_ENGINE_SOCKET", first.socket()}, {"ROUSE_WEIGHTS_FALLBACK", fallback}}));
+  REQUIRE(fake_operator.WaitFor("demo-1", [&](const AgentReport& report) {
+    return fake_operator.reports("demo-1") > before && report.state == AgentState::kServing;
+  }));
+  CHECK(Probe(fake_operator.Last("demo-1")->address, "/startupz") == 200);
+  std::this_thread::sleep_for(std::chrono::seconds(1));
+  CHECK(fake_operator.Last("demo-1")->bytes_by_source.peer == 0);
+  CHECK_FALSE(fake_operator.Last("demo-1")->weights);
+
+  // The engine is started again.
+  auto again = FakeEngine::Connect(first.socket());
+  auto welcome = again->Hello(TestIdentity());
+  REQUIRE(welcome.ok());
+  CHECK(welcome->body["source"] == "Peer");
+  CHECK(*again->AwaitAndRead(0) == bytes);
+}
+
 TEST_CASE("A target that is killed in mid-pull costs its source nothing but a lease") {
   FakeOperator fake_operator;
   const std::string bytes = TestBytes(kLongArenaBytes, 9);

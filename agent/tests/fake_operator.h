@@ -36,6 +36,8 @@ class FakeOperator {
   void NamePeers(std::vector<Peer> peers);
   /// From now on it names those that it knows of again.
   void NameAll();
+  /// From now on it says that nobody else may come to have weights.
+  void ExpectNobody() { expecting_ = false; }
   /// The pod is gone: it is named to nobody any more.
   void Forget(const std::string& pod);
   /// Answers with 503 while true.
@@ -55,6 +57,7 @@ class FakeOperator {
   std::set<std::string> dead_;
   std::optional<std::vector<Peer>> named_;
   std::atomic<bool> away_{false};
+  std::atomic<bool> expecting_{true};
   std::unique_ptr<http::Server> server_;
 };
 

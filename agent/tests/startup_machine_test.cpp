@@ -161,3 +161,26 @@ TEST_CASE("A timeline that an earlier run of the agent had written stays the pod
   machine.Apply(ev::FirstToken{600});
   CHECK(machine.timeline() == earlier);
 }
+
+TEST_CASE("An engine that goes on needs no pull, and is told of none before one has opened") {
+  StartupMachine machine({.path = StartPath::kPeer, .decided_at_us = 1, .agent_started_us = 2});
+  machine.Apply(event::Begun{});
+  CHECK_FALSE(machine.engine_may_start());
+  CHECK_FALSE(machine.settled());
+  machine.Apply(event::EngineGoesOn{3});
+  CHECK(machine.engine_may_start());
+  CHECK_FALSE(machine.settled());
+  machine.Apply(event::EngineHealthy{4});
+  machine.Apply(event::FirstToken{5});
+  CHECK(machine.serving());
+  SECTION("a pull that opens settles it") {
+    machine.Apply(event::PullOpened{"demo-0", 6});
+    CHECK(machine.settled());
+    CHECK(machine.serving());
+  }
+  SECTION("so does one that is given up") {
+    machine.Apply(event::PullAbandoned{"nobody", 6});
+    CHECK(machine.settled());
+    CHECK_FALSE(machine.failed());
+  }
+}

@@ -97,3 +97,32 @@ TEST_CASE("Transfers that fail while others bring something do not count") {
   }
   CHECK(Say(picker.Next({}, now + 10s)) == "give up: a (http://a): Unavailable: died");
 }
+
+TEST_CASE("Nobody is waited for when nobody may come") {
+  PeerPicker::TimePoint now;
+  PeerPickerLimits limits = kLimits;
+  limits.deadline = 120s;
+  PeerPicker picker(limits, now);
+  CHECK(Say(picker.Next({}, now)) == "wait");
+  now += 60s;
+  CHECK(Say(picker.Next({}, now, false)) == "wait");
+  CHECK(Say(picker.Next({}, now + 9s, false)) == "wait");
+  SECTION("until the time is over") {
+    CHECK(Say(picker.Next({}, now + 10s, false)) ==
+          "give up: no other instance has the weights or may come to have them");
+  }
+  SECTION("one that has begun meanwhile is waited for in full") {
+    CHECK(Say(picker.Next({}, now + 10s, true)) == "wait");
+    CHECK(Say(picker.Next({}, now + 11s, false)) == "wait");
+    CHECK(Say(picker.Next({}, now + 20s, false)) == "wait");
+    CHECK(Say(picker.Next({}, now + 21s, false)) != "wait");
+  }
+  SECTION("a peer that is named is asked") {
+    CHECK(Say(picker.Next({kA}, now + 10s, false)) == "a");
+  }
+  SECTION("one that dies in mid-transfer may come back, and is named in the end") {
+    picker.OnFailed(kA, Unavailable("died"), true, now + 9s);
+    CHECK(Say(picker.Next({}, now + 10s, false)) == "wait");
+    CHECK_THAT(Say(picker.Next({}, now + 20s, false)), Catch::Contains("died"));
+  }
+}

@@ -132,6 +132,9 @@ TEST_CASE("every message reads back as it was written") {
   bare.timeline.reset();
   CHECK(*AgentReportFromJson(ToJson(bare)) == bare);
   CHECK(*AssignmentFromJson(ToJson(SomeAssignment())) == SomeAssignment());
+  Assignment alone = SomeAssignment();
+  alone.expecting = false;
+  CHECK(*AssignmentFromJson(ToJson(alone)) == alone);
   CHECK(*OpenRequestFromJson(ToJson(OpenRequest{"x", "ns/p"})) == OpenRequest{"x", "ns/p"});
   CHECK(*OpenRequestFromJson(ToJson(OpenRequest{"x", "ns/p", true})) ==
         OpenRequest{"x", "ns/p", true});

@@ -72,7 +72,8 @@ Result<std::unique_ptr<App>> App::Create(const kube::Config& config, AppOptions 
   ROUSE_ASSIGN_OR_RETURN(app->client_, client(app->options_.call_timeout, kListDeadline, 3));
   ROUSE_ASSIGN_OR_RETURN(app->lease_client_, client(lease_timeout, lease_timeout, 0));
   ROUSE_ASSIGN_OR_RETURN(app->report_client_, client(kReportTimeout, kReportTimeout, 0));
-  app->reports_ = std::make_unique<Reports>(*app->report_client_, app->cache_, *metrics);
+  app->reports_ = std::make_unique<Reports>(*app->report_client_, app->cache_, *metrics,
+                                            app->options_.policy, &Now);
   kube::EventOptions events;
   events.instance = app->options_.own_name;
   app->events_ = std::make_unique<kube::EventRecorder>(*app->client_, events);

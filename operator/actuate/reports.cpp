@@ -106,7 +106,8 @@ Result<Assignment> Reports::Take(const http::Request& request) {
   for (const auto& other : held) others.push_back(other.get());
   return Assignment{.path = pod->path,
                     .peers = plan::PeersFor(*pod, others),
-                    .report_after_ms = ReportAfterMs(report.state)};
+                    .report_after_ms = ReportAfterMs(report.state),
+                    .expecting = plan::IsExpecting(*pod, others, policy_, now_())};
 }
 
 Status Reports::Write(const plan::Instance& pod, const AgentReport& report) {

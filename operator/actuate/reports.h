@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "operator/actuate/cache.h"
 #include "operator/actuate/metrics.h"
 #include "operator/kube/api.h"
+#include "operator/plan/observed.h"
 
 namespace rouse::actuate {
 
@@ -31,8 +33,9 @@ class Reports {
  public:
   /// References must outlive it. `api` should have a short timeout and no retries: the agent comes
   /// again anyway.
-  Reports(kube::Api& api, const Cache& cache, Metrics& metrics)
-      : api_(api), cache_(cache), metrics_(metrics) {}
+  Reports(kube::Api& api, const Cache& cache, Metrics& metrics, const plan::Policy& policy,
+          std::function<plan::TimePoint()> now)
+      : api_(api), cache_(cache), metrics_(metrics), policy_(policy), now_(std::move(now)) {}
 
   /// Answers one request. Thread-safe; blocks for one call to the API server at most.
   http::Response Handle(const http::Request& request);
@@ -44,6 +47,8 @@ class Reports {
   kube::Api& api_;
   const Cache& cache_;
   Metrics& metrics_;
+  const plan::Policy policy_;
+  const std::function<plan::TimePoint()> now_;
   std::atomic<int> writing_{0};
 };
 

@@ -16,6 +16,12 @@ bool CanBeAsked(const Instance& instance) {
          !instance.address.empty() && instance.agent_state != AgentState::kFailed;
 }
 
+bool SameLaunch(const Instance& target, const Instance& other) {
+  return other.uid != target.uid && other.ns == target.ns && other.service == target.service &&
+         other.owner_uid == target.owner_uid && !other.owner_uid.empty() &&
+         other.launch_identity == target.launch_identity;
+}
+
 }  // namespace
 
 std::string FailureOf(const Instance& instance, const Policy& policy, TimePoint now) {
@@ -90,11 +96,7 @@ std::vector<Peer> PeersFor(const Instance& target, const std::vector<const Insta
   std::vector<Candidate> sources;
   const std::uint64_t own = HashName(target.name);
   for (const Instance* other : others) {
-    if (other->uid == target.uid || other->ns != target.ns || other->service != target.service ||
-        other->owner_uid != target.owner_uid || other->owner_uid.empty() ||
-        other->launch_identity != target.launch_identity) {
-      continue;
-    }
+    if (!SameLaunch(target, *other)) continue;
     if (!IsServable(*other) && !IsArriving(*other)) continue;
     sources.push_back({.instance = other,
                        .distance = DistanceBetween(target, *other),
@@ -116,6 +118,21 @@ std::vector<Peer> PeersFor(const Instance& target, const std::vector<const Insta
                      .distance = source.distance});
   }
   return peers;
+}
+
+bool IsExpecting(const Instance& target, const std::vector<const Instance*>& others,
+                 const Policy& policy, TimePoint now) {
+  const auto earlier = [&](const Instance& other) {
+    return std::tie(other.decided_at, other.name) < std::tie(target.decided_at, target.name);
+  };
+  return std::any_of(others.begin(), others.end(), [&](const Instance* other) {
+    if (!SameLaunch(target, *other) || other->deleting) return false;
+    if (!FailureOf(*other, policy, now).empty()) return false;
+    // Whether it may fall back is not known here: it has not yet, or it would be coming anyway.
+    return IsServable(*other) || IsArriving(*other) ||
+           IsComing(*other, api::Fallback::kNone, policy, now) ||
+           (earlier(*other) && IsComing(*other, api::Fallback::kStorage, policy, now));
+  });
 }
 
 }  // namespace rouse::plan

@@ -29,7 +29,7 @@ class Process {
                 const plan::Instance& pod = after != nullptr ? *after : *before;
                 pending.Seen(ServiceKey(pod), pod.uid, after);
               }),
-        reports(api, cache, metrics),
+        reports(api, cache, metrics, {}, [this] { return now; }),
         api_(api) {
     ReconcilerOptions options;
     options.pods.agent_image = "agent:1";

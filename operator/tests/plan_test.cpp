@@ -435,6 +435,46 @@ TEST_CASE("peers are offered from the same node first, then ready ones") {
   CHECK(names() == Lines{"demo-0", "demo-1"});
 }
 
+TEST_CASE("a target expects weights only of those that have them, or get them without it") {
+  const auto expects = [](State& state, const std::string& name) {
+    std::vector<const Instance*> all;
+    for (const Instance& i : state.Done().instances) all.push_back(&i);
+    return IsExpecting(state[name], all, Policy{}, kNow);
+  };
+  State state(3);
+  state.Starting("demo-1", StartPath::kPeer, AgentState::kPulling, seconds(20));
+  CHECK_FALSE(expects(state, "demo-1"));  // Itself does not count.
+  state.Starting("demo-2", StartPath::kPeer, AgentState::kPulling, seconds(10));
+  // Two that wait for peers: the later one for the earlier one, and not the other way round.
+  CHECK_FALSE(expects(state, "demo-1"));
+  CHECK(expects(state, "demo-2"));
+  SECTION("one that has fallen back") {
+    state["demo-2"].agent_state = AgentState::kLoading;
+    CHECK(expects(state, "demo-1"));
+  }
+  SECTION("one that starts from storage") {
+    state.Starting("demo-3", StartPath::kStorage, AgentState::kReady, seconds(1));
+    CHECK(expects(state, "demo-1"));
+    state["demo-3"].agent_state = AgentState::kFailed;
+    CHECK_FALSE(expects(state, "demo-1"));
+  }
+  SECTION("one that serves, until its weights are gone") {
+    state.Serving("demo-0");
+    CHECK(expects(state, "demo-1"));
+    state["demo-0"].weights.reset();
+    CHECK_FALSE(expects(state, "demo-1"));
+    state["demo-0"].timeline->total_us = 590'000'000;  // It may just not have published yet.
+    CHECK(expects(state, "demo-1"));
+    state["demo-0"].deleting = true;
+    CHECK_FALSE(expects(state, "demo-1"));
+  }
+  SECTION("one of another launch") {
+    state.Serving("demo-0");
+    state["demo-0"].launch_identity = "other";
+    CHECK_FALSE(expects(state, "demo-1"));
+  }
+}
+
 TEST_CASE(
     "weights that came over TCP past RDMA are a condition and one event, until it is mended") {
   State state(2);

@@ -96,6 +96,27 @@ TEST_CASE("a report is kept on the pod and answered with the other instances, ne
   CHECK(assignment->report_after_ms == 10'000);
 }
 
+TEST_CASE("an agent is told when nobody will come to have weights") {
+  Agents agents;
+  const auto expecting = [&](const char* pod) {
+    Json report = agents.Report(pod, "Pulling");
+    report["weights"] = nullptr;
+    const auto assignment = AssignmentFromJson(Json::parse(agents.Send(report).body));
+    REQUIRE(assignment.ok());
+    agents.process->Sync();
+    return assignment->expecting;
+  };
+  // The others start from storage.
+  CHECK(expecting("demo-0"));
+  for (const char* pod : {"demo-1", "demo-2"}) {
+    Json report = agents.Report(pod, "Failed");
+    report["weights"] = nullptr;
+    REQUIRE(agents.Send(report).status == 200);
+  }
+  agents.process->Sync();
+  CHECK_FALSE(expecting("demo-0"));
+}
+
 TEST_CASE("a report that says nothing new is not written again") {
   Agents agents;
   Json report = agents.Report("demo-0", "Pulling");

@@ -49,6 +49,17 @@ void Open(std::string_view text) {
   }
 }
 
+void Staged(std::string_view text) {
+  const auto document = json::Parse(text, "message", kMaxMessageText);
+  if (!document.ok()) return;
+  const auto slab = StagedFromJson(*document);
+  if (!slab.ok()) return;
+  Check(!slab->rkey.empty() && slab->bytes > 0, "what is staged can be read");
+  Check(slab->address + slab->bytes >= slab->address, "a slab fits an address space");
+  const auto again = StagedFromJson(StagedToJson(*slab));
+  Check(again.ok() && *again == *slab, "encoding and decoding change nothing");
+}
+
 void Files(std::string_view text) {
   const auto files = Decoded(text, ModelFilesFromJson);
   if (!files) return;
@@ -97,6 +108,8 @@ void PeerMessages(std::string_view input) {
   if (kind == "open") Open(input);
   if (kind == "files") Files(input);
   if (kind == "lease") (void)Decoded(input, LeaseRequestFromJson);
+  if (kind == "stage") (void)Decoded(input, StageRequestFromJson);
+  if (kind == "staged") Staged(input);
   if (kind == "ask") (void)Decoded(input, OpenRequestFromJson);
   if (kind == "report") (void)Decoded(input, AgentReportFromJson);
   if (kind == "assignment") (void)Decoded(input, AssignmentFromJson);
