@@ -156,6 +156,7 @@ class Link:
     def take(self, model: nn.Module) -> Manifest:
         """Fills the model with the weights that the agent pulled. Nothing is changed when it fails
         before every tensor has been found in the manifest."""
+        self.mapped = None
         session = self._connected()
         plan, document = session.await_weights(self.settings.weights_timeout_s)
         described = manifest.decode(document)
@@ -197,6 +198,7 @@ class Link:
     def give(self, model: nn.Module, scalars: dict[str, Scalar]) -> Manifest:
         """Publishes the model's weights. Where it can, the model goes on computing with the arena,
         mapped privately, so that its memory is not needed twice."""
+        self.mapped = None
         session = self._connected()
         named = tensors.collect(model, self.rank.form)
         layout = tensors.lay_out(named)

@@ -28,7 +28,7 @@ from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 from vllm.model_executor.model_loader import base_loader, get_model, get_model_loader  # noqa: E402
 
 import rouse_vllm  # noqa: E402
-from rouse_vllm import identity, library, loader, tensors  # noqa: E402
+from rouse_vllm import guard, identity, library, loader, tensors  # noqa: E402
 
 
 @dataclass
@@ -756,3 +756,31 @@ def test_registering_twice_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     config = LoadConfig(load_format="rouse", model_loader_extra_config={"socket": "/s"})
     assert type(get_model_loader(config)) is loader.RouseModelLoader
     assert config.model_loader_extra_config == {"socket": "/s"}
+
+
+# ---- What can sleep ------------------------------------------------------------------------------
+
+
+def test_who_computes_with_the_agents_memory_can_sleep(
+    load: Load, moe: Path, tmp_path: Path
+) -> None:
+    def strange(manifest: dict[str, Any]) -> None:
+        manifest["scalars"]["model.nothing"] = 1.0
+
+    def refuse(_: Any, __: Any) -> Answer:
+        return {"type": "Error", "code": "ResourceExhausted", "message": "no memory"}, []
+
+    _, published = publish(load, moe, tmp_path)
+    assert guard.problem(None) == ""
+    with FakeAgent(tmp_path / "s", weights=published.pulled()) as agent:
+        load(moe, agent.path)
+        assert guard.problem(None) == ""
+    # Taken, found not to fit at the very end, and then read from storage but not published.
+    with FakeAgent(
+        tmp_path / "t", weights=published.pulled(strange), overrides={"CreateArena": refuse}
+    ) as agent:
+        load(moe, agent.path)
+        assert "GetSlabs" in agent.types() and "CreateArena" in agent.types()
+        assert "memory of its own" in guard.problem(None)
+    load(moe, tmp_path / "nobody")
+    assert "the agent was not there" in guard.problem(None)
