@@ -90,6 +90,7 @@ Status Agent::Wire() {
                 if (engine_ != nullptr) engine_->Wake();
               },
           .on_read = [this](const LoadOutcome& outcome) { OnCheckpointRead(outcome); }});
+  ROUSE_RETURN_IF_ERROR(WireGraphs());
   ROUSE_RETURN_IF_ERROR(WireEngine());
   hydrate_ = NamedThread("hydrate", [this](const auto& stop) { Hydrate(stop); });
   if (options_.plan.path != StartPath::kStorage) {
@@ -135,7 +136,8 @@ Agent::~Agent() {
     if (thread->joinable()) thread->join();
   }
   if (stream_ != nullptr) stream_->End();  // It wakes the engine's thread, which asks it.
-  if (role_ != nullptr) role_->Stop();     // It commands the engine; the socket's thread tells it.
+  if (graphs_ != nullptr) graphs_->Stop();
+  if (role_ != nullptr) role_->Stop();  // It commands the engine; the socket's thread tells it.
   engine_.reset();
   probe_.reset();     // May wait for an engine that hangs.
   reporter_.reset();  // After all that report changes.

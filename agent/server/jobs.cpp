@@ -115,6 +115,7 @@ PeerPullHooks Agent::PullHooks(std::function<void(const Peer&)> on_opened) {
           },
       .on_placed = [this] { NotifyWeights(); },
       .on_progress = [this] { NotifyWeights(); },
+      .on_complete = [] {},
       .on_verified = [this](std::uint64_t bytes) { metrics_.SetPulled(bytes); },
       .on_transfer =
           [this](const Status& status, const transfer::PullCounters& counters, double seconds,
