@@ -224,11 +224,15 @@ void Agent::NotifyWeights() {
 // ---- EngineHost: called on the engine socket's thread ------------------------------------------
 
 WeightOffer Agent::Offer(std::uint32_t rank) {
-  WeightOffer offer = store_->Offer(rank);
-  // An engine that starts while this instance sleeps would take memory that others use.
-  offer.storage_allowed = role_->active() && (options_.plan.path == StartPath::kStorage ||
-                                              options_.plan.fall_back_to_storage);
   engine_asked_ = true;
+  // An engine that starts while this instance sleeps would take memory that others use, and one
+  // that does when it has failed would serve for nobody.
+  if (const RoleStanding role = role_->standing(); role.state != RoleState::kActive) {
+    return {.identity = std::nullopt, .reason = role.message, .storage_allowed = false};
+  }
+  WeightOffer offer = store_->Offer(rank);
+  offer.storage_allowed =
+      options_.plan.path == StartPath::kStorage || options_.plan.fall_back_to_storage;
   const std::scoped_lock lock(mutex_);
   offer.settled = machine_.settled() || machine_.failed();
   return offer;
@@ -262,7 +266,7 @@ void Agent::OnRankDisconnected(std::uint32_t rank) {
 
 void Agent::OnRefused(const HelloRequest& hello, const std::string& reason) {
   log::Error("engine refused", {{"rank", hello.rank}, {"reason", reason}});
-  Apply(event::Failure{reason});
+  if (role_->active()) Apply(event::Failure{reason});
 }
 
 void Agent::OnPhase(std::uint32_t rank, const PhaseRequest& phase) {

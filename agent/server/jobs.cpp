@@ -156,6 +156,7 @@ void Agent::Pull(const std::stop_token& stop) {
     Apply(event::EngineGoesOn{NowUs()});
     while (!engine_asked_ && !stop.stop_requested()) SleepUntil(Clock::now() + kLookAgain, stop);
   }
+  if (!role_->active()) return Apply(event::PullAbandoned{role_->standing().message, NowUs()});
   std::int64_t started = 0;
   const PeerPullHooks hooks = PullHooks([&](const Peer& peer) {
     const std::int64_t now = NowUs();
