@@ -22,6 +22,8 @@ struct Raw {
   std::int64_t drain_s = 5;
   std::int64_t lease_s = 30;
   std::int64_t pull_stall_s = 10;
+  std::string graph_capture = "Eager";
+  std::string graph_trigger = "Idle";
   std::int64_t sleep_drain_s = 30;
   std::int64_t sleep_deadline_s = 120;
   std::int64_t wake_deadline_s = 120;
@@ -144,6 +146,17 @@ void AddTuning(CLI::App& app, ProgramOptions& options, Raw& raw) {
 }
 
 void AddRole(CLI::App& app, Raw& raw) {
+  app.add_option("--graph-capture", raw.graph_capture,
+                 "Lazy: the engine was told to leave CUDA graphs out at its start")
+      ->envname("ROUSE_GRAPH_CAPTURE")
+      ->check(CLI::IsMember({"Eager", "Lazy"}))
+      ->capture_default_str();
+  app.add_option("--graph-capture-trigger", raw.graph_trigger,
+                 "With Lazy. Idle: the engine is told to capture them when it has no requests. "
+                 "FirstRequest: it does so by itself")
+      ->envname("ROUSE_GRAPH_CAPTURE_TRIGGER")
+      ->check(CLI::IsMember({"Idle", "FirstRequest"}))
+      ->capture_default_str();
   app.add_option("--sleep-drain-seconds", raw.sleep_drain_s,
                  "How long requests under way may take before the engine goes to sleep")
       ->envname("ROUSE_SLEEP_DRAIN_SECONDS")
@@ -226,6 +239,10 @@ std::variant<ProgramOptions, int> ParseOptions(int argc, const char* const* argv
   agent.publisher.node_socket =
       (agent.self.pod_uid.empty() ? agent.self.pod : agent.self.pod_uid) + ".sock";
   options.drain = std::chrono::seconds(raw.drain_s);
+  if (raw.graph_capture == "Lazy") agent.graphs.mode = GraphCaptureMode::kLazy;
+  if (raw.graph_trigger == "FirstRequest") {
+    agent.graphs.trigger = GraphCaptureTrigger::kFirstRequest;
+  }
   agent.role.drain = std::chrono::seconds(raw.sleep_drain_s);
   agent.role.limits.sleep = std::chrono::seconds(raw.sleep_deadline_s);
   agent.role.limits.wake = std::chrono::seconds(raw.wake_deadline_s);

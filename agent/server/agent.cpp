@@ -90,6 +90,7 @@ Status Agent::Wire() {
                 if (engine_ != nullptr) engine_->Wake();
               },
           .on_read = [this](const LoadOutcome& outcome) { OnCheckpointRead(outcome); }});
+  ROUSE_RETURN_IF_ERROR(WireGraphs());
   ROUSE_RETURN_IF_ERROR(WireEngine());
   hydrate_ = NamedThread("hydrate", [this](const auto& stop) { Hydrate(stop); });
   if (options_.plan.path != StartPath::kStorage) {
@@ -135,7 +136,8 @@ Agent::~Agent() {
     if (thread->joinable()) thread->join();
   }
   if (stream_ != nullptr) stream_->End();  // It wakes the engine's thread, which asks it.
-  if (role_ != nullptr) role_->Stop();     // It commands the engine; the socket's thread tells it.
+  if (graphs_ != nullptr) graphs_->Stop();
+  if (role_ != nullptr) role_->Stop();  // It commands the engine; the socket's thread tells it.
   engine_.reset();
   probe_.reset();     // May wait for an engine that hangs.
   reporter_.reset();  // After all that report changes.
@@ -222,11 +224,15 @@ void Agent::NotifyWeights() {
 // ---- EngineHost: called on the engine socket's thread ------------------------------------------
 
 WeightOffer Agent::Offer(std::uint32_t rank) {
-  WeightOffer offer = store_->Offer(rank);
-  // An engine that starts while this instance sleeps would take memory that others use.
-  offer.storage_allowed = role_->active() && (options_.plan.path == StartPath::kStorage ||
-                                              options_.plan.fall_back_to_storage);
   engine_asked_ = true;
+  // An engine that starts while this instance sleeps would take memory that others use, and one
+  // that does when it has failed would serve for nobody.
+  if (const RoleStanding role = role_->standing(); role.state != RoleState::kActive) {
+    return {.identity = std::nullopt, .reason = role.message, .storage_allowed = false};
+  }
+  WeightOffer offer = store_->Offer(rank);
+  offer.storage_allowed =
+      options_.plan.path == StartPath::kStorage || options_.plan.fall_back_to_storage;
   const std::scoped_lock lock(mutex_);
   offer.settled = machine_.settled() || machine_.failed();
   return offer;
@@ -260,7 +266,7 @@ void Agent::OnRankDisconnected(std::uint32_t rank) {
 
 void Agent::OnRefused(const HelloRequest& hello, const std::string& reason) {
   log::Error("engine refused", {{"rank", hello.rank}, {"reason", reason}});
-  Apply(event::Failure{reason});
+  if (role_->active()) Apply(event::Failure{reason});
 }
 
 void Agent::OnPhase(std::uint32_t rank, const PhaseRequest& phase) {

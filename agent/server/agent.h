@@ -26,6 +26,7 @@
 #include "agent/server/checkpoint_stream.h"
 #include "agent/server/commands.h"
 #include "agent/server/engine_probe.h"
+#include "agent/server/graph_capture.h"
 #include "agent/server/metrics.h"
 #include "agent/server/peer_pull.h"
 #include "agent/server/reporter.h"
@@ -52,6 +53,7 @@ struct AgentOptions {
   std::string engine_socket;
   EngineProbeSettings probe;
   RoleSettings role;
+  GraphCaptureSettings graphs;
   WeightStoreOptions weights;
   transfer::PublisherOptions publisher;
   PeerPickerLimits picker;
@@ -97,6 +99,7 @@ class Agent final : private EngineHost {
 
   // Sleep and wake (role_host.cpp).
   void WireRole();
+  Status WireGraphs();
   Status ReadyToSleep() const;
   Status PullToWake(const std::vector<Peer>& peers, const std::stop_token& stop);
   CanaryResult AskCanary();
@@ -157,7 +160,10 @@ class Agent final : private EngineHost {
   Commands commands_;
   std::unique_ptr<Canary> canary_;  ///< None without an engine URL.
   std::unique_ptr<RoleDriver> role_;
-  std::atomic<bool> role_kept_{false};
+  std::unique_ptr<GraphCapture> graphs_;       ///< None where that is not our matter.
+  std::unique_ptr<http::Client> busy_client_;  ///< Of the thread of graphs_.
+  std::mutex role_file_mutex_;
+  bool role_kept_ = false;  ///< Guarded: there is a file that says that it does not serve.
   std::unique_ptr<Reporter> reporter_;
   std::unique_ptr<CheckpointStream> stream_;
   std::unique_ptr<EngineServer> engine_;

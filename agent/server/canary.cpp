@@ -8,42 +8,54 @@ namespace {
 
 constexpr int kTokens = 4;
 constexpr std::size_t kMaxTold = 200;
+constexpr std::string_view kData = "data: ";
 
 }  // namespace
 
-Result<std::string> Canary::Ask() {
-  const json::Json body = {{"model", served_model_},
-                           {"prompt", "The sun rises in the"},
-                           {"max_tokens", kTokens},
-                           {"temperature", 0},
-                           {"ignore_eos", true}};
-  ROUSE_ASSIGN_OR_RETURN(const http::Response answer,
-                         engine_->Send({.method = "POST",
-                                        .target = "/v1/completions",
-                                        .headers = {{"Content-Type", "application/json"}},
-                                        .body = json::Dump(body),
-                                        .timeout = timeout_,
-                                        .deadline = timeout_},
-                                       1u << 20));
-  if (answer.status != 200) {
-    return Unavailable("the engine answered with HTTP " + std::to_string(answer.status) + ": " +
-                       answer.body.substr(0, 512));
+// Streamed, so that the moment of the first token is known.
+Result<Canary::Answer> Canary::Ask() {
+  const json::Json body = {{"model", served_model_}, {"prompt", "The sun rises in the"},
+                           {"max_tokens", kTokens},  {"temperature", 0},
+                           {"ignore_eos", true},     {"stream", true}};
+  Answer answer;
+  bool whole = false;
+  http::Response refused;
+  const auto on_line = [&](std::string_view line) -> Status {
+    if (!line.starts_with(kData)) return {};  // Between two events.
+    line.remove_prefix(kData.size());
+    if (line.starts_with("[DONE]")) {
+      whole = true;
+      return {};
+    }
+    ROUSE_ASSIGN_OR_RETURN(const json::Json document, json::Parse(line, "canary's answer"));
+    json::Reader in(document, "canary");
+    for (const json::Json& item : in.Array("choices")) {
+      json::Reader choice(item, "canary.choices");
+      answer.text += choice.String("text");
+      in.Take(choice.status());
+      if (answer.first_token_us == 0) answer.first_token_us = NowUs();
+    }
+    return in.status();
+  };
+  const Status streamed = engine_->Stream({.method = "POST",
+                                           .target = "/v1/completions",
+                                           .headers = {{"Content-Type", "application/json"}},
+                                           .body = json::Dump(body),
+                                           .timeout = timeout_},
+                                          http::CancelSource(), on_line, &refused);
+  if (streamed.code() == StatusCode::kFailedPrecondition) {
+    return Unavailable("the engine answered with HTTP " + std::to_string(refused.status) + ": " +
+                       refused.body.substr(0, 512));
   }
-  ROUSE_ASSIGN_OR_RETURN(const json::Json document, json::Parse(answer.body, "canary's answer"));
-  json::Reader in(document, "canary");
-  const json::Json& choices = in.Array("choices");
-  if (in.status().ok() && choices.empty()) in.Fail("choices", "is empty");
-  ROUSE_RETURN_IF_ERROR(in.status());
-  json::Reader choice(choices.front(), "canary.choices[0]");
-  std::string text = choice.String("text");
-  ROUSE_RETURN_IF_ERROR(choice.status());
-  return text;
+  ROUSE_RETURN_IF_ERROR(streamed);
+  if (!whole || answer.first_token_us == 0) return Unavailable("the engine's answer is not whole");
+  return answer;
 }
 
 Status Canary::Record() {
-  ROUSE_ASSIGN_OR_RETURN(std::string answer, Ask());
+  ROUSE_ASSIGN_OR_RETURN(Answer answer, Ask());
   const std::scoped_lock lock(mutex_);
-  answer_ = std::move(answer);
+  answer_ = std::move(answer.text);
   return {};
 }
 
@@ -55,13 +67,14 @@ bool Canary::known() const {
 CanaryResult Canary::Check() {
   const auto answer = Ask();
   if (!answer.ok()) return {.status = answer.status()};
-  const std::int64_t now = NowUs();
   const std::scoped_lock lock(mutex_);
-  if (*answer == answer_) return {.status = {}, .first_token_us = now};
-  return {.status = DataLoss("the engine answers \"" + answer->substr(0, kMaxTold) +
+  CanaryResult result{.status = {}, .first_token_us = answer->first_token_us};
+  if (answer->text != answer_) {
+    result.status = DataLoss("the engine answers \"" + answer->text.substr(0, kMaxTold) +
                              "\", before it slept it answered \"" +
-                             answer_.value_or("").substr(0, kMaxTold) + "\""),
-          .first_token_us = now};
+                             answer_.value_or("").substr(0, kMaxTold) + "\"");
+  }
+  return result;
 }
 
 }  // namespace rouse::agent

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -31,7 +32,11 @@ class Canary {
   CanaryResult Check();
 
  private:
-  Result<std::string> Ask();
+  struct Answer {
+    std::string text;
+    std::int64_t first_token_us = 0;
+  };
+  Result<Answer> Ask();
 
   const std::unique_ptr<http::Client> engine_;
   const std::string served_model_;

@@ -115,6 +115,7 @@ PeerPullHooks Agent::PullHooks(std::function<void(const Peer&)> on_opened) {
           },
       .on_placed = [this] { NotifyWeights(); },
       .on_progress = [this] { NotifyWeights(); },
+      .on_complete = [] {},
       .on_verified = [this](std::uint64_t bytes) { metrics_.SetPulled(bytes); },
       .on_transfer =
           [this](const Status& status, const transfer::PullCounters& counters, double seconds,
@@ -155,6 +156,7 @@ void Agent::Pull(const std::stop_token& stop) {
     Apply(event::EngineGoesOn{NowUs()});
     while (!engine_asked_ && !stop.stop_requested()) SleepUntil(Clock::now() + kLookAgain, stop);
   }
+  if (!role_->active()) return Apply(event::PullAbandoned{role_->standing().message, NowUs()});
   std::int64_t started = 0;
   const PeerPullHooks hooks = PullHooks([&](const Peer& peer) {
     const std::int64_t now = NowUs();

@@ -94,6 +94,29 @@ struct Metrics::Families {
                                     .Name("rouse_model_file_bytes_total")
                                     .Help("Bytes of small model files fetched from peers.")
                                     .Register(registry);
+  Family<Counter>& wakes = BuildCounter()
+                               .Name("rouse_wakes_total")
+                               .Help("Wakes of this instance, by outcome.")
+                               .Register(registry);
+  Family<Histogram>& sleep_seconds =
+      BuildHistogram()
+          .Name("rouse_sleep_seconds")
+          .Help("From being told to sleep to having given the weights' memory back.")
+          .Register(registry);
+  Family<Gauge>& guard_gpu_bytes =
+      BuildGauge()
+          .Name("rouse_guard_gpu_bytes")
+          .Help("GPU memory in use when the engine fell asleep last, all of its GPUs together.")
+          .Register(registry);
+  Family<Counter>& graphs =
+      BuildCounter()
+          .Name("rouse_graphs_captured_total")
+          .Help("CUDA graphs that the engine captured after its start, as it was told to.")
+          .Register(registry);
+  Family<Gauge>& graphs_left = BuildGauge()
+                                   .Name("rouse_graphs_left")
+                                   .Help("CUDA graphs that the engine has yet to capture.")
+                                   .Register(registry);
   Histogram::BucketBoundaries pull_buckets{0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300};
 };
 
@@ -122,6 +145,7 @@ Metrics::Metrics() : families_(std::make_unique<Families>()) {
     families_->reports.Add({{"outcome", Outcome(ok)}});
     families_->pull_seconds.Add({{"outcome", Outcome(ok)}}, families_->pull_buckets);
   }
+  for (const bool ok : {true, false}) families_->wakes.Add({{"outcome", Outcome(ok)}});
   families_->file_bytes.Add({});
   families_->storage_bytes.Add({});
   SetState(AgentState::kStarting);
@@ -194,6 +218,23 @@ void Metrics::CountReport(bool ok) {
 
 void Metrics::CountModelFiles(std::uint64_t fetched_bytes) {
   families_->file_bytes.Add({}).Increment(static_cast<double>(fetched_bytes));
+}
+
+void Metrics::CountWake(bool ok) {
+  families_->wakes.Add({{"outcome", Outcome(ok)}}).Increment();
+}
+
+void Metrics::CountSleep(double seconds) {
+  families_->sleep_seconds.Add({}, families_->pull_buckets).Observe(seconds);
+}
+
+void Metrics::SetGuardGpuBytes(double bytes) {
+  families_->guard_gpu_bytes.Add({}).Set(bytes);
+}
+
+void Metrics::CountGraphs(double captured, double left) {
+  families_->graphs.Add({}).Increment(captured);
+  families_->graphs_left.Add({}).Set(left);
 }
 
 void Metrics::SetWeights(std::uint64_t published_bytes, std::uint64_t pulled_bytes,

@@ -38,6 +38,13 @@ class Metrics {
   void CountEngineRequest(std::string_view type, bool ok);
   void CountReport(bool ok);
   void CountModelFiles(std::uint64_t fetched_bytes);
+  /// A wake has ended; a sleep has, well.
+  void CountWake(bool ok);
+  void CountSleep(double seconds);
+  /// What the engine that sleeps still holds of its GPU's memory, or of several GPUs'.
+  void SetGuardGpuBytes(double bytes);
+  /// The engine has captured CUDA graphs after its start.
+  void CountGraphs(double captured, double left);
   /// What changes by itself, set when somebody asks.
   void SetWeights(std::uint64_t published_bytes, std::uint64_t pulled_bytes, std::size_t leases);
 

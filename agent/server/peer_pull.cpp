@@ -172,6 +172,7 @@ Outcome Attempt::Run(const Peer& first) {
     if (!outcome.status.ok()) return outcome;
     hooks_.on_progress();
   }
+  hooks_.on_complete();
   return {};
 }
 

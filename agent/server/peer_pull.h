@@ -38,6 +38,8 @@ struct PeerPullHooks {
   std::function<void()> on_placed;
   /// A rank is in place, or everything has changed: engines that wait should look again.
   std::function<void()> on_progress;
+  /// Every rank is in place; ending the leases may take a moment longer.
+  std::function<void()> on_complete;
   /// So many bytes of the rank under way are in place; now and then, on the pulling thread.
   std::function<void(std::uint64_t verified_bytes)> on_verified;
   /// One transfer of one rank has ended; `counters` are what it did, whatever `status`.

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "agent/server/clock.h"
+#include "common/log.h"
 
 namespace rouse::agent {
 namespace {
@@ -39,30 +40,41 @@ void RoleDriver::Stop() {
   if (pull_.joinable()) pull_.join();
 }
 
+// Everything that may move the machine goes through here.
+void RoleDriver::Change(const std::function<void()>& change) {
+  RoleState before = RoleState::kActive;
+  RoleState after = RoleState::kActive;
+  Clock::time_point asked;
+  {
+    const std::scoped_lock lock(mutex_);
+    before = machine_.state();
+    asked = asked_;
+    change();
+    after = machine_.state();
+    if (after != before) asked_ = Clock::now();
+    pending_ = true;
+    changed_.notify_all();
+  }
+  if (after != before && (before == RoleState::kSleeping || before == RoleState::kWaking)) {
+    hooks_.on_ended(before, after, std::chrono::duration<double>(Clock::now() - asked).count());
+  }
+  hooks_.on_change();
+}
+
 Status RoleDriver::Ask(const RoleRequest& request) {
   const bool wakes = request.role == Role::kActive;
   const std::int64_t asked = NowUs();
   const Status ready = wakes ? hooks_.ready_to_wake() : hooks_.ready_to_sleep();
   Status status;
-  {
-    const std::scoped_lock lock(mutex_);
+  Change([&] {
     status = wakes ? machine_.Wake(request.peers, ready, Clock::now(), asked)
                    : machine_.Sleep(ready, Clock::now());
-    pending_ = true;
-    changed_.notify_all();
-  }
-  hooks_.on_change();
+  });
   return status;
 }
 
 void RoleDriver::Apply(const RoleEvent& happened) {
-  {
-    const std::scoped_lock lock(mutex_);
-    machine_.Apply(happened);
-    pending_ = true;
-    changed_.notify_all();
-  }
-  hooks_.on_change();
+  Change([&] { machine_.Apply(happened); });
 }
 
 void RoleDriver::AddLane(const std::string& name, std::int64_t start_us, std::int64_t end_us) {
@@ -71,11 +83,7 @@ void RoleDriver::AddLane(const std::string& name, std::int64_t start_us, std::in
 }
 
 void RoleDriver::FailAtOnce(const std::string& why) {
-  {
-    const std::scoped_lock lock(mutex_);
-    machine_.FailAtOnce(why);
-  }
-  hooks_.on_change();
+  Change([&] { machine_.FailAtOnce(why); });
 }
 
 RoleStanding RoleDriver::standing() const {
@@ -100,11 +108,9 @@ void RoleDriver::Run(const std::stop_token& stop) {
       changed_.wait(lock, stop, is_pending);
     }
     pending_ = false;
-    const RoleState before = machine_.state();
-    machine_.Tick(Clock::now());
-    if (machine_.state() == before) continue;
+    if (!machine_.deadline() || Clock::now() < *machine_.deadline()) continue;
     lock.unlock();
-    hooks_.on_change();
+    Change([&] { machine_.Tick(Clock::now()); });
     lock.lock();
   }
 }
@@ -137,8 +143,9 @@ void RoleDriver::Perform(RoleAction action, const std::stop_token& stop) {
     }
     case RoleAction::kAskCanary: {
       const CanaryResult answer = hooks_.ask_canary();
-      if (answer.status.ok()) store_.EndWake();
-      return Apply(role_event::CanaryAnswered{answer.status, answer.first_token_us});
+      if (answer.status.ok()) store_.EndRest();
+      Apply(role_event::CanaryAnswered{answer.status, answer.first_token_us});
+      return hooks_.on_weights();
     }
     case RoleAction::kGiveUp: {
       const Status why = Unavailable(standing().message);
@@ -152,7 +159,11 @@ void RoleDriver::Perform(RoleAction action, const std::stop_token& stop) {
 
 void RoleDriver::Command(CommandKind kind, std::chrono::milliseconds limit) {
   const auto ended = [this, kind](const CommandOutcome& outcome) {
-    if (outcome.status.ok()) hooks_.on_done(kind, outcome.values);
+    if (outcome.status.ok()) {
+      hooks_.on_done(kind, outcome.values);
+    } else {
+      log::Warning("command failed", {{"error", outcome.status.ToString()}});
+    }
     Apply(role_event::CommandEnded{outcome.status, NowUs()});
   };
   const Status begun = commands_.Begin(kind, limit, ended);

@@ -48,6 +48,8 @@ struct RoleHooks {
   std::function<void()> on_weights;
   /// A command was carried out.
   std::function<void(CommandKind, const CommandValues&)> on_done;
+  /// Sleeping or Waking has ended after so long; `to` is what it has become.
+  std::function<void(RoleState from, RoleState to, double seconds)> on_ended;
 };
 
 class RoleDriver {
@@ -76,6 +78,7 @@ class RoleDriver {
   void Run(const std::stop_token& stop);
   void Perform(RoleAction action, const std::stop_token& stop);
   void Command(CommandKind kind, std::chrono::milliseconds limit);
+  void Change(const std::function<void()>& change);
 
   const RoleSettings settings_;
   WeightStore& store_;
@@ -84,6 +87,7 @@ class RoleDriver {
   mutable std::mutex mutex_;
   std::condition_variable_any changed_;
   RoleMachine machine_;
+  std::chrono::steady_clock::time_point asked_;  ///< Guarded: when what is under way was begun.
   bool pending_ = false;
   std::jthread pull_;
   std::jthread thread_;  // last: it uses all of the above

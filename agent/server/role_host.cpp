@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <utility>
 
 #include "agent/server/agent.h"
 #include "agent/server/clock.h"
@@ -39,8 +40,15 @@ void Agent::WireRole() {
               },
           .on_weights = [this] { NotifyWeights(); },
           .on_done =
-              [](CommandKind kind, const CommandValues& values) {
+              [this](CommandKind kind, const CommandValues& values) {
                 log::Info("command done", {{"command", ToString(kind)}, {"values", values}});
+                const auto held = values.find("gpuUsedBytes");
+                if (held != values.end()) metrics_.SetGuardGpuBytes(held->second);
+              },
+          .on_ended =
+              [this](RoleState from, RoleState to, double seconds) {
+                if (from == RoleState::kWaking) metrics_.CountWake(to == RoleState::kActive);
+                if (to == RoleState::kAsleep) metrics_.CountSleep(seconds);
               }});
   const fs::path kept = fs::path(options_.engine_socket).parent_path() / kRoleFile;
   std::error_code none;
@@ -52,11 +60,31 @@ void Agent::WireRole() {
   }
 }
 
+Status Agent::WireGraphs() {
+  if (!options_.graphs.OurMatter()) return {};
+  if (!options_.probe.url.empty()) {
+    ROUSE_ASSIGN_OR_RETURN(busy_client_, http::Client::Create(options_.probe.url));
+  }
+  graphs_ = std::make_unique<GraphCapture>(
+      options_.graphs, commands_,
+      GraphCaptureHooks{
+          .serving =
+              [this] {
+                const std::scoped_lock lock(mutex_);
+                return StandingNow().state == AgentState::kServing;
+              },
+          .busy = [this] { return busy_client_ != nullptr && HasRequests(*busy_client_); },
+          .on_captured = [this](double captured,
+                                double left) { metrics_.CountGraphs(captured, left); }});
+  return {};
+}
+
 // An agent that is started again must not take a sleeping engine for one that serves, or that may
 // load: its folder lives as long as the pod.
 void Agent::KeepRole() {
+  const std::scoped_lock lock(role_file_mutex_);
   const bool keep = !role_->active();
-  if (role_kept_.exchange(keep) == keep) return;
+  if (std::exchange(role_kept_, keep) == keep) return;
   const fs::path folder = fs::path(options_.engine_socket).parent_path();
   if (!keep) {
     std::error_code gone;
@@ -89,12 +117,15 @@ Status Agent::PullToWake(const std::vector<Peer>& peers, const std::stop_token& 
     if (started == 0) started = NowUs();
   });
   hooks.peers = [&] { return peers; };
+  hooks.on_complete = [&] {
+    if (started != 0) role_->AddLane("Pull", started, NowUs());
+    role_->Apply(role_event::PullEnded{Status()});
+  };
   PeerPullSettings settings = PullSettings();
   settings.picker.deadline =
       std::min<std::chrono::milliseconds>(settings.picker.deadline, kWakePeerDeadline);
   settings.picker.refused_deadline = std::chrono::milliseconds(0);
   const Status status = PullFromPeers(*store_, settings, hooks, stop);
-  if (started != 0) role_->AddLane("Pull", started, NowUs());
   NotifyWeights();
   return status;
 }
@@ -133,7 +164,7 @@ http::Response Agent::HandleRole(const std::string& body) {
 Status Agent::ReleaseArena(std::uint32_t rank) {
   ROUSE_ASSIGN_OR_RETURN(const bool last, store_->OnReleased(rank));
   log::Info("arena released by its engine", {{"rank", rank}});
-  if (last) role_->Apply(role_event::ArenasReleased{});
+  role_->Apply(role_event::ArenaReleased{last});
   return {};
 }
 
@@ -147,7 +178,9 @@ CommandBook::Core Agent::OnCoreAttached(const AttachRequest& request) {
                                      {"cores", request.cores},
                                      {"engine", request.engine},
                                      {"engineVersion", request.engine_version}});
-  return commands_.Attach(request);
+  const CommandBook::Core core = commands_.Attach(request);
+  if (graphs_ != nullptr) graphs_->OnEngine();
+  return core;
 }
 
 void Agent::OnCoreGone(CommandBook::Core core) {

@@ -17,7 +17,7 @@
 // While its engine sleeps there are none, only what they were:
 //
 //   BeginSleep -> EndLeases -> (every rank's engine) OnReleased -> Free
-//   BeginWake  -> Arrive ... of weights that fit -> EndWake
+//   BeginWake  -> Arrive ... of weights that fit -> EndRest
 //
 // Threads: every method from any thread. Digests are taken on the caller of Prepare, without the
 // lock.
@@ -122,7 +122,8 @@ class WeightStore {
   Status Free(std::chrono::milliseconds longest);
   /// From now on weights may arrive that fit those before.
   void BeginWake();
-  void EndWake();
+  /// It serves again: what arrived, or what it never gave up.
+  void EndRest();
   /// While it sleeps or wakes: FailedPrecondition for what the engine could not go on with.
   Status Fits(const WeightManifest& manifest, std::size_t ranks) const;
   /// See EngineHost::AwaitArena.
@@ -180,7 +181,7 @@ class WeightStore {
   std::condition_variable_any engines_changed_;
   std::map<std::uint32_t, std::string> engines_;  ///< The GPU of each rank that is connected.
   std::map<std::uint32_t, Rank> ranks_;
-  std::optional<RestingWeights> resting_;  ///< From BeginSleep to EndWake.
+  std::optional<RestingWeights> resting_;  ///< From BeginSleep to EndRest.
   std::uint32_t expected_ranks_ = 0;
   std::uint64_t generation_ = 0;
   std::string why_none_;

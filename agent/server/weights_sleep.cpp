@@ -83,7 +83,7 @@ void WeightStore::BeginWake() {
   if (resting_) resting_->Wake();
 }
 
-void WeightStore::EndWake() {
+void WeightStore::EndRest() {
   const std::scoped_lock lock(mutex_);
   resting_.reset();
 }

@@ -57,7 +57,8 @@ void RoleMachine::Begin(RoleState state, TimePoint deadline, std::vector<RoleAct
   state_ = state;
   deadline_ = deadline;
   actions_ = std::move(actions);
-  leases_ended_ = command_done_ = released_ = pulled_ = asked_ = false;
+  leases_ended_ = command_done_ = released_ = any_released_ = pulled_ = asked_ = false;
+  refused_.clear();
 }
 
 void RoleMachine::Apply(const RoleEvent& happened) {
@@ -73,16 +74,25 @@ void RoleMachine::On(const role_event::LeasesEnded& happened) {
 
 void RoleMachine::On(const role_event::CommandEnded& happened) {
   if (state_ != RoleState::kSleeping && state_ != RoleState::kWaking) return;
-  if (!happened.status.ok()) return Fail(happened.status.message());
+  if (!happened.status.ok()) return OnCommandFailed(happened.status.message());
   command_done_ = true;
   moments_.command_done_us = happened.at_us;
   FreeWhenDone();
   AskWhenDone();
 }
 
-void RoleMachine::On(const role_event::ArenasReleased&) {
+// Whether it can go on serving, only the engine itself can show.
+void RoleMachine::OnCommandFailed(const std::string& reason) {
+  if (state_ != RoleState::kSleeping || any_released_) return Fail(reason);
+  refused_ = reason;
+  actions_.push_back(RoleAction::kAskCanary);
+}
+
+void RoleMachine::On(const role_event::ArenaReleased& happened) {
   if (state_ != RoleState::kSleeping) return;
-  released_ = true;
+  any_released_ = true;
+  released_ = happened.last;
+  if (!refused_.empty()) return Fail(refused_ + "; and then it gave weights up");
   FreeWhenDone();
 }
 
@@ -114,6 +124,14 @@ void RoleMachine::On(const role_event::WeightsGiven& happened) {
 }
 
 void RoleMachine::On(const role_event::CanaryAnswered& happened) {
+  if (state_ == RoleState::kSleeping && !refused_.empty()) {
+    if (!happened.status.ok()) {
+      return Fail(refused_ + "; and it does not go on serving: " + happened.status.message());
+    }
+    state_ = RoleState::kActive;
+    deadline_.reset();
+    return;
+  }
   if (state_ != RoleState::kWaking) return;
   if (!happened.status.ok()) return Fail("canary: " + happened.status.message());
   moments_.first_token_us = happened.at_us;
@@ -172,6 +190,7 @@ std::string RoleMachine::message() const {
       return "";
     case RoleState::kSleeping:
       if (!leases_ended_) return "waiting for peers that read the weights";
+      if (!refused_.empty()) return "it does not sleep (" + refused_ + "), waiting for the canary";
       if (!command_done_) return "waiting for the engine to go to sleep";
       return released_ ? "giving the weights' memory back"
                        : "waiting for every rank to give its weights up";

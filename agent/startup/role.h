@@ -12,7 +12,9 @@
 //   Sleeping  peers' leases ended -> the command Sleep done and every rank's arena released ->
 //             the memory given back
 //   Waking    side by side: the command Wake done, all weights here -> the canary's answer right
-// Failed is for good: half an engine's memory may be gone, so only a new instance helps.
+// Failed is for good: half an engine's memory may be gone, so only a new instance helps. But an
+// engine that says that it cannot sleep before it has given anything up, and answers the canary as
+// before, goes on serving.
 
 #pragma once
 
@@ -58,7 +60,9 @@ struct CommandEnded {
   Status status;
   std::int64_t at_us = 0;
 };
-struct ArenasReleased {};  ///< By every rank.
+struct ArenaReleased {  ///< By one rank.
+  bool last = false;    ///< By every one now.
+};
 struct WeightsFreed {
   Status status;
 };
@@ -87,7 +91,7 @@ struct EngineGone {
 }  // namespace role_event
 
 using RoleEvent =
-    std::variant<role_event::LeasesEnded, role_event::CommandEnded, role_event::ArenasReleased,
+    std::variant<role_event::LeasesEnded, role_event::CommandEnded, role_event::ArenaReleased,
                  role_event::WeightsFreed, role_event::PullEnded, role_event::ArenaAsked,
                  role_event::SlabsGiven, role_event::WeightsGiven, role_event::CanaryAnswered,
                  role_event::EngineGone>;
@@ -135,7 +139,7 @@ class RoleMachine {
  private:
   void On(const role_event::LeasesEnded& happened);
   void On(const role_event::CommandEnded& happened);
-  void On(const role_event::ArenasReleased&);
+  void On(const role_event::ArenaReleased& happened);
   void On(const role_event::WeightsFreed& happened);
   void On(const role_event::PullEnded& happened);
   void On(const role_event::ArenaAsked& happened);
@@ -144,6 +148,7 @@ class RoleMachine {
   void On(const role_event::CanaryAnswered& happened);
   void On(const role_event::EngineGone& happened);
   void Begin(RoleState state, TimePoint deadline, std::vector<RoleAction> actions);
+  void OnCommandFailed(const std::string& reason);
   void FreeWhenDone();
   void AskWhenDone();
   void Fail(const std::string& reason);
@@ -157,7 +162,9 @@ class RoleMachine {
   // Of the sleep or wake under way.
   bool leases_ended_ = false;
   bool command_done_ = false;
-  bool released_ = false;
+  bool released_ = false;      ///< By every rank.
+  bool any_released_ = false;  ///< By some rank.
+  std::string refused_;        ///< Why the engine does not sleep.
   bool pulled_ = false;
   bool asked_ = false;
   std::set<std::uint32_t> ranks_asked_;

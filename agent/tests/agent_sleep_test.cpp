@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <optional>
+#include <thread>
 
 #include "agent/tests/agent_process.h"
 #include "agent/tests/fake_engine.h"
@@ -61,11 +62,16 @@ std::map<std::string, std::string> WithinASecond(const char* deadline) {
   return {{deadline, "1"}};
 }
 
+std::map<std::string, std::string> Capturing(const char* trigger) {
+  return {{"ROUSE_GRAPH_CAPTURE", "Lazy"}, {"ROUSE_GRAPH_CAPTURE_TRIGGER", trigger}};
+}
+
 /// Two instances that serve the same weights: one to be put to sleep, one to wake it from.
 struct Pair {
   explicit Pair(std::map<std::string, std::string> environment = {},
-                const std::string& guards_bytes = "") {
+                const std::string& guards_bytes = "", int requests = 0) {
     http_engine.SetHealthy(true);
+    http_engine.SetRequests(requests);
     environment.insert({{"ROUSE_ENGINE_URL", http_engine.url()}, {"ROUSE_SERVED_MODEL", "demo"}});
     guard = std::make_unique<AgentProcess>("demo-0", fake_operator.url(), environment);
     peer = std::make_unique<AgentProcess>("demo-1", fake_operator.url(),
@@ -142,11 +148,30 @@ TEST_CASE("A guard gives all of its weights' memory back, and wakes with a peer'
     CHECK(pair.engine->bytes() == pair.bytes);
     CHECK(Send(pair.address, "GET", "/readyz").status == 200);
     CHECK(pair.Wake().status == 202);  // It is awake already.
+    REQUIRE(pair.fake_operator.WaitFor("demo-0", [](const AgentReport& report) {
+      return report.timeline && report.timeline->path == StartPath::kWake;
+    }));
+    const Timeline timeline = *pair.fake_operator.Last("demo-0")->timeline;
+    REQUIRE(timeline.phases.size() == 5);  // Decoding has checked that they partition it.
+    CHECK(timeline.phases[0].name == "Command");
+    CHECK(timeline.phases[4].name == "Canary");
+    CHECK(timeline.phases[1].end_us > timeline.phases[0].end_us);
+    CHECK(timeline.phases[4].end_us > timeline.phases[3].end_us);
+    REQUIRE(timeline.lanes.size() == 1);
+    CHECK(timeline.lanes[0].name == "Pull");
     CHECK(WeightMappings(pair.guard->pid()) > 0);
     if (round < 3) {
       pair.FallAsleep();
       CHECK(WeightMappings(pair.guard->pid()) == 0);
     }
+  }
+  const std::string metrics = Send(pair.address, "GET", "/metrics").body;
+  for (const std::string line :
+       {"rouse_wakes_total{outcome=\"success\"} 3", "rouse_wakes_total{outcome=\"error\"} 0",
+        "rouse_sleep_seconds_count 3", "rouse_guard_gpu_bytes 123",
+        "rouse_phase_seconds{path=\"Wake\",phase=\"Map\"}", "rouse_start_seconds{path=\"Wake\"}"}) {
+    INFO(line << " in\n" << metrics);
+    CHECK(metrics.find(line) != std::string::npos);
   }
   // What it woke with is served on.
   REQUIRE(pair.fake_operator.WaitForServable("demo-0"));
@@ -166,6 +191,18 @@ TEST_CASE("The bytes that a guard wakes with are the peer's") {
   CHECK(pair.engine->bytes() == pair.bytes);
 }
 
+TEST_CASE("A peer that never ends its lease keeps a guard's memory for some seconds at most") {
+  Pair pair;
+  const std::string open = R"({"protocol":"rouse-weights","version":1,"launchIdentity":"launch-1",)"
+                           R"("requester":"default/x"})";
+  REQUIRE(Send(pair.address, "POST", "/v1/weights/open", open).status == 200);
+  const auto began = std::chrono::steady_clock::now();
+  pair.FallAsleep();
+  CHECK(std::chrono::steady_clock::now() - began > std::chrono::seconds(4));
+  CHECK(WeightMappings(pair.guard->pid()) == 0);
+  CHECK(Send(pair.address, "POST", "/v1/weights/open", open).status == 503);
+}
+
 TEST_CASE("What cannot be done now is refused, and changes nothing") {
   Pair pair;
   SECTION("nobody to wake with") {
@@ -179,7 +216,13 @@ TEST_CASE("What cannot be done now is refused, and changes nothing") {
   }
   SECTION("no engine takes commands") {
     pair.engine->Die();
-    REQUIRE(Eventually([&] { return pair.Sleep().status == 409; }));
+    const std::string ended = "engine connection ended";
+    REQUIRE(Eventually([&] {
+      const std::string log = pair.guard->log();
+      const auto first = log.find(ended);
+      return first != std::string::npos && log.find(ended, first + 1) != std::string::npos;
+    }));
+    CHECK(pair.Sleep().status == 409);
     CHECK(pair.Sleep().body.find("attached") != std::string::npos);
     CHECK(Send(pair.address, "GET", "/readyz").status == 200);
   }
@@ -208,15 +251,46 @@ TEST_CASE("What cannot be done now is refused, and changes nothing") {
   }
 }
 
+TEST_CASE("An engine that cannot sleep goes on serving, and its weights are served on") {
+  Pair pair;
+  pair.engine->SetManner(Manner::kFails);
+  REQUIRE(pair.Sleep().status == 202);
+  REQUIRE(Eventually(
+      [&] { return pair.guard->log().find("command Sleep: out of memory") != std::string::npos; }));
+  REQUIRE(pair.fake_operator.WaitForState("demo-0", AgentState::kServing));
+  REQUIRE(pair.fake_operator.WaitForServable("demo-0"));
+  AgentProcess third("demo-2", pair.fake_operator.url(), {{"ROUSE_PATH", "Peer"}});
+  REQUIRE(pair.fake_operator.WaitForServable("demo-2"));
+  pair.engine->SetManner(Manner::kAsTold);
+  pair.FallAsleep();
+  CHECK(WeightMappings(pair.guard->pid()) == 0);
+}
+
+TEST_CASE("Graphs that were left out are captured in idle moments, until none is left") {
+  Pair pair(Capturing("Idle"), "",
+            /*requests=*/1);
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  CHECK(pair.engine->graphs_left() == SleepingEngine::kGraphs);
+  pair.http_engine.SetRequests(0);
+  REQUIRE(Eventually([&] { return pair.engine->graphs_left() == 0; }));
+  const auto has = [&](const std::string& line) {
+    return Send(pair.address, "GET", "/metrics").body.find(line) != std::string::npos;
+  };
+  CHECK(Eventually([&] { return has("rouse_graphs_left 0"); }));
+  CHECK(has("rouse_graphs_captured_total " + std::to_string(SleepingEngine::kGraphs)));
+  const int commands = pair.engine->captures();
+  CHECK(commands > 1);
+  pair.FallAsleep();
+  CHECK(pair.engine->captures() == commands);
+}
+
+TEST_CASE("No graphs are asked for where the engine captures them all by itself") {
+  Pair pair(Capturing("FirstRequest"));
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  CHECK(pair.engine->captures() == 0);
+}
+
 TEST_CASE("A sleep that does not work out fails with its reason") {
-  SECTION("the engine cannot") {
-    Pair pair;
-    pair.engine->SetManner(Manner::kFails);
-    REQUIRE(Eventually([&] { return pair.Sleep().status == 202; }));
-    CHECK(pair.Fails("sleep failed: command Sleep: out of memory"));
-    CHECK(pair.Sleep().status == 409);
-    CHECK(Send(pair.address, "GET", "/readyz").status == 503);
-  }
   SECTION("the engine never answers") {
     Pair pair(WithinASecond("ROUSE_SLEEP_DEADLINE_SECONDS"));
     pair.engine->SetManner(Manner::kHangs);
@@ -258,13 +332,16 @@ TEST_CASE("A wake that does not work out fails with its reason") {
     pair.engine->SetManner(Manner::kFails);
     REQUIRE(pair.Wake().status == 202);
     CHECK(pair.Fails("wake failed: command Wake: out of memory"));
+    CHECK(
+        Send(pair.address, "GET", "/metrics").body.find("rouse_wakes_total{outcome=\"error\"} 1") !=
+        std::string::npos);
   }
   SECTION("the engine never answers") {
     Pair pair(WithinASecond("ROUSE_WAKE_DEADLINE_SECONDS"));
     pair.FallAsleep();
     pair.engine->SetManner(Manner::kHangs);
     REQUIRE(pair.Wake().status == 202);
-    CHECK(pair.Fails("not awake within 1 s: still waiting for the engine to wake"));
+    CHECK(pair.Fails("not awake within 1 s: still waiting for the "));
   }
   SECTION("the engine dies") {
     Pair pair;
@@ -288,7 +365,7 @@ TEST_CASE("A wake that does not work out fails with its reason") {
     pair.FallAsleep();
     pair.http_engine.SetText("y");
     REQUIRE(pair.Wake().status == 202);
-    CHECK(pair.Fails("canary: the engine answers \"y\", before it slept it answered \"x\""));
+    CHECK(pair.Fails("canary: the engine answers \"yyyy\", before it slept it answered \"xxxx\""));
     CHECK(Send(pair.address, "GET", "/readyz").status == 503);
   }
 }
@@ -331,7 +408,7 @@ TEST_CASE("Damaged bytes wake nobody") {
   REQUIRE(
       Tell(pair.address, {.role = Role::kActive, .peers = {Pair::PeerAt(proxy.url())}}).status ==
       202);
-  CHECK(pair.Fails("no weights: "));
+  CHECK(pair.Fails("another digest than the manifest's"));
   CHECK(pair.engine->wakes() == 0);
 }
 
@@ -351,4 +428,6 @@ TEST_CASE(
   const std::string address = pair.fake_operator.Last("demo-3")->address;
   CHECK(Send(address, "GET", "/readyz").status == 503);
   CHECK(Tell(address, {.role = Role::kActive, .peers = pair.Peers()}).status == 409);
+  auto again = FakeEngine::Connect(pair.guard->socket());
+  CHECK(again->Hello(TestIdentity())->type() == "Error");
 }

@@ -124,6 +124,17 @@ http::Response FakeEngineHttp::Handle(const http::Request& request) {
     answer.status = healthy_ ? 200 : 503;
     return answer;
   }
+  if (request.target == "/metrics") {
+    const std::string count = std::to_string(requests_);
+    return {.status = 200,
+            .headers = {{"Content-Type", "text/plain"}},
+            .body =
+                "# TYPE vllm:num_requests_running gauge\n"
+                "vllm:num_requests_running{engine=\"0\"} " +
+                count +
+                ".0\n"
+                "vllm:num_requests_waiting{engine=\"0\"} 0.0\n"};
+  }
   ++canaries_;
   std::string text;
   {
@@ -132,7 +143,17 @@ http::Response FakeEngineHttp::Handle(const http::Request& request) {
     text = text_;
   }
   if (!answers_) return {.status = 500, .headers = {}, .body = "no token today"};
-  return http::JsonResponse(json::Dump({{"choices", {{{"text", text}}}}}));
+  const json::Json asked = json::Json::parse(request.body, nullptr, false);
+  if (!asked.is_object() || !asked.value("stream", false)) {
+    return http::JsonResponse(json::Dump({{"choices", {{{"text", text}}}}}));
+  }
+  std::string events;
+  for (int i = 0; i < asked.value("max_tokens", 1); ++i) {
+    events += "data: " + json::Dump({{"choices", {{{"text", text}}}}}) + "\n\n";
+  }
+  return {.status = 200,
+          .headers = {{"Content-Type", "text/event-stream"}},
+          .body = events + "data: [DONE]\n\n"};
 }
 
 void FakeEngineHttp::SetText(const std::string& text) {

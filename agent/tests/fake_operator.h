@@ -61,7 +61,7 @@ class FakeOperator {
   std::unique_ptr<http::Server> server_;
 };
 
-/// GET /health and POST /v1/completions.
+/// GET /health and /metrics, POST /v1/completions.
 class FakeEngineHttp {
  public:
   FakeEngineHttp();
@@ -71,6 +71,8 @@ class FakeEngineHttp {
   void SetAnswers(bool answers) { answers_ = answers; }
   /// What completions say from now on.
   void SetText(const std::string& text);
+  /// What its metrics say of requests under way.
+  void SetRequests(int requests) { requests_ = requests; }
   int canaries() const { return canaries_; }
   std::string last_canary() const;
 
@@ -80,6 +82,7 @@ class FakeEngineHttp {
   std::atomic<bool> healthy_{false};
   std::atomic<bool> answers_{true};
   std::atomic<int> canaries_{0};
+  std::atomic<int> requests_{0};
   mutable std::mutex mutex_;
   std::string last_canary_;
   std::string text_ = "x";

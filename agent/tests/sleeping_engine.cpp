@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace rouse::agent {
@@ -62,6 +63,17 @@ void SleepingEngine::Run(const std::stop_token& stop) {
 
 void SleepingEngine::Obey(const json::Json& command, const std::stop_token& stop) {
   const std::int64_t id = command["id"];
+  if (command["command"] == "CaptureGraphs") {
+    const int captured = std::min(3, graphs_left_.load());
+    graphs_left_ -= captured;
+    ++captures_;
+    static_cast<void>(
+        core_
+            .CommandDone(id,
+                         {{"captured", captured}, {"left", graphs_left_.load()}, {"seconds", 0}})
+            .ok());
+    return;
+  }
   const bool sleeps = command["command"] == "Sleep";
   switch (manner_) {
     case Manner::kFails:

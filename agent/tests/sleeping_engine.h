@@ -33,6 +33,10 @@ class SleepingEngine {
   void SetManner(Manner manner) { manner_ = manner; }
   int sleeps() const { return sleeps_; }
   int wakes() const { return wakes_; }
+  /// Graphs that it has yet to capture, of so many, and commands to capture some that it was given.
+  static constexpr int kGraphs = 7;
+  int graphs_left() const { return graphs_left_; }
+  int captures() const { return captures_; }
   /// The weights that it woke with last.
   std::string bytes() const;
   std::string error() const;
@@ -51,6 +55,8 @@ class SleepingEngine {
   std::atomic<Manner> manner_{Manner::kAsTold};
   std::atomic<int> sleeps_{0};
   std::atomic<int> wakes_{0};
+  std::atomic<int> graphs_left_{kGraphs};
+  std::atomic<int> captures_{0};
   mutable std::mutex mutex_;
   std::string bytes_;
   std::string error_;

@@ -25,7 +25,7 @@ RoleMachine Asleep() {
   REQUIRE(machine.Sleep(kReady, kNow).ok());
   machine.Apply(ev::LeasesEnded{});
   machine.Apply(ev::CommandEnded{});
-  machine.Apply(ev::ArenasReleased{});
+  machine.Apply(ev::ArenaReleased{true});
   machine.Apply(ev::WeightsFreed{});
   machine.TakeActions();
   REQUIRE(machine.state() == RoleState::kAsleep);
@@ -56,9 +56,9 @@ TEST_CASE("An instance goes to sleep step by step") {
   CHECK(machine.message() == "waiting for the engine to go to sleep");
   // In either order.
   const bool command_first = GENERATE(true, false);
-  machine.Apply(command_first ? RoleEvent(ev::CommandEnded{}) : RoleEvent(ev::ArenasReleased{}));
+  machine.Apply(command_first ? RoleEvent(ev::CommandEnded{}) : RoleEvent(ev::ArenaReleased{true}));
   CHECK(machine.TakeActions().empty());
-  machine.Apply(command_first ? RoleEvent(ev::ArenasReleased{}) : RoleEvent(ev::CommandEnded{}));
+  machine.Apply(command_first ? RoleEvent(ev::ArenaReleased{true}) : RoleEvent(ev::CommandEnded{}));
   CHECK(machine.TakeActions() == Actions{RoleAction::kFreeWeights});
   CHECK(machine.message() == "giving the weights' memory back");
   machine.Apply(ev::WeightsFreed{});
@@ -67,6 +67,44 @@ TEST_CASE("An instance goes to sleep step by step") {
   CHECK(machine.Sleep(kReady, kNow).ok());
   machine.Tick(kNow + 1h);
   CHECK(machine.state() == RoleState::kAsleep);
+}
+
+TEST_CASE("An engine that does not sleep, and has given nothing up, goes on serving") {
+  RoleMachine machine = Machine();
+  REQUIRE(machine.Sleep(kReady, kNow).ok());
+  machine.Apply(ev::LeasesEnded{});
+  machine.TakeActions();
+  const RoleEvent refused = ev::CommandEnded{Unavailable("cannot sleep with LoRA")};
+  SECTION("when its canary answers") {
+    machine.Apply(refused);
+    CHECK(machine.state() == RoleState::kSleeping);
+    CHECK(machine.TakeActions() == Actions{RoleAction::kAskCanary});
+    CHECK(machine.message().find("cannot sleep with LoRA") != std::string::npos);
+    machine.Apply(ev::CanaryAnswered{{}, 5});
+    CHECK(machine.state() == RoleState::kActive);
+    CHECK_FALSE(machine.deadline().has_value());
+    CHECK_FALSE(machine.timeline().has_value());
+    REQUIRE(machine.Sleep(kReady, kNow).ok());
+    CHECK(machine.message() == "waiting for peers that read the weights");
+  }
+  SECTION("but not when it answers otherwise") {
+    machine.Apply(refused);
+    machine.Apply(ev::CanaryAnswered{DataLoss("y, not x"), 5});
+    CHECK(machine.message() ==
+          "sleep failed: cannot sleep with LoRA; and it does not go on serving: y, not x");
+  }
+  SECTION("but not when it ends") {
+    machine.Apply(refused);
+    machine.Apply(ev::EngineGone{"it has ended"});
+    CHECK(machine.message() == "sleep failed: it has ended");
+    machine.Apply(ev::CanaryAnswered{{}, 5});
+    CHECK(machine.state() == RoleState::kFailed);
+  }
+  SECTION("but not when some rank has let go of its weights") {
+    machine.Apply(ev::ArenaReleased{false});
+    machine.Apply(refused);
+    CHECK(machine.message() == "sleep failed: cannot sleep with LoRA");
+  }
 }
 
 TEST_CASE("A guard wakes when weights and engine are there and the canary answers as before") {
@@ -173,7 +211,7 @@ TEST_CASE("What takes too long fails, and says what it waited for") {
 TEST_CASE("An engine that goes while its instance serves is its start's matter") {
   RoleMachine machine = Machine();
   machine.Apply(ev::EngineGone{"x"});
-  machine.Apply(ev::ArenasReleased{});
+  machine.Apply(ev::ArenaReleased{true});
   machine.Apply(ev::CommandEnded{Unavailable("x")});
   CHECK(machine.state() == RoleState::kActive);
   CHECK(machine.TakeActions().empty());

@@ -51,6 +51,15 @@ TEST_CASE("no more than the allowed leases are open at a time; ended ones do not
   REQUIRE(leases.Open("c", "default/z", kStart + seconds(30)).ok());
 }
 
+TEST_CASE("all leases are ended at once, and those that lived are named", "[transfer]") {
+  LeaseTable leases = Table();
+  REQUIRE(leases.Open("a", "default/x", kStart).ok());
+  REQUIRE(leases.Open("b", "default/y", kStart + seconds(20)).ok());
+  REQUIRE(leases.Clear(kStart + seconds(31)) == std::vector<std::string>{"default/y"});
+  REQUIRE(leases.Count(kStart + seconds(20)) == 0);
+  REQUIRE(leases.Renew("b", kStart + seconds(20)).code() == StatusCode::kNotFound);
+}
+
 TEST_CASE("an id is used once", "[transfer]") {
   LeaseTable leases = Table();
   REQUIRE(leases.Open("a", "default/x", kStart).ok());

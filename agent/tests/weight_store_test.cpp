@@ -203,6 +203,7 @@ struct Pulling {
       if (when_opened) when_opened();
     };
     hooks.on_placed = [] {};
+    hooks.on_complete = [] {};
     hooks.on_progress = [] {};
     hooks.on_verified = [](std::uint64_t) {};
     hooks.on_transfer = [this](const Status&, const transfer::PullCounters&, double,

@@ -80,6 +80,11 @@ bool AsksForGpus(const api::Spec& spec, const PodConfig& config) {
   return false;
 }
 
+std::string TriggerName(const api::FastStart& fast) {
+  return std::string(
+      json::NameOf<api::CaptureTrigger>(fast.capture_trigger, api::kCaptureTriggers));
+}
+
 Json AgentEnv(const api::ModelService& service, const CreateInstance& action,
               const PodConfig& config) {
   const api::Spec& spec = service.spec;
@@ -106,6 +111,10 @@ Json AgentEnv(const api::ModelService& service, const CreateInstance& action,
       Env("ROUSE_LOG_LEVEL", config.agent_log_level),
   });
   if (!config.agent_node_folder.empty()) env.push_back(Env("ROUSE_NODE_FOLDER", kNodeDir));
+  if (const api::FastStart& fast = spec.fast_start; fast.capture_mode == api::CaptureMode::kLazy) {
+    env.push_back(Env("ROUSE_GRAPH_CAPTURE", "Lazy"));
+    env.push_back(Env("ROUSE_GRAPH_CAPTURE_TRIGGER", TriggerName(fast)));
+  }
   if (AsksForGpus(spec, config)) {
     // All of the node's: peers' weights lie on other GPUs than the engine's. A claim of its own
     // would take GPUs from engines. What these do is up to the node's NVIDIA runtime.
@@ -142,7 +151,11 @@ Json Agent(const api::ModelService& service, const CreateInstance& action,
 }
 
 Json EngineArgs(const api::Spec& spec) {
-  const Json extra = {{"socket", kEngineSocket}};
+  Json extra = {{"socket", kEngineSocket}};
+  if (spec.fast_start.capture_mode == api::CaptureMode::kLazy) {
+    extra["graphCapture"] = "Lazy";
+    extra["graphCaptureTrigger"] = TriggerName(spec.fast_start);
+  }
   Json args = {PlaceOf(spec.model.storage).folder,
                "--served-model-name",
                spec.model.name,

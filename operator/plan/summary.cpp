@@ -140,17 +140,31 @@ api::ScaleOut ToScaleOut(const Instance& instance) {
   for (const Span& phase : timeline.phases) {
     out.phases.push_back({phase.name, static_cast<double>(phase.end_us - phase.start_us) / 1e6});
   }
+  if (timeline.path != StartPath::kWake) return out;
+  // Of this wake, not of the start that the pod's annotations tell of.
+  const std::uint64_t bytes = instance.weights ? instance.weights->bytes : 0;
+  out.reason = "a guard was woken";
+  out.bytes_by_source = {{"peer", static_cast<std::int64_t>(bytes)}, {"storage", 0}};
+  out.finished_at = api::FromMicros(timeline.decided_at_us + timeline.total_us);
   return out;
 }
 
-// Each start once, by uid. An older one that fell off the end cannot come back: ten newer ones are
-// in its way.
+// What tells one from another: an instance starts once, and wakes again and again.
+std::string KeyOf(const api::ScaleOut& scale_out) {
+  if (scale_out.path != ToString(StartPath::kWake)) return scale_out.uid;
+  return scale_out.uid + "/" + std::to_string(api::ToMicros(scale_out.finished_at));
+}
+
+// Each start and each wake once. An older one that fell off the end cannot come back: ten newer
+// ones are in its way.
 std::vector<api::ScaleOut> LastScaleOuts(const Observed& observed) {
   std::vector<api::ScaleOut> all = observed.service.status.scale_outs;
   std::set<std::string> known;
-  for (const api::ScaleOut& scale_out : all) known.insert(scale_out.uid);
+  for (const api::ScaleOut& scale_out : all) known.insert(KeyOf(scale_out));
   for (const Instance& instance : observed.instances) {
-    if (instance.timeline && known.insert(instance.uid).second) all.push_back(ToScaleOut(instance));
+    if (!instance.timeline) continue;
+    api::ScaleOut scale_out = ToScaleOut(instance);
+    if (known.insert(KeyOf(scale_out)).second) all.push_back(std::move(scale_out));
   }
   std::sort(all.begin(), all.end(), [](const api::ScaleOut& a, const api::ScaleOut& b) {
     return std::tie(b.finished_at, a.pod, a.uid) < std::tie(a.finished_at, b.pod, b.uid);
@@ -215,8 +229,9 @@ std::vector<api::ScaleOut> NewScaleOuts(const api::ServiceStatus& before,
                                         const api::ServiceStatus& after) {
   std::vector<api::ScaleOut> fresh;
   for (const api::ScaleOut& scale_out : after.scale_outs) {
-    const bool known = std::any_of(before.scale_outs.begin(), before.scale_outs.end(),
-                                   [&](const api::ScaleOut& b) { return b.uid == scale_out.uid; });
+    const bool known =
+        std::any_of(before.scale_outs.begin(), before.scale_outs.end(),
+                    [&](const api::ScaleOut& b) { return KeyOf(b) == KeyOf(scale_out); });
     if (!known) fresh.push_back(scale_out);
   }
   std::reverse(fresh.begin(), fresh.end());

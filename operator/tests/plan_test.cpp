@@ -349,6 +349,29 @@ TEST_CASE("a ModelService that is deleted gets nothing new and keeps its status 
   CHECK(ConditionOf(plan, "Progressing").reason == "Deleting");
 }
 
+TEST_CASE("each wake of an instance is recorded once, beside its start") {
+  State state(1);
+  state.Serving("demo-0");
+  state.Done().service.status = MakePlan(state.Done(), kNow).status;
+  for (int wake = 1; wake <= 2; ++wake) {
+    const std::int64_t decided = api::ToMicros(kNow) + wake * 1'000'000;
+    state["demo-0"].timeline =
+        Timeline{.path = StartPath::kWake,
+                 .decided_at_us = decided,
+                 .phases = {{"Command", 0, 20'000}, {"Canary", 20'000, 100'000}},
+                 .lanes = {},
+                 .total_us = 100'000};
+    const Plan plan = MakePlan(state.Done(), kNow + seconds(10));
+    REQUIRE(plan.new_scale_outs.size() == 1);
+    CHECK(plan.new_scale_outs[0].path == "Wake");
+    CHECK(plan.new_scale_outs[0].seconds == 0.1);
+    CHECK(plan.new_scale_outs[0].finished_at == api::FromMicros(decided + 100'000));
+    CHECK(plan.status.scale_outs.size() == static_cast<std::size_t>(wake + 1));
+    state.Done().service.status = plan.status;
+    CHECK(MakePlan(state.Done(), kNow + seconds(20)).new_scale_outs.empty());
+  }
+}
+
 TEST_CASE("a start that reached its first token is recorded once") {
   State state(1);
   state.Serving("demo-0");

@@ -364,3 +364,18 @@ TEST_CASE("overlays merge maps and keyed lists, replace the rest, and remove by 
                 R"({"containers": ["nonsense", {"name": "e", "x": 1}]})") ==
         Json::parse(R"({"containers": [{"name": "e", "x": 1}, "nonsense"]})"));
 }
+
+TEST_CASE("engine and agent are told of lazy graph capture, and of nothing where it is eager") {
+  const Json eager = Render(StartPath::kPeer);
+  CHECK(EngineOf(eager).dump().find("graphCapture") == std::string::npos);
+  CHECK(AgentOf(eager).dump().find("ROUSE_GRAPH_CAPTURE") == std::string::npos);
+  api::ModelService service = Service(2);
+  service.spec.fast_start.capture_mode = api::CaptureMode::kLazy;
+  service.spec.fast_start.capture_trigger = api::CaptureTrigger::kIdle;
+  const Json lazy = RenderPod(service, Create(StartPath::kPeer), Config());
+  CHECK(EnvOf(AgentOf(lazy), "ROUSE_GRAPH_CAPTURE") == "Lazy");
+  CHECK(EnvOf(AgentOf(lazy), "ROUSE_GRAPH_CAPTURE_TRIGGER") == "Idle");
+  CHECK(EngineOf(lazy)["args"].dump().find(
+            R"({\"graphCapture\":\"Lazy\",\"graphCaptureTrigger\":\"Idle\",\"socket\")") !=
+        std::string::npos);
+}

@@ -1,0 +1,128 @@
+#include "agent/server/graph_capture.h"
+
+#include <pthread.h>
+
+#include <charconv>
+#include <string>
+#include <utility>
+
+#include "common/log.h"
+
+namespace rouse::agent {
+namespace {
+
+using std::chrono::milliseconds;
+
+/// Until it serves, and while it has requests.
+constexpr milliseconds kLookAgain{200};
+/// Between two commands: requests that came are begun.
+constexpr milliseconds kBetween{20};
+constexpr milliseconds kAfterFailure{5'000};
+constexpr int kMaxFailures = 3;
+constexpr milliseconds kLookTimeout{2'000};
+
+/// The value of a metric's line ("name{labels} 3.0"); 0 for one that is none.
+double ValueOf(std::string_view line) {
+  const std::size_t at = line.rfind(' ');
+  double value = 0;
+  if (at != std::string_view::npos) {
+    std::from_chars(line.data() + at + 1, line.data() + line.size(), value);
+  }
+  return value;
+}
+
+}  // namespace
+
+bool HasRequests(http::Client& engine) {
+  const auto answer = engine.Send(
+      {.target = "/metrics", .timeout = kLookTimeout, .deadline = kLookTimeout}, 16u << 20);
+  if (!answer.ok() || answer->status != 200) return false;
+  std::string_view text = answer->body;
+  while (!text.empty()) {
+    const std::size_t end = text.find('\n');
+    const std::string_view line = text.substr(0, end);
+    text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
+    const bool counts = line.starts_with("vllm:num_requests_running{") ||
+                        line.starts_with("vllm:num_requests_waiting{");
+    if (counts && ValueOf(line) > 0) return true;
+  }
+  return false;
+}
+
+GraphCapture::GraphCapture(const GraphCaptureSettings& settings, Commands& commands,
+                           GraphCaptureHooks hooks)
+    : settings_(settings),
+      commands_(commands),
+      hooks_(std::move(hooks)),
+      thread_([this](const std::stop_token& stop) {
+        pthread_setname_np(pthread_self(), "graphs");
+        Run(stop);
+      }) {}
+
+GraphCapture::~GraphCapture() {
+  Stop();
+}
+
+void GraphCapture::Stop() {
+  thread_.request_stop();
+  if (thread_.joinable()) thread_.join();
+}
+
+void GraphCapture::OnEngine() {
+  const std::scoped_lock lock(mutex_);
+  left_ = true;
+  failures_ = 0;
+  changed_.notify_all();
+}
+
+void GraphCapture::Run(const std::stop_token& stop) {
+  while (!stop.stop_requested()) {
+    {
+      std::unique_lock lock(mutex_);
+      if (!changed_.wait(lock, stop, [&] { return left_; })) return;
+    }
+    milliseconds pause = kLookAgain;
+    if (hooks_.serving() && commands_.Ready().ok() && !hooks_.busy()) {
+      const auto outcome = CaptureSome(stop);
+      const std::scoped_lock lock(mutex_);
+      if (outcome && outcome->status.ok()) {
+        pause = kBetween;
+        failures_ = 0;
+      } else if (outcome) {
+        log::Warning("graphs not captured", {{"error", outcome->status.ToString()}});
+        pause = kAfterFailure;
+        left_ = left_ && ++failures_ < kMaxFailures;
+      }
+    }
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, stop, pause, [] { return false; });
+  }
+}
+
+// Nullopt when another command was under way, or it ended with us.
+std::optional<CommandOutcome> GraphCapture::CaptureSome(const std::stop_token& stop) {
+  const auto ended = [this](const CommandOutcome& outcome) {
+    const std::scoped_lock lock(mutex_);
+    outcome_ = outcome;
+    changed_.notify_all();
+  };
+  const Status begun =
+      commands_.Begin(CommandKind::kCaptureGraphs, settings_.budget, ended, milliseconds(0));
+  if (!begun.ok()) return std::nullopt;
+  std::optional<CommandOutcome> outcome;
+  {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, stop, [&] { return outcome_.has_value(); });
+    outcome = std::exchange(outcome_, std::nullopt);
+  }
+  if (!outcome || !outcome->status.ok()) return outcome;
+  const double left = outcome->values["left"];
+  hooks_.on_captured(outcome->values["captured"], left);
+  if (left > 0) return outcome;
+  log::Info("all graphs are captured");
+  const std::scoped_lock lock(mutex_);
+  left_ = false;
+  return outcome;
+}
+
+}  // namespace rouse::agent
