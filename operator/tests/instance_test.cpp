@@ -54,9 +54,9 @@ TEST_CASE("a pod is read with everything that decisions depend on") {
 TEST_CASE("a pod that anybody may have written never breaks the reading") {
   Json pod = PodJson();
   pod["metadata"]["annotations"] = {
-      {"rouse.dev/path", "Teleport"},      {"rouse.dev/decided-at-us", "yesterday"},
-      {"rouse.dev/agent-state", "Asleep"}, {"rouse.dev/weights", "{\"form\":"},
-      {"rouse.dev/bytes-by-source", "[]"}, {"rouse.dev/timeline", "{\"path\":\"Peer\"}"}};
+      {"rouse.dev/path", "Teleport"},        {"rouse.dev/decided-at-us", "yesterday"},
+      {"rouse.dev/agent-state", "Dreaming"}, {"rouse.dev/weights", "{\"form\":"},
+      {"rouse.dev/bytes-by-source", "[]"},   {"rouse.dev/timeline", "{\"path\":\"Peer\"}"}};
   const auto i = InstanceFromPod(pod);
   REQUIRE(i.ok());
   CHECK(i->path == StartPath::kStorage);

@@ -221,7 +221,7 @@ TEST_CASE("nonsense is refused by name, and never written") {
   CHECK(agents.SendText(std::string(1 << 20, ' ')).status == 507);
   CHECK(with("/version", 2).status == 412);
   CHECK(with("/protocol", "rouse-weights").status == 412);
-  CHECK(with("/state", "Sleeping").body.find("state: unknown value") != std::string::npos);
+  CHECK(with("/state", "Dreaming").body.find("state: unknown value") != std::string::npos);
   CHECK(with("/weights/form", "Raw").body.find("weights.form") != std::string::npos);
   CHECK(with("/bytesBySource", nullptr).body.find("bytesBySource") != std::string::npos);
   CHECK(with("/message", std::string(5000, 'x')).body.find("message") != std::string::npos);
