@@ -148,7 +148,7 @@ class Bench:
     def vllm(self, row: str) -> None:
         self.caches(warm=row == VLLM_WARM)
         with self.stock("vllm") as server:
-            self.measured(row, server, server.first_token())
+            self.measured(row, server, server.first_token(), speed=row == VLLM_WARM)
 
     @contextlib.contextmanager
     def first_instance(self) -> Iterator[None]:
@@ -186,7 +186,9 @@ class Bench:
     ) -> Iterator[tuple[Agent, Server]]:
         extra = {"graphCapture": "Lazy", "graphCaptureTrigger": "Idle"} if lazy else {}
         began = time.monotonic()
-        more = ["--engine-url", f"http://127.0.0.1:{port}"] if port else []
+        more = []
+        if port:  # Guards are asked for a token by their agent.
+            more = ["--engine-url", f"http://127.0.0.1:{port}", "--served-model", str(self.model)]
         if lazy:
             os.environ["ROUSE_GRAPH_CAPTURE"] = "Lazy"
         try:

@@ -98,7 +98,8 @@ def main() -> int:
                 chosen.append("source")
                 row("source", lambda: stack.enter_context(bench.first_instance()))
                 for _ in range(options.repeat):
-                    for name, measure in rows.ROWS.items():
+                    for name in [x for x in chosen if x in rows.ROWS]:
+                        measure = rows.ROWS[name]
                         row(name, lambda measure=measure: measure(bench))
         row("sleep", lambda: bench.vllm_sleep(3))
     finally:
