@@ -185,8 +185,10 @@ def compare(options: argparse.Namespace, runner: str, report: dict[str, Any]) ->
     first = run("firstRequest", ["answers", "busy"], "FirstRequest")
     for did in first["done"]:
         check.tokens("first request", did)
+    # Capturing runs the model without the graph once before each.
+    late = of(first, "answers")[0]["graphs"] - first["graphsAtStart"]
     check.expect(
-        of(first, "answers")[0]["stepsWithoutGraph"] == 0, "first request: steps without graph"
+        of(first, "answers")[0]["stepsWithoutGraph"] == late, "first request: steps without graph"
     )
     check.complete("first request", first)
 
