@@ -83,7 +83,8 @@ class Client {
   Result<Response> Send(const Request& request, std::size_t max_body_bytes = 256u << 20);
 
   /// Receives a response line by line as it arrives, with back-pressure: `on_line` is called on a
-  /// library thread, one call at a time, and no more is read until it returns. Returns when the
+  /// library thread, one call at a time, and no more is read until it returns. With a body it is
+  /// sent once more, as Send does, when its connection breaks before any answer. Returns when the
   /// stream ends (ok), on_line returns an error (that error), it is cancelled (Cancelled), nothing
   /// arrives for request.timeout (DeadlineExceeded) or the connection breaks (Unavailable). A
   /// status other than 200 fills `error_response` and is FailedPrecondition. A line over

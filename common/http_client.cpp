@@ -188,6 +188,10 @@ struct Client::Impl {
       return ToStatusFrom(error, what, is_tls);
     }
   }
+
+  Status StreamOnce(const Request& request, const CancelSource& cancel,
+                    const std::function<Status(std::string_view line)>& on_line,
+                    Response* error_response, std::size_t max_line_bytes, bool* answered);
 };
 
 Client::Client(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -219,10 +223,11 @@ Result<Response> Client::Send(const Request& request, std::size_t max_body_bytes
   return impl_->SendOnce(request, max_body_bytes, until, &answered);
 }
 
-Status Client::Stream(const Request& request, const CancelSource& cancel,
-                      const std::function<Status(std::string_view line)>& on_line,
-                      Response* error_response, std::size_t max_line_bytes) {
-  const std::string what = request.method + " " + impl_->base + request.target;
+Status Client::Impl::StreamOnce(const Request& request, const CancelSource& cancel,
+                                const std::function<Status(std::string_view line)>& on_line,
+                                Response* error_response, std::size_t max_line_bytes,
+                                bool* answered) {
+  const std::string what = request.method + " " + base + request.target;
   // The body may arrive before the caller's thread has seen the status: the sink waits for it,
   // because a line of an error body is not a line of the stream.
   struct Gate {
@@ -272,9 +277,9 @@ Status Client::Stream(const Request& request, const CancelSource& cancel,
   try {
     auto cpprest = ToCpprest(request);
     cpprest.set_response_stream(sink);
-    auto task =
-        impl_->ClientFor(request.timeout)->request(cpprest, cancel.state()->source.get_token());
+    auto task = ClientFor(request.timeout)->request(cpprest, cancel.state()->source.get_token());
     const wh::http_response response = task.get();
+    *answered = true;
     open(response.status_code());
     response.content_ready().get();
     if (response.status_code() != 200) {
@@ -295,8 +300,22 @@ Status Client::Stream(const Request& request, const CancelSource& cancel,
     const std::lock_guard consuming(gate->consuming);
     if (!gate->failure.ok()) return gate->failure.WithContext(what);
     if (cancel.cancelled()) return Status(StatusCode::kCancelled, what + ": cancelled");
-    return ToStatusFrom(error, what, impl_->is_tls);
+    return ToStatusFrom(error, what, is_tls);
   }
+}
+
+Status Client::Stream(const Request& request, const CancelSource& cancel,
+                      const std::function<Status(std::string_view line)>& on_line,
+                      Response* error_response, std::size_t max_line_bytes) {
+  bool answered = false;
+  const auto once = [&] {
+    return impl_->StreamOnce(request, cancel, on_line, error_response, max_line_bytes, &answered);
+  };
+  Status status = once();
+  // The library itself repeats what has no body.
+  const bool dropped = !answered && status.code() == StatusCode::kUnavailable;
+  if (dropped && !request.body.empty()) status = once();
+  return status;
 }
 
 void SetThreads(int count) {

@@ -203,6 +203,21 @@ TEST_CASE("a request whose connection was dropped before the answer is sent once
   CHECK(answer->body == "ok");
 }
 
+TEST_CASE("a stream whose connection was dropped before the answer is asked for once more") {
+  FakeRawServer server({"", std::string(kChunked) + "4\r\none\n\r\n0\r\n\r\n"});
+  std::vector<std::string> lines;
+  const Status status = ClientFor(server.url())
+                            ->Stream(
+                                {.method = "POST", .body = "{}"}, CancelSource(),
+                                [&](std::string_view line) {
+                                  lines.emplace_back(line);
+                                  return Status();
+                                },
+                                nullptr);
+  CHECK(status.ToString() == "Ok");
+  CHECK(lines == std::vector<std::string>{"one"});
+}
+
 TEST_CASE("a stream is delivered line by line across chunk borders") {
   FakeRawServer server(
       {std::string(kChunked) + "3\r\none\r\n5\r\n\ntwo\n\r\n6\r\nthree\n\r\n0\r\n\r\n"});

@@ -168,12 +168,14 @@ def test_only_a_kv_cache_that_stays_is_allocated_in_the_pool(monkeypatch):
     assert pooled == [True, True]
 
 
-def test_vllm_knows_our_sleep_backend_and_no_level_1_of_it():
+def test_vllm_knows_our_sleep_backend_and_no_level_1_of_it(monkeypatch):
     import vllm.plugins
     from vllm.device_allocator.sleep_mode_backend import SleepModeBackendFactory
 
     import rouse_vllm
+    from rouse_vllm import guard
 
+    monkeypatch.setattr(guard, "_rank", None)  # Other tests load models in this process.
     rouse_vllm.register()
     assert wrapped(vllm.plugins, "load_general_plugins")
     backend = SleepModeBackendFactory.get_backend_class("rouse")()
