@@ -458,7 +458,7 @@ BAD_REPORTS = {
     "a newer version": ({"version": 2}, 412, "FailedPrecondition", "2"),
     "no pod": ({"pod": None}, 400, "InvalidArgument", "pod"),
     "a pod that is a number": ({"pod": 7}, 400, "InvalidArgument", "pod"),
-    "an unknown state": ({"state": "Sleeping"}, 400, "InvalidArgument", "Sleeping"),
+    "an unknown state": ({"state": "Dreaming"}, 400, "InvalidArgument", "Dreaming"),
     "an unknown form": (
         {"weights": {"form": "Raw", "identity": "00", "bytes": 1, "ranks": 1, "servable": True}},
         400,
