@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import shutil
@@ -14,14 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from server import LAUNCH, Server
+from server import TESTS, Server
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "connector" / "tests"))
+sys.path.insert(0, str(TESTS))
 
 from agents import Agent, FakeOperator  # noqa: E402
-
-GIB = 1 << 30
+from gpu_engines import GIB, gpu_used  # noqa: E402
+from servers import LAUNCH, free_port, processes_below  # noqa: E402
 
 VLLM_COLD = "vLLM as shipped, cold caches"
 VLLM_WARM = "vLLM as shipped, warm caches"
@@ -111,7 +109,7 @@ class Bench:
 
     def rouse(
         self, name: str, agent: Agent, began: float, extra: dict[str, str] | None = None,
-        environment: dict[str, str] | None = None, command: list[str] | None = None, port: int = 0,
+        environment: dict[str, str] | None = None, command: tuple[str, ...] | None = None, port: int = 0,
     ) -> Server:  # fmt: skip
         given = json.dumps({"socket": str(agent.socket)} | (extra or {}))
         server = Server(
@@ -182,7 +180,12 @@ class Bench:
 
     @contextlib.contextmanager
     def _second(
-        self, row: str, lazy: bool, command: list[str] | None, port: int = 0, speed: bool = True
+        self,
+        row: str,
+        lazy: bool,
+        command: tuple[str, ...] | None,
+        port: int = 0,
+        speed: bool = True,
     ) -> Iterator[tuple[Agent, Server]]:
         extra = {"graphCapture": "Lazy", "graphCaptureTrigger": "Idle"} if lazy else {}
         began = time.monotonic()
@@ -216,53 +219,38 @@ class Bench:
         self.caches(warm=True)
         with self._second(FORK, True, LAUNCH, speed=False) as (_, server):
             killed = time.monotonic()
-            for pid in _children(server.process.pid):
-                os.kill(pid, signal.SIGKILL)
+            for pid in processes_below(server.process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             seconds = server.first_token(since=killed)
             self.measured(KILLED, server, seconds)
 
     def wakes(self, rounds: int) -> None:
         """A guard is put to sleep and woken, by its agent."""
-        from server import free_port
-
         self.caches(warm=True)
         port = free_port()
         with self._second("guard's start", False, None, port, speed=False) as (agent, server):
             self._operator.wait("demo-1", lambda r: r["state"] == "Serving")
             for i in range(rounds):
                 server.forget()
-                self._role("demo-1", "Guard", "Asleep")
+                agent.set_role("Guard", [])
+                agent.wait("Asleep")
                 time.sleep(0.5)  # The driver scrubs what was freed.
-                used = _gpu_used()
-                begun = time.monotonic()
-                self._role("demo-1", "Active", "Serving")
+                used = gpu_used()
+                peers = self._operator.assignment("demo-1")["peers"]
+                asked_us, begun = time.time_ns() // 1000, time.monotonic()
+                agent.set_role("Active", peers)
+                agent.wait("Serving")
                 reported = time.monotonic() - begun
-                report = self._operator.reports["demo-1"]
-                timeline = report.get("timeline") or {}
+
+                def of_this_wake(report: Any, asked_us: int = asked_us) -> bool:
+                    return (report["timeline"] or {}).get("decidedAtUs", 0) >= asked_us
+
+                timeline = self._operator.wait("demo-1", of_this_wake)["timeline"]
                 self.measured(
-                    WAKE, server, timeline.get("totalUs", 0) / 1e6, speed=i == 0, reported=reported,
+                    WAKE, server, timeline["totalUs"] / 1e6, speed=i == 0, reported=reported,
                     gpuUsedAsleep=used, timeline=timeline,
                 )  # fmt: skip
-
-    def _role(self, pod: str, role: str, until: str) -> None:
-        report = self._operator.reports[pod]
-        address = report["address"].removeprefix("http://")
-        peers = self._operator.assignment(pod)["peers"] if role == "Active" else []
-        connection = http.client.HTTPConnection(address, timeout=60)
-        body = {"protocol": "rouse-role", "version": 1, "role": role, "peers": peers}
-        connection.request(
-            "POST", "/v1/role", json.dumps(body), {"Content-Type": "application/json"}
-        )
-        answer = connection.getresponse()
-        text = answer.read()
-        connection.close()
-        if answer.status >= 300:
-            raise RuntimeError(f"{pod}: role {role}: HTTP {answer.status}: {text[:300]!r}")
-        deadline = time.monotonic() + 60
-        while self._operator.reports[pod]["state"] != until:
-            if time.monotonic() > deadline or self._operator.reports[pod]["state"] == "Failed":
-                raise RuntimeError(f"{pod} is not {until}: {self._operator.reports[pod]}")
-            time.sleep(0.002)
 
     def vllm_sleep(self, rounds: int) -> None:
         """What vLLM itself offers, with the checkpoint in tmpfs."""
@@ -272,7 +260,7 @@ class Bench:
             for i in range(rounds):
                 server.request("POST", "/sleep?level=2")
                 time.sleep(0.5)
-                used = _gpu_used()
+                used = gpu_used()
                 begun = time.monotonic()
                 server.request("POST", "/wake_up?tags=weights")
                 server.request("POST", "/collective_rpc", {"method": "reload_weights"})
@@ -284,24 +272,6 @@ class Bench:
 
     def close(self) -> None:
         self._operator.close()
-
-
-def _children(pid: int) -> list[int]:
-    """All descendants, the youngest first."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            found += [*_children(int(child)), int(child)]
-    return found
-
-
-def _gpu_used() -> int:
-    """Bytes of the GPU in use, whoever uses them."""
-    import subprocess
-
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=True)
-    return int(answer.stdout.split()[0]) << 20
 
 
 #: Rows that need nothing but a first instance, by the name that the command line knows.

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -20,14 +19,10 @@ BATCHES = (1, 32, 256)
 #: Tokens by which throughput is measured.
 LONG = 64
 
-_VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
-LAUNCH = [sys.executable, "-m", "rouse_vllm.launch"]
+TESTS = Path(__file__).resolve().parents[2] / "connector" / "tests"
+sys.path.insert(0, str(TESTS))
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from servers import PLAIN, free_port  # noqa: E402
 
 
 class Server:
@@ -35,7 +30,7 @@ class Server:
 
     def __init__(
         self, name: str, model: Path, arguments: list[str], environment: dict[str, str], log: Path,
-        command: list[str] | None = None, port: int = 0,
+        command: tuple[str, ...] | None = None, port: int = 0,
     ) -> None:  # fmt: skip
         self.name = name
         self.model = str(model)
@@ -44,7 +39,14 @@ class Server:
         self.started = time.monotonic()
         with log.open("w") as out:
             self.process = subprocess.Popen(
-                [*(command or _VLLM), self.model, "--port", str(self.port), *arguments],
+                [
+                    sys.executable,
+                    *(command or PLAIN),
+                    self.model,
+                    "--port",
+                    str(self.port),
+                    *arguments,
+                ],
                 env=os.environ | environment,
                 stdout=out,
                 stderr=subprocess.STDOUT,
