@@ -59,9 +59,7 @@ class Connection:
     ) -> dict[str, Any]:
         """A question whose answer brings no descriptors."""
         answer, received = self.ask_for_fds(request, expected, ANSWER_TIMEOUT_S, fds)
-        if received:
-            close_all(received)
-            raise ProtocolError(f"{expected} came with {len(received)} descriptors, expected none")
+        refuse_all(received, expected)
         return answer
 
     def ask_for_fds(
@@ -113,6 +111,13 @@ def check_spoken(answer: dict[str, Any]) -> None:
 def close_all(fds: list[int]) -> None:
     for fd in fds:
         os.close(fd)
+
+
+def refuse_all(fds: list[int], answer: str) -> None:
+    """For an answer that brings no descriptors."""
+    if fds:
+        close_all(fds)
+        raise ProtocolError(f"{answer} came with {len(fds)} descriptors, expected none")
 
 
 def text(answer: dict[str, Any], name: str) -> str:

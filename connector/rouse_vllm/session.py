@@ -20,6 +20,7 @@ from rouse_vllm.connection import (
     check_spoken,
     close_all,
     count,
+    refuse_all,
     text,
     texts,
 )
@@ -209,9 +210,7 @@ class Session(Connection):
         """Waits for the slabs that come after release_arena(); their bytes may still be arriving."""
         request = {"type": "AwaitArena", "rank": self.rank}
         answer, fds = self.ask_until_ready(request, "Arena", timeout_s)
-        if fds:
-            close_all(fds)
-            raise ProtocolError(f"Arena came with {len(fds)} descriptors, expected none")
+        refuse_all(fds, "Arena")
         return _slab_plan(answer)
 
     def open_stream(
@@ -248,9 +247,7 @@ class Session(Connection):
         the first `released` batches are given back: nothing refers to them any more."""
         request = {"type": "NextBatch", "rank": self.rank, "batch": batch, "released": released}
         answer, fds = self.ask_until_ready(request, "Batch")
-        if fds:
-            close_all(fds)
-            raise ProtocolError(f"Batch came with {len(fds)} descriptors, expected none")
+        refuse_all(fds, "Batch")
         slot, entries = count(answer, "slot"), answer.get("pieces")
         if count(answer, "batch") != batch or slot >= shape.slots or not isinstance(entries, list):
             raise ProtocolError(f"asked for batch {batch}, got something else")
