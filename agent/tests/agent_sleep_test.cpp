@@ -426,6 +426,8 @@ TEST_CASE(
   CHECK(pair.fake_operator.Last("demo-3")->message.find("started again while its engine slept") !=
         std::string::npos);
   const std::string address = pair.fake_operator.Last("demo-3")->address;
+  // It reports before it answers.
+  REQUIRE(Eventually([&] { return Send(address, "GET", "/healthz").status == 200; }));
   CHECK(Send(address, "GET", "/readyz").status == 503);
   CHECK(Tell(address, {.role = Role::kActive, .peers = pair.Peers()}).status == 409);
   auto again = FakeEngine::Connect(pair.guard->socket());
