@@ -7,16 +7,20 @@ std::string_view ToString(Role role) {
 }
 
 json::Json ToJson(const RoleRequest& request) {
-  return {{"protocol", kRoleProtocol},
-          {"version", kRoleVersion},
-          {"role", ToString(request.role)},
-          {"peers", PeersToJson(request.peers)}};
+  json::Json out = {{"protocol", kRoleProtocol},
+                    {"version", kRoleVersion},
+                    {"role", ToString(request.role)},
+                    {"peers", PeersToJson(request.peers)}};
+  if (request.decided_at_us != 0) out["decidedAtUs"] = request.decided_at_us;
+  return out;
 }
 
 Result<RoleRequest> RoleRequestFromJson(const json::Json& value) {
   json::Reader in(value, "");
   ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kRoleProtocol, kRoleVersion));
-  RoleRequest request{.role = in.Enum<Role>("role", kRoles), .peers = {}};
+  RoleRequest request{.role = in.Enum<Role>("role", kRoles),
+                      .peers = {},
+                      .decided_at_us = in.IntOr("decidedAtUs", 0)};
   if (request.role == Role::kActive || in.Has("peers")) request.peers = ReadPeers(in, "peers");
   ROUSE_RETURN_IF_ERROR(in.status());
   return request;

@@ -23,6 +23,8 @@ std::string_view ToString(Role role);
 struct RoleRequest {
   Role role = Role::kActive;
   std::vector<Peer> peers;  ///< Whose weights an instance wakes with, best first.
+  /// When that was decided, in microseconds since the Unix epoch; 0: not said.
+  std::int64_t decided_at_us = 0;
 
   bool operator==(const RoleRequest&) const = default;
 };

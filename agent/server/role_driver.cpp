@@ -63,7 +63,7 @@ void RoleDriver::Change(const std::function<void()>& change) {
 
 Status RoleDriver::Ask(const RoleRequest& request) {
   const bool wakes = request.role == Role::kActive;
-  const std::int64_t asked = NowUs();
+  const std::int64_t asked = WakeBegan(request.decided_at_us, NowUs());
   const Status ready = wakes ? hooks_.ready_to_wake() : hooks_.ready_to_sleep();
   Status status;
   Change([&] {

@@ -11,6 +11,11 @@ std::string Seconds(std::chrono::milliseconds time) {
 
 }  // namespace
 
+std::int64_t WakeBegan(std::int64_t decided_us, std::int64_t now_us) {
+  constexpr std::int64_t kLongestUs = 60'000'000;
+  return decided_us > now_us - kLongestUs && decided_us <= now_us ? decided_us : now_us;
+}
+
 Status RoleMachine::Sleep(const Status& ready, TimePoint now) {
   switch (state_) {
     case RoleState::kSleeping:

@@ -38,6 +38,10 @@ struct RoleLimits {
   std::chrono::milliseconds wake{120'000};   ///< From being told to the canary's answer.
 };
 
+/// When a wake began that was decided at `decided_us` (0: that was not said) and asked for at
+/// `now_us`: its timeline begins with the decision, unless that clock cannot be right.
+std::int64_t WakeBegan(std::int64_t decided_us, std::int64_t now_us);
+
 /// What the shell shall do; each is asked for once.
 enum class RoleAction {
   kEndLeases,    ///< Offer nothing to peers any more, and end their leases.

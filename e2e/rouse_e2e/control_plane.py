@@ -9,7 +9,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import paths, pki
+from . import kwok_stages, paths, pki
 from .processes import Processes, tail, wait_until
 
 SERVICES = "10.96.0.0/16"
@@ -154,12 +154,15 @@ class ControlPlane:
         self._start("kube-scheduler", *self._client_flags("kube-scheduler", self._scheduler))
 
     def start_kwok(self) -> None:
+        stages = self.folder / "kwok-stages.yaml"
+        text = (paths.tools() / "kwok-stages.yaml").read_text()
+        stages.write_text(kwok_stages.with_gates(text))
         self._start(
             "kwok",
             f"--kubeconfig={self.kubeconfig('kwok')}",
             "--manage-all-nodes=false",
             "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
-            f"--config={paths.tools()}/kwok-stages.yaml",
+            f"--config={stages}",
             f"--server-address=127.0.0.1:{self._kwok}",
             "--node-ip=127.0.0.1",
             "--node-lease-duration-seconds=40",

@@ -53,7 +53,8 @@ App::App(AppOptions options, std::shared_ptr<Metrics> metrics)
           [this](const plan::Instance* before, const plan::Instance* after) {
             const plan::Instance& pod = after != nullptr ? *after : *before;
             pending_.Seen(ServiceKey(pod), pod.uid, after);
-          }) {}
+          }),
+      agents_(options_.agent_timeout) {}
 
 Result<std::unique_ptr<App>> App::Create(const kube::Config& config, AppOptions options) {
   auto metrics = std::make_shared<Metrics>();
@@ -120,7 +121,7 @@ Status App::Run() {
   malloc_trim(0);  // The first full list is in the stores; its text and trees are not needed again.
 
   reconciler_ = std::make_unique<Reconciler>(
-      *client_, cache_, pending_, *metrics_,
+      *client_, agents_, cache_, pending_, *metrics_,
       [this](const api::ObjectMeta& service, const plan::Note& note) { Tell(service, note); },
       [this] { return Leading(); },
       ReconcilerOptions{.policy = options_.policy, .pods = options_.pods, .clock = Now});

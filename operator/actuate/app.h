@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "common/http.h"
+#include "operator/actuate/agents.h"
 #include "operator/actuate/cache.h"
 #include "operator/actuate/metrics.h"
 #include "operator/actuate/pending.h"
@@ -40,6 +41,7 @@ struct AppOptions {
   kube::LeaseTiming lease;
   std::chrono::milliseconds watch_silence{90'000};
   std::chrono::milliseconds call_timeout{10'000};
+  std::chrono::milliseconds agent_timeout{2'000};
   int workers = 4;
   plan::Policy policy;
   plan::PodConfig pods;
@@ -83,6 +85,7 @@ class App {
   std::unique_ptr<kube::Client> client_;        ///< Watches and writes.
   std::unique_ptr<kube::Client> lease_client_;  ///< Gives up in time to notice a lost lease.
   std::unique_ptr<kube::Client> report_client_;
+  HttpAgents agents_;
   std::unique_ptr<Reports> reports_;
   std::unique_ptr<kube::EventRecorder> events_;
   std::unique_ptr<kube::Informer> services_;

@@ -26,6 +26,8 @@ Metrics::Metrics()
                           "Seconds from the decision to the first token, or to the failure")),
       bytes_(Make(prometheus::BuildCounter(), registry_, "rouse_scaleout_bytes_total",
                   "Weight bytes of finished starts, by path and by where they came from")),
+      actions_(Make(prometheus::BuildCounter(), registry_, "rouse_actions_total",
+                    "What was decided and tried, by kind of action")),
       instances_(Make(prometheus::BuildGauge(), registry_, "rouse_instances",
                       "Instances of each ModelService by state")),
       reconciles_(Make(prometheus::BuildCounter(), registry_, "controller_runtime_reconcile_total",
@@ -63,6 +65,10 @@ void Metrics::ScaleOutFinished(const api::ScaleOut& scale_out) {
 
 void Metrics::ScaleOutFailed(const std::string& path, double seconds) {
   total_seconds_.Add({{"path", path}, {"outcome", "failure"}}, kStartBuckets).Observe(seconds);
+}
+
+void Metrics::Acted(std::string_view kind) {
+  actions_.Add({{"action", std::string(kind)}}).Increment();
 }
 
 void Metrics::Instances(const std::string& ns, const std::string& name,

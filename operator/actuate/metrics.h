@@ -12,6 +12,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -27,6 +28,9 @@ class Metrics {
   void ScaleOutFinished(const api::ScaleOut& scale_out);
   /// A start that failed; `path` as it was decided.
   void ScaleOutFailed(const std::string& path, double seconds);
+
+  /// An action was tried; plan::KindOf.
+  void Acted(std::string_view kind);
 
   /// The instances of one ModelService by state; states that are not given are gone.
   void Instances(const std::string& ns, const std::string& name,
@@ -60,6 +64,7 @@ class Metrics {
   prometheus::Family<prometheus::Histogram>& phase_seconds_;
   prometheus::Family<prometheus::Histogram>& total_seconds_;
   prometheus::Family<prometheus::Counter>& bytes_;
+  prometheus::Family<prometheus::Counter>& actions_;
   prometheus::Family<prometheus::Gauge>& instances_;
   prometheus::Family<prometheus::Counter>& reconciles_;
   prometheus::Histogram& reconcile_seconds_;

@@ -1,9 +1,9 @@
 // What we have just done and the cache does not show yet.
 //
-// Between a create call's answer and its watch event a second reconcile would not see the pod, and
-// a pod that went meanwhile could be replaced twice. An entry lives until the cache has seen the
-// pod, at most a while. It is only a shortcut: after a restart the first list shows the truth.
-// Thread-safe.
+// Between a write's answer and its watch event a second reconcile would not see it: a pod that went
+// meanwhile could be replaced twice, a guard claimed for two replicas. An entry lives until the
+// cache has seen as much, at most a while. It is only a shortcut: after a restart the first list
+// shows the truth. Thread-safe.
 
 #pragma once
 
@@ -18,6 +18,10 @@
 
 namespace rouse::actuate {
 
+/// Whether `shown` is at least as new as `written`, by resourceVersion, which Kubernetes lets
+/// clients compare as numbers; true when one of the two is none.
+bool IsAsNew(const plan::Instance& shown, const plan::Instance& written);
+
 class Pending {
  public:
   using Time = std::chrono::steady_clock::time_point;
@@ -27,10 +31,9 @@ class Pending {
                    Clock clock = std::chrono::steady_clock::now)
       : lifetime_(lifetime), clock_(std::move(clock)) {}
 
-  /// The API server has made this pod. `known` is asked under the lock whether the cache has it
-  /// already: its event may be faster than the answer to the call.
-  void Created(const std::string& key, const plan::Instance& pod,
-               const std::function<bool()>& known);
+  /// The API server has made this pod, or changed it to this. `known` is asked under the lock
+  /// whether the cache has that already: its event may be faster than the answer to the call.
+  void Wrote(const std::string& key, const plan::Instance& pod, const std::function<bool()>& known);
   /// The API server has accepted the deletion of the pod with this uid.
   void Deleted(const std::string& key, const std::string& uid);
   /// A pod of somebody else has this name.
@@ -46,7 +49,7 @@ class Pending {
 
  private:
   struct Entry {
-    std::map<std::string, std::pair<plan::Instance, Time>> created;  ///< By uid.
+    std::map<std::string, std::pair<plan::Instance, Time>> written;  ///< By uid.
     std::map<std::string, Time> deleted;                             ///< By uid.
     std::map<std::string, Time> taken;                               ///< By name.
   };

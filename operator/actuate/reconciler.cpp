@@ -8,6 +8,9 @@
 namespace rouse::actuate {
 namespace {
 
+/// Plans of one pass, each after something turned out to be other than the caches show.
+constexpr int kMaxReplans = 3;
+
 // A status that is already as wanted is not written: the write would come back as a change, for
 // ever.
 bool Same(const api::ServiceStatus& a, const api::ServiceStatus& b) {
@@ -34,8 +37,9 @@ std::optional<plan::Observed> Observe(const std::string& key, const Cache& cache
   return observed;
 }
 
-Reconciler::Reconciler(kube::Api& api, const Cache& cache, Pending& pending, Metrics& metrics,
-                       Tell tell, std::function<bool()> may_act, ReconcilerOptions options)
+Reconciler::Reconciler(kube::Api& api, Agents& agents, const Cache& cache, Pending& pending,
+                       Metrics& metrics, Tell tell, std::function<bool()> may_act,
+                       ReconcilerOptions options)
     : api_(api),
       cache_(cache),
       pending_(pending),
@@ -43,7 +47,7 @@ Reconciler::Reconciler(kube::Api& api, const Cache& cache, Pending& pending, Met
       tell_(std::move(tell)),
       may_act_(std::move(may_act)),
       options_(std::move(options)),
-      executor_(api, cache, pending, may_act_) {}
+      executor_(api, agents, cache, pending, may_act_) {}
 
 Result<std::optional<std::chrono::milliseconds>> Reconciler::Reconcile(const std::string& key) {
   const auto stored = cache_.Service(key);
@@ -67,7 +71,17 @@ Result<std::optional<std::chrono::milliseconds>> Reconciler::Reconcile(const std
   }
 
   plan::Plan plan = plan::MakePlan(*observed, now);
-  Outcome outcome = executor_.Perform(service, plan.actions, options_.pods);
+  Outcome outcome = Perform(service, plan);
+  // What stood in the way is known by now (pending.h): the next path is tried at once, before a
+  // status is written that says something else.
+  for (int more = 0; outcome.replan && outcome.errors.empty() && more < kMaxReplans; ++more) {
+    const auto anew = Observe(key, cache_, pending_, options_.policy);
+    if (!anew) break;
+    plan = plan::MakePlan(*anew, options_.clock());
+    Outcome next = Perform(anew->service, plan);
+    next.notes.insert(next.notes.begin(), outcome.notes.begin(), outcome.notes.end());
+    outcome = std::move(next);
+  }
   for (const plan::Note& note : outcome.notes) tell_(service.metadata, note);
   for (const std::string& error : outcome.errors) {
     tell_(service.metadata, {true, "ActionFailed", "Act", error});
@@ -85,7 +99,17 @@ Result<std::optional<std::chrono::milliseconds>> Reconciler::Reconcile(const std
   }
   if (!outcome.errors.empty()) return Unavailable(outcome.errors.front());
   if (outcome.replan) return std::optional(std::chrono::milliseconds(0));
-  return std::optional(std::min(options_.resync, plan.replan_after.value_or(options_.resync)));
+  return std::optional(std::min({options_.resync, plan.replan_after.value_or(options_.resync),
+                                 outcome.again.value_or(options_.resync)}));
+}
+
+Outcome Reconciler::Perform(const api::ModelService& service, const plan::Plan& plan) {
+  Outcome outcome = executor_.Perform(service, plan.actions, options_.pods);
+  for (const plan::Action& action : plan.actions) metrics_.Acted(plan::KindOf(action));
+  for (const double seconds : outcome.failed_wakes) {
+    metrics_.ScaleOutFailed(std::string(ToString(StartPath::kWake)), seconds);
+  }
+  return outcome;
 }
 
 Status Reconciler::Publish(const api::ModelService& service, const api::ServiceStatus& status) {

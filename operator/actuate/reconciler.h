@@ -37,14 +37,15 @@ struct ReconcilerOptions {
 class Reconciler {
  public:
   /// References must outlive it. `may_act`: see Executor.
-  Reconciler(kube::Api& api, const Cache& cache, Pending& pending, Metrics& metrics, Tell tell,
-             std::function<bool()> may_act, ReconcilerOptions options);
+  Reconciler(kube::Api& api, Agents& agents, const Cache& cache, Pending& pending, Metrics& metrics,
+             Tell tell, std::function<bool()> may_act, ReconcilerOptions options);
 
   /// The time after which to come again (zero: at once; nullopt: the ModelService is gone), or the
   /// first error, to be tried again with backoff.
   Result<std::optional<std::chrono::milliseconds>> Reconcile(const std::string& key);
 
  private:
+  Outcome Perform(const api::ModelService& service, const plan::Plan& plan);
   Status Publish(const api::ModelService& service, const api::ServiceStatus& status);
   void Count(const api::ModelService& service, const plan::Plan& plan);
 

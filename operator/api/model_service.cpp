@@ -8,6 +8,7 @@ namespace rouse::api {
 namespace {
 
 constexpr int kMaxReplicas = 1000;
+constexpr std::int64_t kMaxDrainSeconds = 3600;
 
 Storage ReadStorage(json::Reader& model) {
   Storage storage;
@@ -155,6 +156,11 @@ Result<ModelService> ModelServiceFromJson(const Json& object) {
   out.spec.guard_replicas = static_cast<int>(
       guards.IntOr("replicas", DefaultGuards(out.spec.fast_start.profile), 0, kMaxReplicas));
   in.Take(guards.status());
+
+  json::Reader scale_in(in.ObjectOrEmpty("scaleIn"), in.Path("scaleIn"));
+  out.spec.drain = std::chrono::seconds(
+      scale_in.IntOr("drainSeconds", out.spec.drain.count(), 0, kMaxDrainSeconds));
+  in.Take(scale_in.status());
   out.spec.pod_template = ReadTemplate(in);
   root.Take(in.status());
   ROUSE_RETURN_IF_ERROR(root.status());
@@ -201,6 +207,7 @@ Json ToJson(const Spec& spec) {
             {"graphCapture", capture},
             {"processStart", json::NameOf<ProcessStart>(fast.process_start, kProcessStarts)}}},
           {"guards", {{"replicas", spec.guard_replicas}}},
+          {"scaleIn", {{"drainSeconds", spec.drain.count()}}},
           {"template", spec.pod_template}};
 }
 

@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -100,6 +101,8 @@ struct Spec {
   Engine engine;
   FastStart fast_start;
   int guard_replicas = 0;
+  /// How long requests under way may take before an instance sleeps or goes.
+  std::chrono::seconds drain{30};
   Json pod_template = Json::object();  ///< Partial pod: metadata and spec. See plan/overlay.h.
 
   bool operator==(const Spec&) const = default;

@@ -24,6 +24,17 @@ inline constexpr char kAnnotationDecidedAtUs[] = "rouse.dev/decided-at-us";
 /// over: a pod with another value is outdated.
 inline constexpr char kAnnotationRevision[] = "rouse.dev/revision";
 
+/// What the operator has decided about a running pod (plan/marks.h).
+inline constexpr char kAnnotationLeaving[] = "rouse.dev/leaving";
+inline constexpr char kAnnotationFailedWakes[] = "rouse.dev/failed-wakes";
+
+/// Endpoint pickers of the Gateway API inference extension send requests to these ports of a pod:
+/// to all when it is absent, to none when it is empty, as it is of whoever is no replica.
+inline constexpr char kAnnotationActivePorts[] = "llm-d.ai/active-ports";
+
+/// The pod's readiness gate: the operator says True of whoever may be sent requests.
+inline constexpr char kConditionServing[] = "rouse.dev/serving";
+
 /// What the agent reported last.
 inline constexpr char kAnnotationAgentState[] = "rouse.dev/agent-state";
 inline constexpr char kAnnotationAgentMessage[] = "rouse.dev/agent-message";

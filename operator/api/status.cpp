@@ -115,9 +115,13 @@ Json ToJson(const ServiceStatus& status) {
               {"failed", status.failed},
               {"selector", status.selector},
               {"consecutiveFailures", status.consecutive_failures},
+              {"consecutiveGuardFailures", status.consecutive_guard_failures},
               {"conditions", conditions},
               {"scaleOuts", scale_outs}};
   if (status.last_failure) out["lastFailureTime"] = FormatMicros(*status.last_failure);
+  if (status.last_guard_failure) {
+    out["lastGuardFailureTime"] = FormatMicros(*status.last_guard_failure);
+  }
   if (!status.scale_outs.empty()) {
     char seconds[32];
     std::snprintf(seconds, sizeof seconds, "%.2f", status.scale_outs.front().seconds);
@@ -140,6 +144,8 @@ Result<ServiceStatus> StatusFromJson(const Json& value, const std::string& path)
   out.failed = ReadCount(in, "failed");
   out.selector = in.StringOr("selector", "");
   out.consecutive_failures = ReadCount(in, "consecutiveFailures");
+  out.consecutive_guard_failures = ReadCount(in, "consecutiveGuardFailures");
+  if (in.Has("lastGuardFailureTime")) out.last_guard_failure = ReadTime(in, "lastGuardFailureTime");
   if (in.Has("lastFailureTime")) out.last_failure = ReadTime(in, "lastFailureTime");
   for (const Json& item : in.ArrayOrEmpty("conditions")) {
     json::Reader condition(item, in.Path("conditions"));

@@ -69,12 +69,14 @@ struct ServiceStatus {
   int replicas = 0;  ///< Instances that exist, guards not counted.
   int ready = 0;     ///< readyReplicas: instances that serve.
   int active = 0;    ///< Instances that serve or start, not failed.
-  int guards = 0;
+  int guards = 0;    ///< Instances that sleep and can be woken.
   int waking = 0;
   int failed = 0;  ///< Instances that failed and wait to be replaced.
   std::string selector;
   int consecutive_failures = 0;
   std::optional<TimePoint> last_failure;  ///< Microseconds on the wire: it orders starts.
+  int consecutive_guard_failures = 0;     ///< The same for guards, which hold up no replica.
+  std::optional<TimePoint> last_guard_failure;
   std::vector<Condition> conditions;
   std::vector<ScaleOut> scale_outs;  ///< Newest first, at most kMaxScaleOuts.
 

@@ -4,27 +4,52 @@ namespace rouse::plan {
 namespace {
 
 std::string Print(const CreateInstance& action) {
-  return "create " + action.pod + " by " + std::string(ToString(action.path)) + " (" +
-         action.path_reason + ")";
+  return std::string("create ") + (action.role == Role::kGuard ? "guard " : "") + action.pod +
+         " by " + std::string(ToString(action.path)) + " (" + action.path_reason + ")";
+}
+
+std::string Print(const ClaimGuard& action) {
+  return (action.wake ? "wake " : "take ") + action.pod + " (" + action.reason + ")";
+}
+
+std::string Print(const ReleaseGuard& action) {
+  return "release " + action.pod + " (" + action.failed_wakes.reason + ")";
+}
+
+std::string Print(const MakeGuard& action) {
+  return "make a guard of " + action.pod + " (" + action.reason + ")";
+}
+
+std::string Print(const PutToSleep& action) {
+  return "put " + action.pod + " to sleep";
+}
+
+std::string Print(const SetServing& action) {
+  return action.pod + (action.may_serve ? " may serve" : " may not serve");
+}
+
+std::string Because(Cause cause, const std::string& reason) {
+  return " (" + std::string(ToString(cause)) + ": " + reason + ")";
+}
+
+std::string Print(const Leave& action) {
+  return "take " + action.pod + " out of service" +
+         Because(action.leaving.cause, action.leaving.reason);
 }
 
 std::string Print(const DeleteInstance& action) {
-  return "delete " + action.pod + " (" + std::string(ToString(action.cause)) + ": " +
-         action.reason + ")";
+  return "delete " + action.pod + Because(action.cause, action.reason);
 }
 
 }  // namespace
 
-std::string_view ToString(DeleteInstance::Cause cause) {
-  switch (cause) {
-    case DeleteInstance::Cause::kScaleIn:
-      return "ScaleIn";
-    case DeleteInstance::Cause::kFailed:
-      return "Failed";
-    case DeleteInstance::Cause::kOutdated:
-      return "Outdated";
-  }
-  return "ScaleIn";
+std::string_view KindOf(const Action& action) {
+  // In the order of the variant.
+  static constexpr std::string_view kKinds[] = {"CreateInstance", "ClaimGuard",    "ReleaseGuard",
+                                                "MakeGuard",      "PutToSleep",    "SetServing",
+                                                "Leave",          "DeleteInstance"};
+  static_assert(std::size(kKinds) == std::variant_size_v<Action>);
+  return kKinds[action.index()];
 }
 
 std::string ToString(const Action& action) {

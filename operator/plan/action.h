@@ -10,28 +10,98 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <variant>
+#include <vector>
 
+#include "common/messages.h"
+#include "common/role.h"
 #include "common/timeline.h"
 #include "operator/api/time.h"
+#include "operator/plan/marks.h"
 
 namespace rouse::plan {
 
-/// A pod with this name exists and will join as a serving instance.
+/// A pod with this name exists and will join as a serving instance, or as a guard.
 struct CreateInstance {
   std::string pod;
+  Role role = Role::kActive;
   StartPath path = StartPath::kStorage;  ///< kStorage or kPeer.
   std::string path_reason;               ///< Why each better path was not taken.
   std::string launch_identity;
   std::string revision;
   api::TimePoint decided_at;
+  /// Nodes that have its weights: it shall be near them, if that can be.
+  std::vector<std::string> near;
 
   bool operator==(const CreateInstance&) const = default;
 };
 
+/// This guard is a replica from now on, and no other claim of it succeeds. When `wake`, its agent
+/// has been told, or the claim is undone.
+struct ClaimGuard {
+  std::string pod;
+  std::string uid;
+  std::string resource_version;  ///< The pod has not changed since.
+  std::string address;           ///< Its agent's.
+  bool wake = false;             ///< It sleeps, or may be about to.
+  std::vector<Peer> peers;       ///< Whose weights it wakes with, best first.
+  std::string reason;            ///< Why it and no other, for people.
+  api::TimePoint decided_at;
+  FailedWakes failed_wakes;  ///< What it already has.
+
+  bool operator==(const ClaimGuard&) const = default;
+};
+
+/// A claimed guard is a guard again: it did not wake.
+struct ReleaseGuard {
+  std::string pod;
+  std::string uid;
+  std::string resource_version;
+  FailedWakes failed_wakes;  ///< This one included.
+
+  bool operator==(const ReleaseGuard&) const = default;
+};
+
+/// This replica is a guard from now on: it is out of the endpoints, and will sleep.
+struct MakeGuard {
+  std::string pod;
+  std::string uid;
+  std::string reason;  ///< For people.
+
+  bool operator==(const MakeGuard&) const = default;
+};
+
+/// The agent of this guard has been told to put its engine to sleep.
+struct PutToSleep {
+  std::string pod;
+  std::string uid;
+  std::string address;
+
+  bool operator==(const PutToSleep&) const = default;
+};
+
+/// The pod's readiness gate says whether it may be sent requests.
+struct SetServing {
+  std::string pod;
+  std::string uid;
+  bool may_serve = false;
+
+  bool operator==(const SetServing&) const = default;
+};
+
+/// The pod is marked as one that goes once it is out of the endpoints.
+struct Leave {
+  std::string pod;
+  std::string uid;
+  Leaving leaving;
+
+  bool operator==(const Leave&) const = default;
+};
+
 /// The pod with this uid is gone. A pod of the same name with another uid is left alone.
 struct DeleteInstance {
-  enum class Cause { kScaleIn, kFailed, kOutdated };
+  using Cause = plan::Cause;
   std::string pod;
   std::string uid;
   Cause cause = Cause::kScaleIn;
@@ -40,12 +110,13 @@ struct DeleteInstance {
   bool operator==(const DeleteInstance&) const = default;
 };
 
-using Action = std::variant<CreateInstance, DeleteInstance>;
+using Action = std::variant<CreateInstance, ClaimGuard, ReleaseGuard, MakeGuard, PutToSleep,
+                            SetServing, Leave, DeleteInstance>;
 
 /// One line for logs and the plan preview: "create demo-1 by Peer (Wake: no guards)".
 std::string ToString(const Action& action);
 
-/// "ScaleIn", "Failed", "Outdated".
-std::string_view ToString(DeleteInstance::Cause cause);
+/// What kind of action it is, for metrics: "CreateInstance", "ClaimGuard", ...
+std::string_view KindOf(const Action& action);
 
 }  // namespace rouse::plan

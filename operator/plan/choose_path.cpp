@@ -7,16 +7,14 @@
 namespace rouse::plan {
 namespace {
 
-constexpr char kNoWake[] = "Wake: no guards";
-
 bool EarlierStart(const Instance* a, const Instance* b) {
   if (a->decided_at != b->decided_at) return a->decided_at < b->decided_at;
   return a->name < b->name;
 }
 
-PathChoice FromStorage(int start_now, const std::string& why_no_peer) {
+PathChoice FromStorage(int start_now, const std::string& no_wake, const std::string& why_no_peer) {
   return {.path = StartPath::kStorage,
-          .reason = std::string(kNoWake) + "; Peer: " + why_no_peer,
+          .reason = "Wake: " + no_wake + "; Peer: " + why_no_peer,
           .start_now = start_now,
           .waiting = 0,
           .waiting_for = "",
@@ -27,10 +25,10 @@ PathChoice FromStorage(int start_now, const std::string& why_no_peer) {
 
 PathChoice ChoosePath(const api::Spec& spec, const std::string& launch_identity,
                       const std::vector<const Instance*>& working, int missing,
-                      const Policy& policy, TimePoint now) {
+                      const std::string& no_wake, const Policy& policy, TimePoint now) {
   const api::FastStart& fast = spec.fast_start;
   if (fast.weights_source == api::WeightSource::kStorage) {
-    return FromStorage(missing, "weights.source is Storage");
+    return FromStorage(missing, no_wake, "weights.source is Storage");
   }
   std::vector<const Instance*> coming;
   bool any_equal = false;
@@ -39,7 +37,7 @@ PathChoice ChoosePath(const api::Spec& spec, const std::string& launch_identity,
     any_equal = true;
     if (IsServable(*instance)) {
       return {.path = StartPath::kPeer,
-              .reason = kNoWake,
+              .reason = "Wake: " + no_wake,
               .start_now = missing,
               .waiting = 0,
               .waiting_for = "",
@@ -49,15 +47,16 @@ PathChoice ChoosePath(const api::Spec& spec, const std::string& launch_identity,
   }
   if (coming.empty()) {
     PathChoice choice = FromStorage(
-        1, any_equal ? "no instance with this launch identity has weights or can come by them"
-           : working.empty() ? "no other instance runs"
-                             : "no instance with this launch identity runs");
+        1, no_wake,
+        any_equal         ? "no instance with this launch identity has weights or can come by them"
+        : working.empty() ? "no other instance runs"
+                          : "no instance with this launch identity runs");
     choice.waiting = missing - 1;  // For the one that starts now; the next run knows its name.
     return choice;
   }
   const Instance* first = *std::min_element(coming.begin(), coming.end(), EarlierStart);
   PathChoice wait{.path = StartPath::kPeer,
-                  .reason = kNoWake,
+                  .reason = "Wake: " + no_wake,
                   .start_now = 0,
                   .waiting = missing,
                   .waiting_for = first->name,
@@ -66,8 +65,9 @@ PathChoice ChoosePath(const api::Spec& spec, const std::string& launch_identity,
   const TimePoint until = first->decided_at + policy.peer_wait;
   if (now >= until) {
     const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(policy.peer_wait);
-    return FromStorage(missing, "no weights to pull yet, " + first->name + " was waited for " +
-                                    std::to_string(seconds.count()) + " s");
+    return FromStorage(missing, no_wake,
+                       "no weights to pull yet, " + first->name + " was waited for " +
+                           std::to_string(seconds.count()) + " s");
   }
   wait.waiting_until = until;
   return wait;

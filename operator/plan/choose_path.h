@@ -24,13 +24,14 @@ struct PathChoice {
       waiting_until;  ///< When they stop waiting; nullopt: not before it fails.
 };
 
-/// `working` are the instances that neither failed nor are being deleted; `missing` > 0.
+/// `working` are the instances that neither failed nor are being deleted, guards among them;
+/// `missing` > 0; `no_wake` says why no guard is woken instead.
 ///
 /// The first instance of a launch identity loads from storage, the others wait for it: without
 /// limit when weights.fallback is None, else until policy.peer_wait after its start was decided
 /// (a large model takes longer than anybody wants to wait twice, so then they load themselves).
 PathChoice ChoosePath(const api::Spec& spec, const std::string& launch_identity,
                       const std::vector<const Instance*>& working, int missing,
-                      const Policy& policy, TimePoint now);
+                      const std::string& no_wake, const Policy& policy, TimePoint now);
 
 }  // namespace rouse::plan

@@ -39,6 +39,7 @@ void ReadConditions(const Json& status, Instance& out) {
     const std::string type = Text(condition, "type");
     const bool is_true = Text(condition, "status") == "True";
     if (type == "Ready") out.ready = is_true;
+    if (type == api::kConditionServing) out.may_serve = is_true;
     if (type == "PodScheduled" && !is_true && Text(condition, "reason") == "Unschedulable") {
       out.unschedulable = Text(condition, "message");
       if (out.unschedulable.empty()) out.unschedulable = "the scheduler gave no reason";
@@ -126,6 +127,7 @@ Result<Instance> InstanceFromPod(const Json& pod) {
   out.ns = Text(metadata, "namespace");
   out.name = Text(metadata, "name");
   out.uid = Text(metadata, "uid");
+  out.resource_version = Text(metadata, "resourceVersion");
   out.service = Text(labels, api::kLabelModelService);
   if (out.name.empty() || out.uid.empty() || out.service.empty()) {
     return InvalidArgument("pod " + out.ns + "/" + out.name +
@@ -139,7 +141,13 @@ Result<Instance> InstanceFromPod(const Json& pod) {
                  .value_or(StartPath::kStorage);
   out.path_reason = Text(annotations, api::kAnnotationPathReason);
   out.decided_at = DecidedAt(metadata);
+  out.leaving = LeavingFromText(Text(annotations, api::kAnnotationLeaving));
+  out.failed_wakes =
+      FailedWakesFromText(Text(annotations, api::kAnnotationFailedWakes)).value_or(FailedWakes());
 
+  for (const Json& gate : At(At(pod, "spec"), "readinessGates")) {
+    if (Text(gate, "conditionType") == api::kConditionServing) out.gated = true;
+  }
   out.node = Text(At(pod, "spec"), "nodeName");
   out.zone = Text(labels, api::kLabelZone);
   out.rack = Text(labels, api::kLabelRack);

@@ -10,6 +10,7 @@
 #include "common/messages.h"
 #include "common/role.h"
 #include "operator/api/time.h"
+#include "operator/plan/marks.h"
 
 namespace rouse::plan {
 
@@ -21,8 +22,9 @@ struct Instance {
   std::string ns;
   std::string name;
   std::string uid;
-  std::string service;    ///< Label: name of its ModelService.
-  std::string owner_uid;  ///< uid of the controlling owner.
+  std::string resource_version;  ///< Of the pod as it was read.
+  std::string service;           ///< Label: name of its ModelService.
+  std::string owner_uid;         ///< uid of the controlling owner.
   Role role = Role::kActive;
   std::string launch_identity;
   std::string revision;
@@ -30,7 +32,10 @@ struct Instance {
   // How its start was decided.
   StartPath path = StartPath::kStorage;
   std::string path_reason;
-  TimePoint decided_at;  ///< From the annotation, else when the pod was created.
+  TimePoint decided_at;  ///< From the annotation, else when the pod was created. Of a guard that
+                         ///< was claimed: when.
+  std::optional<Leaving> leaving;
+  FailedWakes failed_wakes;
 
   // What the kubelet says.
   std::string node;
@@ -41,6 +46,8 @@ struct Instance {
   std::string phase_message;
   bool deleting = false;
   bool ready = false;
+  bool gated = false;                   ///< It has the readiness gate rouse.dev/serving...
+  bool may_serve = false;               ///< ...whose condition is True.
   std::string unschedulable;            ///< The scheduler's message; empty when it has a place.
   std::optional<TimePoint> started_at;  ///< When the kubelet took it.
   bool agent_down = false;              ///< Its container waits to be started again.

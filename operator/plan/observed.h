@@ -22,9 +22,18 @@ struct Policy {
   /// Wait before a replacement: nothing after the first failure, then this, doubled each time.
   std::chrono::milliseconds backoff_first{10'000};
   std::chrono::milliseconds backoff_max{300'000};
+  /// A guard that was claimed and sleeps on after this long is a guard again; one that has begun to
+  /// wake has failed. Longer than the agent's own limit.
+  std::chrono::milliseconds wake_deadline{150'000};
+  /// How long a guard that could not be woken is left alone. After kMaxFailedWakes it is retired.
+  std::chrono::milliseconds wake_retry{60'000};
+  /// How long an instance that shall go is waited for to be out of the endpoints.
+  std::chrono::milliseconds leave_deadline{30'000};
 
   bool operator==(const Policy&) const = default;
 };
+
+inline constexpr int kMaxFailedWakes = 2;
 
 struct Observed {
   api::ModelService service;

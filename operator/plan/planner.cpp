@@ -2,52 +2,24 @@
 
 #include <algorithm>
 #include <set>
+#include <tuple>
 
-#include "operator/api/launch_identity.h"
 #include "operator/plan/choose_path.h"
-#include "operator/plan/scale_in.h"
+#include "operator/plan/guards.h"
+#include "operator/plan/pass.h"
 #include "operator/plan/source.h"
-#include "operator/plan/summary.h"
 
 namespace rouse::plan {
-namespace {
-
-using Pointers = std::vector<const Instance*>;
-
-struct Planner {
-  const Observed& observed;
-  const TimePoint now;
-  const api::Spec& spec = observed.service.spec;
-  const std::string launch_identity = api::LaunchIdentity(spec);
-  const std::string revision = api::Revision(spec);
-
-  Summary summary;
-  std::vector<Action> actions;
-  std::optional<TimePoint> replan_at;
-
-  void LookAgainAt(TimePoint time) { replan_at = std::min(replan_at.value_or(time), time); }
-
-  void Sort();
-  void CountFailures();
-  void DeleteFailed();
-  void ScaleIn();
-  void ReplaceOutdated();
-  void ScaleOut();
-  void Delete(const Instance& instance, DeleteInstance::Cause cause, std::string reason);
-  std::vector<std::string> FreeNames(int count) const;
-  Plan Run();
-};
 
 // Splits the instances by what they are to us, in name order, so that nothing below depends on the
 // order in which they were given.
-void Planner::Sort() {
+void Pass::Sort() {
   Pointers all;
   for (const Instance& instance : observed.instances) all.push_back(&instance);
   std::sort(all.begin(), all.end(), [](const Instance* a, const Instance* b) {
     return std::tie(a->name, a->uid) < std::tie(b->name, b->uid);
   });
   for (const Instance* instance : all) {
-    if (instance->role != Role::kActive) continue;
     if (instance->deleting) {
       summary.going.push_back(instance);
       continue;
@@ -56,12 +28,18 @@ void Planner::Sort() {
       summary.failed.push_back({instance, std::move(why)});
       continue;
     }
-    summary.working.push_back(instance);
+    if (instance->leaving) {
+      summary.leaving.push_back(instance);
+      continue;
+    }
+    (instance->role == Role::kGuard ? summary.guards : summary.working).push_back(instance);
     if (instance->started_at && !instance->timeline && !instance->ready) {
       LookAgainAt(*instance->started_at + observed.policy.start_deadline);
     }
   }
   summary.active = static_cast<int>(summary.working.size());
+  summary.waking = static_cast<int>(std::count_if(summary.working.begin(), summary.working.end(),
+                                                  [](const Instance* i) { return IsWaking(*i); }));
   summary.ready = static_cast<int>(std::count_if(summary.working.begin(), summary.working.end(),
                                                  [](const Instance* i) { return i->ready; }));
 }
@@ -69,50 +47,73 @@ void Planner::Sort() {
 // Failures in a row are remembered in the status. An instance that was decided before the last
 // counted failure belongs to the same wave and raises nothing: when one source dies, all that
 // pulled from it fail together, and that is one failure.
-void Planner::CountFailures() {
+void Pass::CountFailures() {
   const api::ServiceStatus& before = observed.service.status;
-  summary.consecutive_failures = before.consecutive_failures;
-  summary.last_failure = before.last_failure;
   const bool edited = before.observed_generation != observed.service.metadata.generation;
-  const bool recovered =
-      std::any_of(summary.working.begin(), summary.working.end(), [&](const Instance* i) {
-        return i->ready && before.last_failure && i->decided_at > *before.last_failure;
-      });
-  if (edited || recovered) summary.consecutive_failures = 0;
-
-  for (const Failed& failed : summary.failed) {
-    const TimePoint decided_at = failed.instance->decided_at;
-    if (before.last_failure && decided_at <= *before.last_failure) continue;
-    summary.uncounted.insert(failed.instance);
-    // A leader whose clock is behind must not count the same failure for ever.
-    summary.last_failure = std::max({summary.last_failure.value_or(now), now, decided_at});
-  }
-  if (!summary.uncounted.empty()) ++summary.consecutive_failures;
+  const auto count = [&](Role role, Failures& failures, const Failures& known,
+                         const auto& has_recovered) {
+    failures = known;
+    if (edited || (known.last && has_recovered(*known.last))) failures.in_a_row = 0;
+    bool any = false;
+    for (const Failed& failed : summary.failed) {
+      const TimePoint decided_at = failed.instance->decided_at;
+      if (failed.instance->role != role || (known.last && decided_at <= *known.last)) continue;
+      any = true;
+      summary.uncounted.insert(failed.instance);
+      // A leader whose clock is behind must not count the same failure for ever.
+      failures.last = std::max({failures.last.value_or(now), now, decided_at});
+    }
+    if (any) ++failures.in_a_row;
+  };
+  const auto any_later = [](const Pointers& instances, TimePoint last, const auto& is_up) {
+    return std::any_of(instances.begin(), instances.end(),
+                       [&](const Instance* i) { return is_up(*i) && i->decided_at > last; });
+  };
+  count(Role::kActive, summary.failures, {before.consecutive_failures, before.last_failure},
+        [&](TimePoint last) {
+          return any_later(summary.working, last, [](const Instance& i) { return i.ready; });
+        });
+  count(Role::kGuard, summary.guard_failures,
+        {before.consecutive_guard_failures, before.last_guard_failure}, [&](TimePoint last) {
+          return any_later(summary.guards, last,
+                           [](const Instance& i) { return i.agent_state == AgentState::kAsleep; });
+        });
 }
 
-void Planner::Delete(const Instance& instance, DeleteInstance::Cause cause, std::string reason) {
+void Pass::Delete(const Instance& instance, Cause cause, std::string reason) {
   actions.push_back(DeleteInstance{
       .pod = instance.name, .uid = instance.uid, .cause = cause, .reason = std::move(reason)});
   std::erase(summary.working, &instance);
-  summary.stopping += cause != DeleteInstance::Cause::kFailed;
+  std::erase(summary.guards, &instance);
+  summary.stopping += cause != Cause::kFailed;
 }
 
-void Planner::DeleteFailed() {
+void Pass::DeleteFailed() {
   for (const Failed& failed : summary.failed) {
     if (summary.uncounted.contains(failed.instance)) continue;
-    Delete(*failed.instance, DeleteInstance::Cause::kFailed, failed.why);
+    Delete(*failed.instance, Cause::kFailed, failed.why);
   }
 }
 
-void Planner::ScaleIn() {
+void Pass::ScaleIn() {
   const int surplus = static_cast<int>(summary.working.size()) - spec.replicas;
   if (surplus <= 0) return;
-  for (const Victim& victim : ChooseVictims(summary.working, surplus, revision)) {
-    Delete(*victim.instance, DeleteInstance::Cause::kScaleIn, victim.reason);
+  for (const Victim& victim : ChooseVictims(summary.working, surplus, revision, summary.guards)) {
+    if (!BecomesGuard(*victim.instance)) {
+      Retire(*victim.instance, Cause::kScaleIn, victim.reason);
+      continue;
+    }
+    const Instance& instance = *victim.instance;
+    actions.push_back(
+        MakeGuard{.pod = instance.name, .uid = instance.uid, .reason = victim.reason});
+    actions.push_back(SetServing{.pod = instance.name, .uid = instance.uid, .may_serve = false});
+    retold.insert(&instance);
+    std::erase(summary.working, &instance);
+    ++summary.demoted;
   }
 }
 
-void Planner::ReplaceOutdated() {
+void Pass::ReplaceOutdated() {
   Pointers outdated;
   for (const Instance* instance : summary.working) {
     if (instance->revision != revision) outdated.push_back(instance);
@@ -123,8 +124,7 @@ void Planner::ReplaceOutdated() {
     if (instance->ready) {
       serving.push_back(instance);
     } else {
-      Delete(*instance, DeleteInstance::Cause::kOutdated,
-             "the spec has changed, it does not serve yet");
+      Delete(*instance, Cause::kOutdated, "the spec has changed, it does not serve yet");
     }
   }
   const auto ready = std::count_if(summary.working.begin(), summary.working.end(),
@@ -133,11 +133,11 @@ void Planner::ReplaceOutdated() {
   if (serving.empty() || ready != spec.replicas || !actions.empty()) return;
   if (static_cast<int>(summary.working.size()) != spec.replicas || !summary.failed.empty()) return;
   for (const Victim& victim : ChooseVictims(serving, kMaxUnavailable, revision)) {
-    Delete(*victim.instance, DeleteInstance::Cause::kOutdated, "the spec has changed");
+    Retire(*victim.instance, Cause::kOutdated, "the spec has changed");
   }
 }
 
-std::vector<std::string> Planner::FreeNames(int count) const {
+std::vector<std::string> Pass::FreeNames(int count) const {
   std::set<std::string> taken(observed.taken_names.begin(), observed.taken_names.end());
   for (const Instance& instance : observed.instances) taken.insert(instance.name);
   std::vector<std::string> names;
@@ -148,46 +148,48 @@ std::vector<std::string> Planner::FreeNames(int count) const {
   return names;
 }
 
-void Planner::ScaleOut() {
-  const int there = static_cast<int>(summary.working.size() + summary.uncounted.size());
-  const int missing = spec.replicas - there;
+void Pass::ScaleOut() {
+  const auto uncounted = std::count_if(summary.uncounted.begin(), summary.uncounted.end(),
+                                       [](const Instance* i) { return i->role == Role::kActive; });
+  const int there = static_cast<int>(summary.working.size()) + static_cast<int>(uncounted);
+  int missing = spec.replicas - there;
   if (missing <= 0) return;
-  if (const TimePoint retry_at = RetryAt(summary, observed.policy); now < retry_at) {
+  missing -= ClaimGuards(missing);
+  if (missing <= 0) return;
+  if (const TimePoint retry_at = RetryAt(summary.failures, observed.policy); now < retry_at) {
     summary.retry_at = retry_at;
     LookAgainAt(retry_at);
     return;
   }
   summary.choice =
-      ChoosePath(spec, launch_identity, summary.working, missing, observed.policy, now);
+      ChoosePath(spec, launch_identity, Sources(), missing, summary.no_wake, observed.policy, now);
   if (summary.choice->waiting > 0) {
     LookAgainAt(summary.choice->waiting_until.value_or(now + observed.policy.peer_wait));
   }
-  for (std::string& name : FreeNames(summary.choice->start_now)) {
-    actions.push_back(CreateInstance{.pod = std::move(name),
-                                     .path = summary.choice->path,
-                                     .path_reason = summary.choice->reason,
-                                     .launch_identity = launch_identity,
-                                     .revision = revision,
-                                     .decided_at = now});
-  }
+  Create(*summary.choice, Role::kActive);
   summary.creating = summary.choice->start_now;
 }
 
-Plan Planner::Run() {
+Plan Pass::Run() {
   Sort();
   CountFailures();
   if (!observed.service.metadata.deleting) {
     DeleteFailed();
+    FinishLeaving();
+    ReleaseSleepers();
     ScaleIn();
     ReplaceOutdated();
     ScaleOut();
+    TendGuards();
+    TopUpGuards();
+    SetGates();
   }
   Plan plan;
   plan.status = MakeStatus(observed, summary, now);
   plan.new_scale_outs = NewScaleOuts(observed.service.status, plan.status);
   plan.notes = MakeNotes(observed, summary, plan.status, plan.new_scale_outs);
   for (const Instance* instance : summary.uncounted) {
-    if (instance->timeline) continue;
+    if (instance->timeline && instance->path != StartPath::kWake) continue;
     const double seconds = std::chrono::duration<double>(now - instance->decided_at).count();
     plan.failed_starts.push_back({instance->name, instance->path, seconds});
   }
@@ -201,11 +203,13 @@ Plan Planner::Run() {
   return plan;
 }
 
-}  // namespace
-
 Plan MakePlan(const Observed& observed, TimePoint now) {
-  return Planner{
-      .observed = observed, .now = now, .summary = {}, .actions = {}, .replan_at = std::nullopt}
+  return Pass{.observed = observed,
+              .now = now,
+              .summary = {},
+              .actions = {},
+              .replan_at = std::nullopt,
+              .retold = {}}
       .Run();
 }
 

@@ -108,6 +108,7 @@ Json AgentEnv(const api::ModelService& service, const CreateInstance& action,
       Env("ROUSE_ENGINE_SOCKET", kEngineSocket),
       Env("ROUSE_ENGINE_URL", "http://127.0.0.1:" + std::to_string(spec.engine.port)),
       Env("ROUSE_SERVED_MODEL", spec.model.name),
+      Env("ROUSE_SLEEP_DRAIN_SECONDS", std::to_string(spec.drain.count())),
       Env("ROUSE_LOG_LEVEL", config.agent_log_level),
   });
   if (!config.agent_node_folder.empty()) env.push_back(Env("ROUSE_NODE_FOLDER", kNodeDir));
@@ -156,15 +157,11 @@ Json EngineArgs(const api::Spec& spec) {
     extra["graphCapture"] = "Lazy";
     extra["graphCaptureTrigger"] = TriggerName(spec.fast_start);
   }
-  Json args = {PlaceOf(spec.model.storage).folder,
-               "--served-model-name",
-               spec.model.name,
-               "--port",
-               std::to_string(spec.engine.port),
-               "--load-format",
-               "rouse",
-               "--model-loader-extra-config",
-               json::Canonical(extra)};
+  Json args = {PlaceOf(spec.model.storage).folder, "--served-model-name", spec.model.name, "--port",
+               std::to_string(spec.engine.port), "--load-format", "rouse",
+               "--model-loader-extra-config", json::Canonical(extra),
+               // On SIGTERM, which comes when the pod is out of the endpoints.
+               "--shutdown-timeout", std::to_string(spec.drain.count())};
   for (const std::string& arg : spec.engine.args) args.push_back(arg);
   return args;
 }
@@ -218,22 +215,47 @@ Json Volumes(const api::ModelService& service, const CreateInstance& action,
   return volumes;
 }
 
+// Wishes, no conditions: near weights, so that they are pulled from within the node; and guards on
+// different nodes, so that one node's end does not take all of them.
+Json Affinity(const api::ModelService& service, const CreateInstance& action) {
+  Json affinity = Json::object();
+  for (const std::string& node : action.near) {
+    const Json field = {{"key", "metadata.name"}, {"operator", "In"}, {"values", {node}}};
+    affinity["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"].push_back(
+        {{"weight", 20}, {"preference", {{"matchFields", {field}}}}});
+  }
+  if (action.role == Role::kGuard) {
+    const Json guards = {{"matchLabels",
+                          {{api::kLabelModelService, service.metadata.name},
+                           {api::kLabelRole, ToString(Role::kGuard)}}}};
+    affinity["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"] = {
+        {{"weight", 100},
+         {"podAffinityTerm",
+          {{"labelSelector", guards}, {"topologyKey", "kubernetes.io/hostname"}}}}};
+  }
+  return affinity;
+}
+
 Json Spec(const api::ModelService& service, const CreateInstance& action, const PodConfig& config) {
-  Json spec = {{"restartPolicy", "Always"},
-               {"terminationGracePeriodSeconds", config.termination_grace.count()},
-               {"automountServiceAccountToken", false},
-               // Service variables would differ from pod to pod, and name things nobody asked for.
-               {"enableServiceLinks", false},
-               {"securityContext",
-                {{"runAsNonRoot", true},
-                 {"runAsUser", kUser},
-                 {"runAsGroup", kUser},
-                 {"fsGroup", kUser},
-                 {"fsGroupChangePolicy", "OnRootMismatch"},
-                 {"seccompProfile", {{"type", "RuntimeDefault"}}}}},
-               {"initContainers", {Agent(service, action, config)}},
-               {"containers", {Engine(service, action)}},
-               {"volumes", Volumes(service, action, config)}};
+  Json spec = {
+      {"restartPolicy", "Always"},
+      // Guards are never sent requests, whatever their containers say.
+      {"readinessGates", {{{"conditionType", api::kConditionServing}}}},
+      {"terminationGracePeriodSeconds", (config.termination_grace + service.spec.drain).count()},
+      {"automountServiceAccountToken", false},
+      // Service variables would differ from pod to pod, and name things nobody asked for.
+      {"enableServiceLinks", false},
+      {"securityContext",
+       {{"runAsNonRoot", true},
+        {"runAsUser", kUser},
+        {"runAsGroup", kUser},
+        {"fsGroup", kUser},
+        {"fsGroupChangePolicy", "OnRootMismatch"},
+        {"seccompProfile", {{"type", "RuntimeDefault"}}}}},
+      {"initContainers", {Agent(service, action, config)}},
+      {"containers", {Engine(service, action)}},
+      {"volumes", Volumes(service, action, config)}};
+  if (Json affinity = Affinity(service, action); !affinity.empty()) spec["affinity"] = affinity;
   if (!config.gpu_runtime_class.empty() && AsksForGpus(service.spec, config)) {
     spec["runtimeClassName"] = config.gpu_runtime_class;
   }
@@ -276,8 +298,9 @@ Json RenderPod(const api::ModelService& service, const CreateInstance& action,
                                   {"controller", true},
                                   {"blockOwnerDeletion", true}}};
   metadata["labels"][api::kLabelModelService] = owner.name;
-  metadata["labels"][api::kLabelRole] = "Active";
+  metadata["labels"][api::kLabelRole] = ToString(action.role);
   metadata["labels"][api::kLabelLaunchIdentity] = action.launch_identity;
+  if (action.role == Role::kGuard) metadata["annotations"][api::kAnnotationActivePorts] = "";
   metadata["annotations"][api::kAnnotationPath] = ToString(action.path);
   metadata["annotations"][api::kAnnotationPathReason] = action.path_reason;
   metadata["annotations"][api::kAnnotationDecidedAtUs] =

@@ -30,6 +30,7 @@ struct PodConfig {
   std::string gpu_runtime_class;
   /// The agent's start-up probe gives up after this long, and the kubelet restarts the agent.
   std::chrono::seconds agent_startup{3'600};
+  /// For the pod to end once its requests have.
   std::chrono::seconds termination_grace{30};
 };
 

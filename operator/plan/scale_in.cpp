@@ -3,27 +3,17 @@
 #include <algorithm>
 #include <tuple>
 
+#include "operator/plan/guards.h"
 #include "operator/plan/source.h"
 
 namespace rouse::plan {
 namespace {
 
 bool Pulls(const Instance& instance) {
+  if (IsWaking(instance)) return true;
   return instance.path == StartPath::kPeer && !IsServable(instance) && !instance.timeline &&
          instance.agent_state != AgentState::kWarming &&
          instance.agent_state != AgentState::kServing;
-}
-
-// True when `candidate` is the only source left in `staying` for somebody who pulls.
-bool IsNeededSource(const Instance& candidate, const std::vector<const Instance*>& staying) {
-  if (!IsServable(candidate)) return false;
-  bool somebody_pulls = false;
-  for (const Instance* other : staying) {
-    if (other == &candidate || other->launch_identity != candidate.launch_identity) continue;
-    if (IsServable(*other)) return false;
-    somebody_pulls = somebody_pulls || Pulls(*other);
-  }
-  return somebody_pulls;
 }
 
 std::string Why(const Instance& instance, const std::string& revision) {
@@ -35,8 +25,20 @@ std::string Why(const Instance& instance, const std::string& revision) {
 
 }  // namespace
 
+bool IsNeededSource(const Instance& candidate, const std::vector<const Instance*>& staying) {
+  if (!IsServable(candidate)) return false;
+  bool somebody_pulls = false;
+  for (const Instance* other : staying) {
+    if (other == &candidate || other->launch_identity != candidate.launch_identity) continue;
+    if (IsServable(*other)) return false;
+    somebody_pulls = somebody_pulls || Pulls(*other);
+  }
+  return somebody_pulls;
+}
+
 std::vector<Victim> ChooseVictims(const std::vector<const Instance*>& working, int count,
-                                  const std::string& revision) {
+                                  const std::string& revision,
+                                  const std::vector<const Instance*>& others) {
   std::vector<const Instance*> order = working;
   std::sort(order.begin(), order.end(), [&](const Instance* a, const Instance* b) {
     const auto rank = [&](const Instance* i) {
@@ -48,6 +50,7 @@ std::vector<Victim> ChooseVictims(const std::vector<const Instance*>& working, i
   });
   std::vector<Victim> victims;
   std::vector<const Instance*> staying = order;
+  staying.insert(staying.end(), others.begin(), others.end());
   for (const Instance* candidate : order) {
     if (static_cast<int>(victims.size()) >= count) break;
     if (IsNeededSource(*candidate, staying)) continue;

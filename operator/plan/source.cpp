@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "common/seeded.h"
+#include "operator/plan/guards.h"
 
 namespace rouse::plan {
 namespace {
@@ -41,6 +42,11 @@ std::string FailureOf(const Instance& instance, const Policy& policy, TimePoint 
     return "container " + instance.crash_looping + ", " + std::to_string(instance.restarts) +
            " restarts; its log says why; an edit of the spec has the next one tried at once";
   }
+  if (IsWaking(instance) && instance.agent_state != AgentState::kAsleep &&
+      now - instance.decided_at >= policy.wake_deadline) {
+    const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(policy.wake_deadline);
+    return "did not wake within " + std::to_string(seconds.count()) + " s";
+  }
   if (!instance.timeline && !instance.ready && instance.started_at &&
       now - *instance.started_at >= policy.start_deadline) {
     const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(policy.start_deadline);
@@ -70,7 +76,12 @@ Distance DistanceBetween(const Instance& a, const Instance& b) {
 
 bool IsComing(const Instance& instance, api::Fallback fallback, const Policy& policy,
               TimePoint now) {
-  if (instance.deleting || IsServable(instance)) return false;
+  if (instance.deleting || instance.leaving || IsServable(instance)) return false;
+  // A guard that sleeps has none, and takes them from others when it wakes.
+  if (instance.agent_state == AgentState::kAsleep ||
+      instance.agent_state == AgentState::kSleeping) {
+    return false;
+  }
   // It serves, and publishing takes seconds: if nothing came in all that time, nothing will.
   if (instance.timeline) {
     const TimePoint served_at =

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "operator/api/names.h"
+#include "operator/plan/guards.h"
 
 namespace rouse::plan {
 namespace {
@@ -48,17 +49,48 @@ Said Waiting(const PathChoice& choice) {
   return {true, "WaitingForWeightSource", message};
 }
 
+std::string Names(const std::vector<const Instance*>& instances) {
+  std::string text;
+  for (const Instance* instance : instances) text += (text.empty() ? "" : ", ") + instance->name;
+  return text;
+}
+
+std::string StateOf(const Instance& instance) {
+  return instance.agent_state ? std::string(ToString(*instance.agent_state)) : "Scheduled";
+}
+
+// What is still to be done until all guards sleep; empty when they do.
+std::string GuardsOnTheirWay(const Observed& observed, const Summary& summary) {
+  std::string awake;
+  for (const Instance* guard : summary.guards) {
+    if (guard->agent_state == AgentState::kAsleep) continue;
+    awake += (awake.empty() ? "" : ", ") + guard->name + " (" + StateOf(*guard) + ")";
+  }
+  if (!awake.empty()) return "guards not asleep yet: " + awake;
+  const int missing =
+      observed.service.spec.guard_replicas - static_cast<int>(summary.guards.size());
+  if (missing <= 0) return "";
+  if (summary.creating_guards > 0) return Plural(summary.creating_guards, "guard") + " created";
+  return Plural(missing, "guard") + " to be made";
+}
+
 // The one sentence about what is going on that a user would want to read first.
 Said Progressing(const Observed& observed, const Summary& summary) {
   if (observed.service.metadata.deleting) return {true, "Deleting", "the ModelService is deleted"};
   if (summary.retry_at) {
     return {true, "BackingOff",
-            "after " + Plural(summary.consecutive_failures, "failure") +
+            "after " + Plural(summary.failures.in_a_row, "failure") +
                 " in a row the next attempt is at " + api::FormatSeconds(*summary.retry_at)};
   }
   for (const Instance* instance : summary.working) {
     if (instance->unschedulable.empty()) continue;
     return {true, "Unschedulable", instance->name + " has no node: " + instance->unschedulable};
+  }
+  if (!summary.claimed.empty()) {
+    return {true, "Scaling", "woken: " + Names(summary.claimed)};
+  }
+  if (!summary.awaited_guards.empty()) {
+    return {true, "WaitingForGuard", Names(summary.awaited_guards) + " will be woken once asleep"};
   }
   if (summary.choice && summary.choice->waiting > 0 && summary.choice->start_now == 0) {
     return Waiting(*summary.choice);
@@ -71,19 +103,22 @@ Said Progressing(const Observed& observed, const Summary& summary) {
   std::string starting;
   for (const Instance* instance : summary.working) {
     if (instance->ready) continue;
-    starting += (starting.empty() ? "" : ", ") + instance->name + " (" +
-                (instance->agent_state ? std::string(ToString(*instance->agent_state))
-                                       : std::string("Scheduled")) +
-                ")";
+    starting += (starting.empty() ? "" : ", ") + instance->name + " (" + StateOf(*instance) + ")";
   }
   if (!starting.empty()) return {true, "InstancesStart", "not serving yet: " + starting};
+  if (summary.demoted > 0) {
+    return {true, "Scaling", Plural(summary.demoted, "instance") + " to become guards"};
+  }
   if (summary.outdated > 0) {
     return {true, "RollingOut",
             Plural(summary.outdated, "instance") + " of an older revision to be replaced"};
   }
-  if (!summary.going.empty()) {
+  if (const auto stopping = summary.going.size() + summary.leaving.size(); stopping > 0) {
     return {true, "InstancesStop",
-            Plural(static_cast<int>(summary.going.size()), "instance") + " being stopped"};
+            Plural(static_cast<int>(stopping), "instance") + " being stopped"};
+  }
+  if (const std::string guards = GuardsOnTheirWay(observed, summary); !guards.empty()) {
+    return {true, "GuardsStart", guards};
   }
   return {false, "AsWanted", "nothing to do"};
 }
@@ -109,7 +144,7 @@ Said Degraded(const Observed& observed, const Summary& summary) {
     }
     return {true, "InstancesFail", message};
   }
-  if (summary.consecutive_failures == 0) {
+  if (summary.failures.in_a_row == 0 && summary.guard_failures.in_a_row == 0) {
     if (const std::string slow = Fallbacks(summary); !slow.empty()) {
       return {true, kTransportFallback, slow};
     }
@@ -122,7 +157,8 @@ Said Degraded(const Observed& observed, const Summary& summary) {
     return {true, before->reason, before->message};
   }
   return {true, "InstancesFail",
-          Plural(summary.consecutive_failures, "start") + " failed in a row"};
+          Plural(std::max(summary.failures.in_a_row, summary.guard_failures.in_a_row), "start") +
+              " failed in a row"};
 }
 
 api::ScaleOut ToScaleOut(const Instance& instance) {
@@ -143,7 +179,7 @@ api::ScaleOut ToScaleOut(const Instance& instance) {
   if (timeline.path != StartPath::kWake) return out;
   // Of this wake, not of the start that the pod's annotations tell of.
   const std::uint64_t bytes = instance.weights ? instance.weights->bytes : 0;
-  out.reason = "a guard was woken";
+  if (instance.path != StartPath::kWake) out.reason = "a guard was woken";
   out.bytes_by_source = {{"peer", static_cast<std::int64_t>(bytes)}, {"storage", 0}};
   out.finished_at = api::FromMicros(timeline.decided_at_us + timeline.total_us);
   return out;
@@ -162,7 +198,9 @@ std::vector<api::ScaleOut> LastScaleOuts(const Observed& observed) {
   std::set<std::string> known;
   for (const api::ScaleOut& scale_out : all) known.insert(KeyOf(scale_out));
   for (const Instance& instance : observed.instances) {
-    if (!instance.timeline) continue;
+    // A guard's start is no scale-out, nor is the one that a woken guard once was.
+    if (!instance.timeline || instance.role == Role::kGuard) continue;
+    if (instance.path == StartPath::kWake && instance.timeline->path != StartPath::kWake) continue;
     api::ScaleOut scale_out = ToScaleOut(instance);
     if (known.insert(KeyOf(scale_out)).second) all.push_back(std::move(scale_out));
   }
@@ -193,11 +231,11 @@ std::string Bytes(std::int64_t bytes) {
 
 }  // namespace
 
-TimePoint RetryAt(const Summary& summary, const Policy& policy) {
-  if (summary.consecutive_failures < 2 || !summary.last_failure) return TimePoint::min();
+TimePoint RetryAt(const Failures& failures, const Policy& policy) {
+  if (failures.in_a_row < 2 || !failures.last) return TimePoint::min();
   auto wait = policy.backoff_first;
-  for (int i = 2; i < summary.consecutive_failures && wait < policy.backoff_max; ++i) wait *= 2;
-  return *summary.last_failure + std::min(wait, policy.backoff_max);
+  for (int i = 2; i < failures.in_a_row && wait < policy.backoff_max; ++i) wait *= 2;
+  return *failures.last + std::min(wait, policy.backoff_max);
 }
 
 api::ServiceStatus MakeStatus(const Observed& observed, const Summary& summary, TimePoint now) {
@@ -205,19 +243,24 @@ api::ServiceStatus MakeStatus(const Observed& observed, const Summary& summary, 
   api::ServiceStatus status = observed.service.status;
   status.observed_generation = generation;
   status.desired = observed.service.spec.replicas;
-  status.replicas = summary.active + static_cast<int>(summary.failed.size());
+  status.failed = static_cast<int>(
+      std::count_if(summary.failed.begin(), summary.failed.end(),
+                    [](const Failed& f) { return f.instance->role == Role::kActive; }));
+  status.replicas = summary.active + status.failed;
   status.ready = summary.ready;
   status.active = summary.active;
   status.guards = 0;
-  status.waking = 0;
+  status.waking = summary.waking;
   for (const Instance& instance : observed.instances) {
-    if (instance.role == Role::kGuard && !instance.deleting) ++status.guards;
+    status.guards += instance.role == Role::kGuard && !instance.deleting && !instance.leaving &&
+                     instance.agent_state == AgentState::kAsleep;
   }
-  status.failed = static_cast<int>(summary.failed.size());
   status.selector = std::string(api::kLabelModelService) + "=" + observed.service.metadata.name +
                     "," + api::kLabelRole + "=Active";
-  status.consecutive_failures = summary.consecutive_failures;
-  status.last_failure = summary.last_failure;
+  status.consecutive_failures = summary.failures.in_a_row;
+  status.last_failure = summary.failures.last;
+  status.consecutive_guard_failures = summary.guard_failures.in_a_row;
+  status.last_guard_failure = summary.guard_failures.last;
   status.scale_outs = LastScaleOuts(observed);
   Say(status, api::kConditionAvailable, Available(observed, summary), generation, now);
   Say(status, api::kConditionProgressing, Progressing(observed, summary), generation, now);

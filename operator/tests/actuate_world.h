@@ -4,7 +4,9 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "operator/actuate/reconciler.h"
@@ -19,6 +21,24 @@ using plan::testing::kNow;
 using plan::testing::ServiceJson;
 
 inline constexpr char kKey[] = "default/demo";
+
+/// Agents in memory: keeps what they are told, and answers as it is set.
+class FakeAgents : public Agents {
+ public:
+  Result<RoleResponse> TellRole(const std::string& address, const RoleRequest& request) override {
+    std::lock_guard lock(mutex_);
+    told.emplace_back(address, request);
+    if (!answer.ok()) return answer;
+    return RoleResponse{.state = request.role == Role::kActive ? AgentState::kWaking
+                                                               : AgentState::kSleeping};
+  }
+
+  std::vector<std::pair<std::string, RoleRequest>> told;
+  Status answer;
+
+ private:
+  std::mutex mutex_;
+};
 
 /// One process of the operator: what it remembers dies with it.
 class Process {
@@ -36,7 +56,7 @@ class Process {
     options.pods.agent_facing_url = "http://10.96.0.7:7480";
     options.clock = [this] { return now; };
     reconciler = std::make_unique<Reconciler>(
-        api, cache, pending, metrics,
+        api, agents, cache, pending, metrics,
         [this](const api::ObjectMeta&, const plan::Note& note) { notes.push_back(note); },
         [this] { return leads; }, options);
   }
@@ -53,6 +73,7 @@ class Process {
     return out;
   }
 
+  FakeAgents agents;
   Pending pending;
   Metrics metrics;
   Cache cache;

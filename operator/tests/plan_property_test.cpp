@@ -27,6 +27,7 @@ class Simulation {
     observed_.service = Service(Pick(0, 4));
     if (Pick(0, 1) == 1) observed_.service.spec.fast_start.weights_fallback = api::Fallback::kNone;
     observed_.service.status = {};
+    observed_.service.spec.guard_replicas = std::max(0, Pick(-2, 2));
     observed_.policy.start_deadline = seconds(300);
   }
 
@@ -39,13 +40,23 @@ class Simulation {
   TimePoint now() const { return now_; }
   const Observed& observed() const { return observed_; }
   int desired() const { return observed_.service.spec.replicas; }
+  int guards() const { return observed_.service.spec.guard_replicas; }
 
-  std::vector<const Instance*> Working() const {
+  std::vector<const Instance*> Working(Role role = Role::kActive) const {
     std::vector<const Instance*> out;
     for (const Instance& i : observed_.instances) {
-      if (!i.deleting && FailureOf(i, observed_.policy, now_).empty()) out.push_back(&i);
+      if (i.role == role && !i.deleting && !i.leaving &&
+          FailureOf(i, observed_.policy, now_).empty()) {
+        out.push_back(&i);
+      }
     }
     return out;
+  }
+  int Asleep() const {
+    const auto guards = Working(Role::kGuard);
+    return static_cast<int>(std::count_if(guards.begin(), guards.end(), [](const Instance* i) {
+      return i->agent_state == AgentState::kAsleep && !i->ready;
+    }));
   }
   int Serving() const {
     const auto working = Working();
@@ -64,9 +75,10 @@ class Simulation {
   // Time passes; the world may do something to us. `kind`: see the switch.
   void Step(bool calm) {
     now_ += milliseconds(Pick(1, 4000));
+    if (calm) agents_answer_ = true;
     Progress();
     if (calm) return;
-    switch (Pick(0, 12)) {
+    switch (Pick(0, 16)) {
       case 0:
         Edit([&](api::Spec& s) { s.replicas = Pick(0, 6); });
         break;
@@ -93,6 +105,17 @@ class Simulation {
         break;
       case 8:
         Any([&](Instance& i) { i.weights.reset(); });
+        break;
+      case 9:
+        Edit([&](api::Spec& s) { s.guard_replicas = Pick(0, 3); });
+        break;
+      case 10:
+        agents_answer_ = !agents_answer_;
+        break;
+      case 11:  // A claim's command that was lost.
+        Any([&](Instance& i) {
+          if (i.agent_state == AgentState::kWaking) i.agent_state = AgentState::kAsleep;
+        });
         break;
       default:
         break;
@@ -123,6 +146,8 @@ class Simulation {
     i.ns = "default";
     i.name = action.pod;
     i.uid = "uid-" + std::to_string(++created_);
+    i.role = action.role;
+    i.gated = true;
     i.service = "demo";
     i.owner_uid = "service-uid";
     i.launch_identity = action.launch_identity;
@@ -132,6 +157,58 @@ class Simulation {
     i.decided_at = action.decided_at;
     i.phase = "Pending";
     observed_.instances.push_back(std::move(i));
+  }
+
+  Instance* Find(const std::string& uid) {
+    for (Instance& i : observed_.instances) {
+      if (i.uid == uid) return &i;
+    }
+    return nullptr;
+  }
+
+  void Do(const ClaimGuard& action) {
+    Instance* guard = Find(action.uid);
+    REQUIRE(guard != nullptr);
+    REQUIRE(guard->role == Role::kGuard);
+    REQUIRE_FALSE(guard->deleting);
+    if (!agents_answer_ && action.wake) {
+      guard->failed_wakes = {
+          .count = action.failed_wakes.count + 1, .at = now_, .reason = "no answer"};
+      return;
+    }
+    guard->role = Role::kActive;
+    guard->decided_at = action.decided_at;
+    guard->path_reason = action.reason;
+    if (action.wake) guard->path = StartPath::kWake;
+    if (guard->agent_state == AgentState::kAsleep) {
+      REQUIRE(action.wake);
+      REQUIRE(std::any_of(action.peers.begin(), action.peers.end(),
+                          [](const Peer& peer) { return !peer.partial; }));
+      guard->agent_state = AgentState::kWaking;
+    }
+  }
+  void Do(const ReleaseGuard& action) {
+    Instance* guard = Find(action.uid);
+    REQUIRE(guard != nullptr);
+    guard->role = Role::kGuard;
+    guard->failed_wakes = action.failed_wakes;
+  }
+  void Do(const MakeGuard& action) { Find(action.uid)->role = Role::kGuard; }
+  void Do(const PutToSleep& action) {
+    Instance* guard = Find(action.uid);
+    REQUIRE(guard->role == Role::kGuard);
+    REQUIRE_FALSE(guard->ready);
+    if (agents_answer_ && Pick(0, 3) != 0) guard->agent_state = AgentState::kSleeping;
+  }
+  void Do(const SetServing& action) {
+    Instance* instance = Find(action.uid);
+    if (action.may_serve) REQUIRE(instance->role == Role::kActive);
+    instance->may_serve = action.may_serve;
+  }
+  void Do(const Leave& action) {
+    Instance* instance = Find(action.uid);
+    REQUIRE_FALSE(instance->leaving.has_value());
+    instance->leaving = action.leaving;
   }
 
   void Do(const DeleteInstance& action) {
@@ -151,14 +228,44 @@ class Simulation {
                        });
   }
 
+  // False: not yet, or never.
+  bool ProgressGuard(Instance& i) {
+    if (i.agent_state == AgentState::kSleeping) {
+      if (Pick(0, 1) == 0) {
+        i.agent_state = AgentState::kAsleep;
+        i.weights.reset();
+      }
+      return true;
+    }
+    if (i.agent_state == AgentState::kWaking) {
+      if (!SourceFor(i)) {
+        if (Pick(0, 3) == 0) i.agent_state = AgentState::kFailed;
+      } else if (Pick(0, 1) == 0) {
+        i.agent_state = AgentState::kServing;
+        i.weights = WeightsReport{.servable = true};
+        const auto total = (now_ - i.decided_at).count();
+        i.timeline = Timeline{.path = StartPath::kWake,
+                              .decided_at_us = api::ToMicros(i.decided_at),
+                              .phases = {{"Command", 0, total}},
+                              .lanes = {},
+                              .total_us = total};
+      }
+      return true;
+    }
+    return i.agent_state == AgentState::kAsleep;
+  }
+
   void Progress() {
     std::vector<std::string> gone;
     for (Instance& i : observed_.instances) {
+      // The kubelet.
+      if (!i.may_serve || i.agent_state != AgentState::kServing) i.ready = false;
       if (i.deleting) {
         if (Pick(0, 2) == 0) gone.push_back(i.uid);
         continue;
       }
       if (i.phase == "Failed" || i.agent_state == AgentState::kFailed) continue;
+      if (ProgressGuard(i)) continue;
       if (i.node.empty()) {
         i.node = "node-" + std::to_string(Pick(0, 2));
         i.phase = "Running";
@@ -181,9 +288,9 @@ class Simulation {
         }
         continue;
       }
-      if (!i.ready) {
-        i.ready = true;
+      if (i.agent_state != AgentState::kServing || !i.ready) {
         i.agent_state = AgentState::kServing;
+        i.ready = i.may_serve;
         if (!i.timeline) {
           const auto total = (now_ - i.decided_at).count();
           i.timeline = Timeline{.path = i.path,
@@ -201,40 +308,85 @@ class Simulation {
   TimePoint now_;
   Observed observed_;
   int created_ = 0;
+  bool agents_answer_ = true;
 };
 
-std::size_t Creates(const Plan& plan) {
-  return static_cast<std::size_t>(
-      std::count_if(plan.actions.begin(), plan.actions.end(),
-                    [](const Action& a) { return std::holds_alternative<CreateInstance>(a); }));
+int Creates(const Plan& plan, Role role) {
+  return static_cast<int>(
+      std::count_if(plan.actions.begin(), plan.actions.end(), [&](const Action& a) {
+        const auto* create = std::get_if<CreateInstance>(&a);
+        return create != nullptr && create->role == role;
+      }));
 }
 
+// What a plan takes away: of replicas alone.
+struct Losses {
+  int scale_in = 0;          ///< Too many, or made guards.
+  int healthy = 0;           ///< Not failed.
+  int outdated_serving = 0;  ///< Serving, of another revision.
+};
+
 void CheckPlan(const Simulation& before, const Observed& seen, const Plan& plan) {
-  std::set<std::string> names, uids;
-  int scale_in = 0, outdated_serving = 0, healthy_deleted = 0;
+  std::set<std::string> names, claimed, gone;
+  Losses losses;
+  const auto find = [&](const std::string& uid) -> const Instance& {
+    for (const Instance& i : seen.instances) {
+      if (i.uid == uid) return i;
+    }
+    FAIL("no instance " << uid);
+    throw std::logic_error("not reached");
+  };
+  const auto lose = [&](const std::string& uid, Cause cause) {
+    REQUIRE(gone.insert(uid).second);
+    const Instance& i = find(uid);
+    // Whoever was told to leave before is not lost now.
+    if (i.role != Role::kActive || i.leaving) return;
+    losses.scale_in += cause == Cause::kScaleIn;
+    losses.healthy += cause != Cause::kFailed;
+    losses.outdated_serving += i.ready && cause == Cause::kOutdated;
+    // Whoever may be sent requests leaves the endpoints first.
+    if (i.ready && cause != Cause::kFailed) REQUIRE(i.gated);
+  };
   for (const Action& action : plan.actions) {
     if (const auto* create = std::get_if<CreateInstance>(&action)) {
       REQUIRE(names.insert(create->pod).second);
       REQUIRE_FALSE(create->path_reason.empty());
-      continue;
-    }
-    const auto& del = std::get<DeleteInstance>(action);
-    REQUIRE(uids.insert(del.uid).second);
-    scale_in += del.cause == DeleteInstance::Cause::kScaleIn;
-    healthy_deleted += del.cause != DeleteInstance::Cause::kFailed;
-    for (const Instance& i : seen.instances) {
-      if (i.uid == del.uid && i.ready && del.cause == DeleteInstance::Cause::kOutdated)
-        ++outdated_serving;
+    } else if (const auto* del = std::get_if<DeleteInstance>(&action)) {
+      lose(del->uid, del->cause);
+      const Instance& i = find(del->uid);
+      if (i.ready && del->cause != Cause::kFailed) REQUIRE(i.leaving.has_value());
+    } else if (const auto* leave = std::get_if<Leave>(&action)) {
+      lose(leave->uid, leave->leaving.cause);
+    } else if (const auto* guard = std::get_if<MakeGuard>(&action)) {
+      lose(guard->uid, Cause::kScaleIn);
+    } else if (const auto* release = std::get_if<ReleaseGuard>(&action)) {
+      REQUIRE_FALSE(find(release->uid).ready);
+      lose(release->uid, Cause::kFailed);
+    } else if (const auto* claim = std::get_if<ClaimGuard>(&action)) {
+      REQUIRE(claimed.insert(claim->uid).second);
+      REQUIRE(find(claim->uid).role == Role::kGuard);
+    } else if (const auto* serving = std::get_if<SetServing>(&action)) {
+      // Never a guard in an endpoint.
+      if (serving->may_serve) REQUIRE(find(serving->uid).role == Role::kActive);
     }
   }
+  for (const std::string& uid : claimed) REQUIRE_FALSE(gone.contains(uid));
   const int working = static_cast<int>(before.Working().size());
+  const int more = Creates(plan, Role::kActive) + static_cast<int>(claimed.size());
   // Never too many because of a plan, and never takes away more than is too many.
-  REQUIRE(working - healthy_deleted + static_cast<int>(Creates(plan)) <=
-          std::max(before.desired(), working - healthy_deleted));
-  REQUIRE(scale_in <= std::max(0, working - before.desired()));
+  REQUIRE(working - losses.healthy + more <= std::max(before.desired(), working - losses.healthy));
+  REQUIRE(losses.scale_in <= std::max(0, working - before.desired()));
+  // Guards are made after replicas, never instead of them, and never too many.
+  const int guards = static_cast<int>(before.Working(Role::kGuard).size());
+  if (const int created = Creates(plan, Role::kGuard); created > 0) {
+    REQUIRE(working - losses.healthy + more >= before.desired());
+    REQUIRE(created <= before.guards());
+    REQUIRE(guards - static_cast<int>(claimed.size()) <
+            before.guards() + static_cast<int>(gone.size()));
+  }
   // A change of the spec takes one serving instance at a time, and only from a full set.
-  REQUIRE(outdated_serving <= kMaxUnavailable);
-  if (outdated_serving > 0) REQUIRE(before.Serving() == before.desired());
+  REQUIRE(losses.outdated_serving <= kMaxUnavailable);
+  if (losses.outdated_serving > 0) REQUIRE(before.Serving() == before.desired());
 }
 
 }  // namespace
@@ -263,13 +415,14 @@ TEST_CASE(
       world.Perform(plan, plan.actions.size());
       world.Publish(plan);
       world.Step(/*calm=*/true);
-      quiet = plan.actions.empty() && world.Serving() == world.desired() &&
-                      world.observed().instances.size() == static_cast<std::size_t>(world.desired())
-                  ? quiet + 1
-                  : 0;
+      const bool settled =
+          world.Serving() == world.desired() && world.Asleep() == world.guards() &&
+          static_cast<int>(world.observed().instances.size()) == world.desired() + world.guards();
+      quiet = plan.actions.empty() && settled ? quiet + 1 : 0;
     }
-    INFO("serving " << world.Serving() << " of " << world.desired() << ", "
-                    << world.observed().instances.size() << " pods");
+    INFO("serving " << world.Serving() << " of " << world.desired() << ", asleep " << world.Asleep()
+                    << " of " << world.guards() << ", " << world.observed().instances.size()
+                    << " pods");
     REQUIRE(quiet == 5);
     const Plan rest = MakePlan(world.Look(), world.now());
     REQUIRE(rest.actions.empty());

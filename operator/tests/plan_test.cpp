@@ -423,17 +423,6 @@ TEST_CASE("the status counts what exists") {
   CHECK(status.selector == "rouse.dev/modelservice=demo,rouse.dev/role=Active");
 }
 
-TEST_CASE("a guard is neither a replica nor in the way of one") {
-  State state(1);
-  state.Serving("demo-0");
-  state["demo-0"].role = Role::kGuard;
-  const Plan plan = MakePlan(state.Done(), kNow);
-  CHECK(plan.status.guards == 1);
-  CHECK(plan.status.replicas == 0);
-  REQUIRE(plan.actions.size() == 1);
-  CHECK(std::get<CreateInstance>(plan.actions[0]).pod == "demo-1");
-}
-
 TEST_CASE("peers are offered from the same node first, then ready ones") {
   State state(5);
   state.Serving("demo-0", "node-b").Serving("demo-1", "node-a").Serving("demo-2", "node-a");

@@ -183,7 +183,8 @@ TEST_CASE("the engine is a stock image with Rouse's arguments before the user's"
   CHECK(engine["image"] == "vllm:1");
   CHECK(engine["args"] == Json{"/rouse/model", "--served-model-name", "org/model", "--port", "8000",
                                "--load-format", "rouse", "--model-loader-extra-config",
-                               R"({"socket":"/rouse/run/engine.sock"})", "--max-model-len=256"});
+                               R"({"socket":"/rouse/run/engine.sock"})", "--shutdown-timeout", "30",
+                               "--max-model-len=256"});
   CHECK(EnvOf(engine, "PYTHONPATH") == "/rouse/plugin");
   CHECK(EnvOf(engine, "HOME") == "/rouse/home");
   CHECK(EnvOf(engine, "A") == "1");
@@ -378,4 +379,29 @@ TEST_CASE("engine and agent are told of lazy graph capture, and of nothing where
   CHECK(EngineOf(lazy)["args"].dump().find(
             R"({\"graphCapture\":\"Lazy\",\"graphCaptureTrigger\":\"Idle\",\"socket\")") !=
         std::string::npos);
+}
+
+TEST_CASE("a guard is made as a replica is, out of every endpoint, and away from other guards") {
+  api::ModelService service = Service(1);
+  service.spec.drain = std::chrono::seconds(90);
+  CreateInstance action = Create(StartPath::kPeer);
+  action.near = {"node-a", "node-b"};
+  const Json replica = RenderPod(service, action, Config());
+  action.role = Role::kGuard;
+  const Json guard = RenderPod(service, action, Config());
+  CHECK(guard["metadata"]["labels"]["rouse.dev/role"] == "Guard");
+  CHECK(guard["metadata"]["annotations"]["llm-d.ai/active-ports"] == "");
+  CHECK_FALSE(replica["metadata"]["annotations"].contains("llm-d.ai/active-ports"));
+  for (const Json& pod : {replica, guard}) {
+    CHECK(pod["spec"]["readinessGates"] == Json{{{"conditionType", "rouse.dev/serving"}}});
+    CHECK(pod["spec"]["terminationGracePeriodSeconds"] == 120);
+    const Json& terms =
+        pod["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"];
+    REQUIRE(terms.size() == 2);
+    CHECK(terms[1]["preference"]["matchFields"][0]["values"] == Json{"node-b"});
+  }
+  CHECK_FALSE(replica["spec"]["affinity"].contains("podAntiAffinity"));
+  const Json& apart = guard["spec"]["affinity"]["podAntiAffinity"]
+                           ["preferredDuringSchedulingIgnoredDuringExecution"];
+  CHECK(apart[0]["podAffinityTerm"]["labelSelector"]["matchLabels"]["rouse.dev/role"] == "Guard");
 }

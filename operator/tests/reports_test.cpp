@@ -11,11 +11,11 @@ using kube::Json;
 namespace {
 
 // Three instances of one ModelService on two nodes.
-struct Agents {
+struct ReportingAgents {
   kube::FakeApi api;
   std::unique_ptr<Process> process;
 
-  Agents() {
+  ReportingAgents() {
     PutService(api, 3);
     process = std::make_unique<Process>(api);
     process->Sync();
@@ -73,7 +73,7 @@ std::string Code(const http::Response& response) {
 }  // namespace
 
 TEST_CASE("a report is kept on the pod and answered with the other instances, nearest first") {
-  Agents agents;
+  ReportingAgents agents;
   for (const char* pod : {"demo-0", "demo-2"}) {
     const auto response = agents.Send(agents.Report(pod));
     INFO(response.body);
@@ -97,7 +97,7 @@ TEST_CASE("a report is kept on the pod and answered with the other instances, ne
 }
 
 TEST_CASE("an agent is told when nobody will come to have weights") {
-  Agents agents;
+  ReportingAgents agents;
   const auto expecting = [&](const char* pod) {
     Json report = agents.Report(pod, "Pulling");
     report["weights"] = nullptr;
@@ -118,7 +118,7 @@ TEST_CASE("an agent is told when nobody will come to have weights") {
 }
 
 TEST_CASE("a report that says nothing new is not written again") {
-  Agents agents;
+  ReportingAgents agents;
   Json report = agents.Report("demo-0", "Pulling");
   report["weights"] = nullptr;
   REQUIRE(agents.Send(report).status == 200);
@@ -141,7 +141,7 @@ TEST_CASE("a report that says nothing new is not written again") {
 }
 
 TEST_CASE("a fallback from RDMA reaches the instance, and goes with the report that has none") {
-  Agents agents;
+  ReportingAgents agents;
   Json report = agents.Report("demo-0");
   report["transportFallback"] = "this node has mlx5_0:1";
   REQUIRE(agents.Send(report).status == 200);
@@ -172,7 +172,7 @@ TEST_CASE("what a later report leaves out is taken from the pod") {
 }
 
 TEST_CASE("a report of a pod that is not there, or was another, is NotFound and changes nothing") {
-  Agents agents;
+  ReportingAgents agents;
   Json report = agents.Report("demo-0");
   report["podUid"] = "of-its-predecessor";
   auto response = agents.Send(report);
@@ -194,7 +194,7 @@ TEST_CASE("a report of a pod that is not there, or was another, is NotFound and 
 }
 
 TEST_CASE("an agent may not send others to an address that is not its own") {
-  Agents agents;
+  ReportingAgents agents;
   for (const char* address :
        {"http://10.0.0.1:7410", "http://10.0.0.0", "http://10.0.0.0.evil:7410",
         "https://10.0.0.0:7410", "http://evil"}) {
@@ -209,7 +209,7 @@ TEST_CASE("an agent may not send others to an address that is not its own") {
 }
 
 TEST_CASE("nonsense is refused by name, and never written") {
-  Agents agents;
+  ReportingAgents agents;
   const auto with = [&](const char* pointer, const Json& value) {
     Json report = agents.Report("demo-0");
     report[Json::json_pointer(pointer)] = value;
@@ -229,7 +229,7 @@ TEST_CASE("nonsense is refused by name, and never written") {
 }
 
 TEST_CASE("a report that the API server does not take is to be sent again") {
-  Agents agents;
+  ReportingAgents agents;
   Status refusal;
   agents.api.SetHook([&](const std::string& verb, const std::string&) {
     return verb == "apply" ? refusal : Status();

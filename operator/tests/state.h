@@ -35,7 +35,10 @@ inline api::ModelService Service(int replicas) {
 
 class State {
  public:
-  explicit State(int replicas) { observed_.service = Service(replicas); }
+  /// `gated`: its pods have the readiness gate, as all that we make have.
+  explicit State(int replicas, bool gated = false) : gated_(gated) {
+    observed_.service = Service(replicas);
+  }
 
   State& Fallback(api::Fallback fallback) {
     observed_.service.spec.fast_start.weights_fallback = fallback;
@@ -58,6 +61,7 @@ class State {
     i.revision = api::Revision(observed_.service.spec);
     i.decided_at = kNow - age;
     i.phase = "Pending";
+    i.gated = i.may_serve = gated_;
     return i;
   }
 
@@ -101,6 +105,24 @@ class State {
     return Add(std::move(i));
   }
 
+  State& Guards(int replicas) {
+    observed_.service.spec.guard_replicas = replicas;
+    return *this;
+  }
+
+  /// A guard that sleeps.
+  State& Guard(const std::string& name, const std::string& node = "node-a",
+               std::chrono::seconds age = std::chrono::seconds(300)) {
+    Serving(name, node, age);
+    Instance& guard = (*this)[name];
+    guard.role = Role::kGuard;
+    guard.resource_version = "42";
+    guard.agent_state = AgentState::kAsleep;
+    guard.weights.reset();
+    guard.ready = guard.may_serve = false;
+    return *this;
+  }
+
   State& Add(Instance instance) {
     observed_.instances.push_back(std::move(instance));
     return *this;
@@ -116,6 +138,7 @@ class State {
   Observed& Done() { return observed_; }
 
  private:
+  bool gated_;
   Observed observed_;
 };
 
