@@ -92,6 +92,7 @@ App::~App() {
   metrics_->OnScrape({});
   if (services_) services_->Stop();
   if (pods_) pods_->Stop();
+  if (endpoints_) endpoints_->Stop();
 }
 
 void App::Stop() {
@@ -116,6 +117,7 @@ Status App::Run() {
     std::lock_guard lock(mutex_);
     services_ = informer(kube::ModelServices(), cache_.service_sink(), "");
     pods_ = informer(kube::Pods(), cache_.pod_sink(), api::kLabelModelService);
+    endpoints_ = informer(kube::Services(), cache_.endpoint_sink(), api::kLabelModelService);
   }
   if (!WaitUntilReady()) return Status();
   malloc_trim(0);  // The first full list is in the stores; its text and trees are not needed again.
@@ -173,6 +175,8 @@ bool App::WaitUntilReady() {
       missing = "modelservices are not listed yet: " + services_->last_error();
     } else if (!pods_->WaitSynced(milliseconds(200))) {
       missing = "pods are not listed yet: " + pods_->last_error();
+    } else if (!endpoints_->WaitSynced(milliseconds(200))) {
+      missing = "services are not listed yet: " + endpoints_->last_error();
     } else {
       missing = FindAgentFacingUrl();
     }
@@ -316,6 +320,7 @@ void App::Scrape(Metrics& metrics) const {
   std::lock_guard lock(mutex_);
   if (services_) informer("modelservices", services_->counters());
   if (pods_) informer("pods", pods_->counters());
+  if (endpoints_) informer("services", endpoints_->counters());
   metrics.RaiseCounter("rouse_events_dropped_total", "Kubernetes Events that were lost", {},
                        static_cast<double>(events_->dropped()));
 }

@@ -1,6 +1,6 @@
 // The operator as one object: caches, queue, workers, leader election, HTTP server.
 //
-// Threads: two informers, the leader elector, the event recorder, `workers` reconcilers, and the
+// Threads: three informers, the leader elector, the event recorder, `workers` reconcilers, and the
 // HTTP library's. Every replica watches and answers agents; only the leader reconciles.
 
 #pragma once
@@ -90,6 +90,7 @@ class App {
   std::unique_ptr<kube::EventRecorder> events_;
   std::unique_ptr<kube::Informer> services_;
   std::unique_ptr<kube::Informer> pods_;
+  std::unique_ptr<kube::Informer> endpoints_;
   std::unique_ptr<Reconciler> reconciler_;
   std::vector<std::thread> workers_;
 

@@ -54,6 +54,11 @@ Cache::Cache(OnChange on_change, OnPod on_pod)
             if (after && (!before || ServiceKey(*before) != ServiceKey(*after))) {
               on_change(ServiceKey(*after));
             }
-          }) {}
+          }),
+      endpoints_(
+          [](const Json& object) {
+            return std::make_shared<const plan::Endpoint>(plan::EndpointFromService(object));
+          },
+          {}, [on_change](const std::string& key, const auto&, const auto&) { on_change(key); }) {}
 
 }  // namespace rouse::actuate

@@ -1,5 +1,5 @@
-// The operator's view of the cluster: stores for ModelServices and their pods, already decoded into
-// what decisions need (a thousand pods as JSON would take tens of megabytes).
+// The operator's view of the cluster: stores for ModelServices, their pods and their Services,
+// already decoded into what decisions need (a thousand pods as JSON would take tens of megabytes).
 //
 // The informers write from their threads, everybody reads from any thread.
 
@@ -12,6 +12,7 @@
 
 #include "operator/api/model_service.h"
 #include "operator/kube/store.h"
+#include "operator/plan/endpoint.h"
 #include "operator/plan/instance.h"
 
 namespace rouse::actuate {
@@ -35,6 +36,7 @@ class Cache {
 
   kube::StoreSink& service_sink() { return services_; }
   kube::StoreSink& pod_sink() { return pods_; }
+  kube::StoreSink& endpoint_sink() { return endpoints_; }
 
   /// nullptr when there is none.
   std::shared_ptr<const StoredService> Service(const std::string& key) const {
@@ -46,12 +48,18 @@ class Cache {
   }
   std::shared_ptr<const plan::Instance> Pod(const std::string& key) const { return pods_.Get(key); }
 
+  /// The Kubernetes Service of this name; nullptr when there is none with a ModelService's label.
+  std::shared_ptr<const plan::Endpoint> Endpoint(const std::string& key) const {
+    return endpoints_.Get(key);
+  }
+
   std::size_t service_count() const { return services_.size(); }
   std::size_t pod_count() const { return pods_.size(); }
 
  private:
   kube::Store<StoredService> services_;
   kube::Store<plan::Instance> pods_;
+  kube::Store<plan::Endpoint> endpoints_;
 };
 
 /// The key of the ModelService that `instance` says it belongs to.

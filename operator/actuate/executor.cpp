@@ -249,6 +249,29 @@ struct Executor::Run {
                               {api::kAnnotationActivePorts, ""}}}}));
   }
 
+  // A Service of this name that is somebody else's is left alone.
+  void Do(const plan::EnsureEndpoint& action) {
+    const Json wanted = plan::RenderEndpoint(service);
+    auto written = action.exists
+                       ? self.api_.Apply(kube::Services(), wanted,
+                                         {.field_manager = api::kFieldManager, .subresource = ""})
+                       : self.api_.Create(kube::Services(), wanted);
+    if (written.status().code() == StatusCode::kAlreadyExists) {
+      const auto there = self.api_.Get(kube::Services(), Name(service.metadata.name));
+      if (there.ok() && kube::ControllerUid(*there) != service.metadata.uid) {
+        self.pending_.EndpointTaken(key);
+        outcome.notes.push_back(
+            {true, "ServiceNameTaken", "CreateService",
+             "Service " + service.metadata.name +
+                 " exists and is not of this ModelService: it is left as it is"});
+        return;
+      }
+      written = there;
+    }
+    if (!written.ok()) return Fail(written.status());
+    self.pending_.WroteEndpoint(key, plan::EndpointFromService(*written));
+  }
+
   // A conflict means that the pod of this name is another one by now, or that the server is busy.
   bool IsGone(const plan::DeleteInstance& action, const Status& refusal) {
     if (refusal.code() == StatusCode::kNotFound) return true;

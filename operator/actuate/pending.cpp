@@ -38,6 +38,16 @@ void Pending::Taken(const std::string& key, const std::string& name) {
   entries_[key].taken[name] = clock_();
 }
 
+void Pending::WroteEndpoint(const std::string& key, const plan::Endpoint& endpoint) {
+  std::lock_guard lock(mutex_);
+  entries_[key].endpoint = std::pair(endpoint, clock_());
+}
+
+void Pending::EndpointTaken(const std::string& key) {
+  std::lock_guard lock(mutex_);
+  entries_[key].endpoint_taken = clock_();
+}
+
 void Pending::Seen(const std::string& key, const std::string& uid, const plan::Instance* after) {
   std::lock_guard lock(mutex_);
   const auto it = entries_.find(key);
@@ -54,6 +64,8 @@ void Pending::Expire(Entry& entry, Time now) const {
   std::erase_if(entry.written, [&](const auto& e) { return now - e.second.second > lifetime_; });
   std::erase_if(entry.deleted, [&](const auto& e) { return now - e.second > lifetime_; });
   std::erase_if(entry.taken, [&](const auto& e) { return now - e.second > lifetime_; });
+  if (entry.endpoint && now - entry.endpoint->second > lifetime_) entry.endpoint.reset();
+  if (entry.endpoint_taken && now - *entry.endpoint_taken > lifetime_) entry.endpoint_taken.reset();
 }
 
 void Pending::AddTo(const std::string& key, plan::Observed& observed) {
@@ -75,9 +87,17 @@ void Pending::AddTo(const std::string& key, plan::Observed& observed) {
     if (it->second.deleted.contains(instance.uid)) instance.deleting = true;
   }
   for (const auto& [name, since] : it->second.taken) observed.taken_names.push_back(name);
-  if (it->second.written.empty() && it->second.deleted.empty() && it->second.taken.empty()) {
-    entries_.erase(it);
+  observed.endpoint_taken = it->second.endpoint_taken.has_value();
+  if (it->second.endpoint) {
+    // Whatever the cache shows of that Service, the same one or none, is older or the same.
+    const plan::Endpoint& written = it->second.endpoint->first;
+    if (observed.endpoint == written) {
+      it->second.endpoint.reset();
+    } else if (!observed.endpoint || observed.endpoint->uid == written.uid) {
+      observed.endpoint = written;
+    }
   }
+  if (it->second.empty()) entries_.erase(it);
 }
 
 void Pending::Forget(const std::string& key) {

@@ -11,6 +11,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,9 @@ class Pending {
   void Deleted(const std::string& key, const std::string& uid);
   /// A pod of somebody else has this name.
   void Taken(const std::string& key, const std::string& name);
+  /// The ModelService's Service was just written, or its name is that of somebody else's.
+  void WroteEndpoint(const std::string& key, const plan::Endpoint& endpoint);
+  void EndpointTaken(const std::string& key);
 
   /// The cache shows this pod now, or shows that it is gone (`after` is nullptr).
   void Seen(const std::string& key, const std::string& uid, const plan::Instance* after);
@@ -52,6 +56,12 @@ class Pending {
     std::map<std::string, std::pair<plan::Instance, Time>> written;  ///< By uid.
     std::map<std::string, Time> deleted;                             ///< By uid.
     std::map<std::string, Time> taken;                               ///< By name.
+    std::optional<std::pair<plan::Endpoint, Time>> endpoint;
+    std::optional<Time> endpoint_taken;
+
+    bool empty() const {
+      return written.empty() && deleted.empty() && taken.empty() && !endpoint && !endpoint_taken;
+    }
   };
 
   void Expire(Entry& entry, Time now) const;

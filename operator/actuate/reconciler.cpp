@@ -33,6 +33,7 @@ std::optional<plan::Observed> Observe(const std::string& key, const Cache& cache
       observed.taken_names.push_back(pod->name);
     }
   }
+  if (const auto endpoint = cache.Endpoint(key)) observed.endpoint = *endpoint;
   pending.AddTo(key, observed);
   return observed;
 }

@@ -28,6 +28,10 @@ std::string Print(const SetServing& action) {
   return action.pod + (action.may_serve ? " may serve" : " may not serve");
 }
 
+std::string Print(const EnsureEndpoint& action) {
+  return action.exists ? "mend the Service" : "create the Service";
+}
+
 std::string Because(Cause cause, const std::string& reason) {
   return " (" + std::string(ToString(cause)) + ": " + reason + ")";
 }
@@ -45,9 +49,9 @@ std::string Print(const DeleteInstance& action) {
 
 std::string_view KindOf(const Action& action) {
   // In the order of the variant.
-  static constexpr std::string_view kKinds[] = {"CreateInstance", "ClaimGuard",    "ReleaseGuard",
-                                                "MakeGuard",      "PutToSleep",    "SetServing",
-                                                "Leave",          "DeleteInstance"};
+  static constexpr std::string_view kKinds[] = {
+      "CreateInstance", "ClaimGuard", "ReleaseGuard",   "MakeGuard",     "PutToSleep",
+      "SetServing",     "Leave",      "EnsureEndpoint", "DeleteInstance"};
   static_assert(std::size(kKinds) == std::variant_size_v<Action>);
   return kKinds[action.index()];
 }

@@ -99,6 +99,13 @@ struct Leave {
   bool operator==(const Leave&) const = default;
 };
 
+/// The ModelService's Kubernetes Service sends requests to its replicas (endpoint.h).
+struct EnsureEndpoint {
+  bool exists = false;  ///< It is there and ours, and is not as it should be.
+
+  bool operator==(const EnsureEndpoint&) const = default;
+};
+
 /// The pod with this uid is gone. A pod of the same name with another uid is left alone.
 struct DeleteInstance {
   using Cause = plan::Cause;
@@ -111,7 +118,7 @@ struct DeleteInstance {
 };
 
 using Action = std::variant<CreateInstance, ClaimGuard, ReleaseGuard, MakeGuard, PutToSleep,
-                            SetServing, Leave, DeleteInstance>;
+                            SetServing, Leave, EnsureEndpoint, DeleteInstance>;
 
 /// One line for logs and the plan preview: "create demo-1 by Peer (Wake: no guards)".
 std::string ToString(const Action& action);

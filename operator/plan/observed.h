@@ -3,9 +3,11 @@
 #pragma once
 
 #include <chrono>
+#include <optional>
 #include <vector>
 
 #include "operator/api/model_service.h"
+#include "operator/plan/endpoint.h"
 #include "operator/plan/instance.h"
 
 namespace rouse::plan {
@@ -42,6 +44,10 @@ struct Observed {
   std::vector<Instance> instances;
   /// Names of pods of others that look like ours: NAME-ORDINAL, not to be used.
   std::vector<std::string> taken_names;
+  /// The Kubernetes Service of its name that carries its label.
+  std::optional<Endpoint> endpoint;
+  /// Its name is that of a Service of somebody else.
+  bool endpoint_taken = false;
   Policy policy;
 
   bool operator==(const Observed&) const = default;

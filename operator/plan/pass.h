@@ -49,6 +49,7 @@ struct Pass {
   void TendGuards();
   void TopUpGuards();
   void SetGates();
+  void TendEndpoint();
   /// Out of the endpoints first, if it may be in them; then Delete.
   void Retire(const Instance& instance, Cause cause, std::string reason);
   bool BecomesGuard(const Instance& instance) const;

@@ -1,4 +1,4 @@
-// What a run of the planner decides about guards, and about who may be sent requests.
+// What a run of the planner decides about guards, about who may be sent requests, and by what way.
 
 #include "operator/plan/guards.h"
 #include "operator/plan/pass.h"
@@ -199,6 +199,15 @@ void Pass::SetGates() {
   for (const Instance* instance : summary.leaving) {
     if (InEndpoints(*instance)) set(instance, false);
   }
+}
+
+// Last: requests need replicas first.
+void Pass::TendEndpoint() {
+  const std::optional<Endpoint>& endpoint = observed.endpoint;
+  if (observed.endpoint_taken) return;
+  if (endpoint && endpoint->owner_uid != observed.service.metadata.uid) return;
+  if (endpoint && IsAsRendered(*endpoint, observed.service)) return;
+  actions.push_back(EnsureEndpoint{.exists = endpoint.has_value()});
 }
 
 }  // namespace rouse::plan

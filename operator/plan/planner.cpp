@@ -183,6 +183,7 @@ Plan Pass::Run() {
     TendGuards();
     TopUpGuards();
     SetGates();
+    TendEndpoint();
   }
   Plan plan;
   plan.status = MakeStatus(observed, summary, now);

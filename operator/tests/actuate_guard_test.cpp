@@ -62,6 +62,7 @@ struct World {
     service["spec"]["guards"] = {{"replicas", guards}};
     api.Put(kube::ModelServices(), service);
     service = api.Objects(kube::ModelServices())[0];
+    PutEndpoint(api);
     api.Put(kube::Pods(), PodOf("demo-0", "Active", "Serving", service));
     api.Put(kube::Pods(), PodOf("demo-1", "Guard", "Asleep", service));
   }

@@ -367,3 +367,54 @@ TEST_CASE("what was just done is shown until the cache shows it, and not for eve
     CHECK(seen().taken_names.empty());
   }
 }
+
+TEST_CASE("a ModelService has a Service for its replicas, and it is kept as it should be") {
+  kube::FakeApi api;
+  PutService(api, 0);
+  const Json wanted = api.Objects(kube::Services())[0]["spec"];
+  CHECK(wanted["selector"] ==
+        Json{{"rouse.dev/modelservice", "demo"}, {"rouse.dev/role", "Active"}});
+  CHECK(wanted["ports"][0]["port"] == 80);
+  CHECK(wanted["ports"][0]["targetPort"] == 8000);
+  Process process(api);
+  SECTION("it is made") {
+    api.Erase(kube::Services(), {"default", "demo"});
+    process.Sync();
+    REQUIRE(process.reconciler->Reconcile(kKey).ok());
+    CHECK(api.Objects(kube::Services())[0]["spec"] == wanted);
+    (void)process.reconciler->Reconcile(kKey);  // The cache does not show it yet.
+    CHECK(Count(api.calls(), "create service") == 1);
+    process.Sync();
+    REQUIRE(process.reconciler->Reconcile(kKey).ok());
+    CHECK(Count(api.calls(), "apply service") == 0);
+  }
+  SECTION("somebody has changed whom it selects") {
+    Json changed = api.Objects(kube::Services())[0];
+    changed["spec"]["selector"]["rouse.dev/role"] = "Guard";
+    api.Put(kube::Services(), changed);
+    process.Sync();
+    REQUIRE(process.reconciler->Reconcile(kKey).ok());
+    CHECK(api.Objects(kube::Services())[0]["spec"] == wanted);
+  }
+  SECTION("a port that somebody has added stays") {
+    Json changed = api.Objects(kube::Services())[0];
+    changed["spec"]["ports"].push_back({{"name", "more"}, {"port", 81}, {"targetPort", 81}});
+    api.Put(kube::Services(), changed);
+    process.Sync();
+    REQUIRE(process.reconciler->Reconcile(kKey).ok());
+    CHECK(api.Objects(kube::Services())[0]["spec"]["ports"].size() == 2);
+  }
+  SECTION("one of that name is somebody else's") {
+    api.Erase(kube::Services(), {"default", "demo"});
+    const Json theirs = {{"metadata", {{"name", "demo"}, {"namespace", "default"}}}};
+    api.Put(kube::Services(), theirs);
+    for (int i = 0; i < 3; ++i) {
+      process.Sync();
+      // Theirs does not carry our label, which the informer selects by.
+      process.cache.endpoint_sink().Take({kube::StoreEvent::Kind::kDelete, theirs});
+      REQUIRE(process.reconciler->Reconcile(kKey).ok());
+    }
+    CHECK_FALSE(api.Objects(kube::Services())[0].contains("spec"));
+    CHECK(process.Reasons() == Lines{"ServiceNameTaken"});
+  }
+}

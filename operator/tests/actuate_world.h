@@ -65,6 +65,7 @@ class Process {
   void Sync() {
     Feed(cache.service_sink(), kube::ModelServices());
     Feed(cache.pod_sink(), kube::Pods());
+    Feed(cache.endpoint_sink(), kube::Services());
   }
 
   std::vector<std::string> Reasons() const {
@@ -94,10 +95,17 @@ class Process {
   kube::FakeApi& api_;
 };
 
+/// The Kubernetes Service of the ModelService that is there, as it should be.
+inline void PutEndpoint(kube::FakeApi& api) {
+  api.Put(kube::Services(),
+          plan::RenderEndpoint(*api::ModelServiceFromJson(api.Objects(kube::ModelServices())[0])));
+}
+
 inline void PutService(kube::FakeApi& api, int replicas, const std::string& source = "Storage") {
   kube::Json service = ServiceJson(replicas);
   service["spec"]["fastStart"] = {{"weights", {{"source", source}}}};
   api.Put(kube::ModelServices(), service);
+  PutEndpoint(api);
 }
 
 inline std::vector<std::string> PodNames(kube::FakeApi& api) {

@@ -112,6 +112,12 @@ class Simulation {
       case 10:
         agents_answer_ = !agents_answer_;
         break;
+      case 12:
+        observed_.endpoint.reset();
+        break;
+      case 13:
+        Edit([&](api::Spec& s) { s.engine.port = Pick(8000, 8001); });
+        break;
       case 11:  // A claim's command that was lost.
         Any([&](Instance& i) {
           if (i.agent_state == AgentState::kWaking) i.agent_state = AgentState::kAsleep;
@@ -209,6 +215,11 @@ class Simulation {
     Instance* instance = Find(action.uid);
     REQUIRE_FALSE(instance->leaving.has_value());
     instance->leaving = action.leaving;
+  }
+
+  void Do(const EnsureEndpoint& action) {
+    REQUIRE(action.exists == observed_.endpoint.has_value());
+    observed_.endpoint = EndpointOf(observed_.service);
   }
 
   void Do(const DeleteInstance& action) {

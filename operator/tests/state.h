@@ -33,11 +33,19 @@ inline api::ModelService Service(int replicas) {
   return *api::ModelServiceFromJson(ServiceJson(replicas));
 }
 
+/// Its Kubernetes Service as it should be.
+inline Endpoint EndpointOf(const api::ModelService& service) {
+  Json rendered = RenderEndpoint(service);
+  rendered["metadata"]["uid"] = "endpoint-uid";
+  return EndpointFromService(rendered);
+}
+
 class State {
  public:
   /// `gated`: its pods have the readiness gate, as all that we make have.
   explicit State(int replicas, bool gated = false) : gated_(gated) {
     observed_.service = Service(replicas);
+    observed_.endpoint = EndpointOf(observed_.service);
   }
 
   State& Fallback(api::Fallback fallback) {

@@ -2,7 +2,7 @@
 // kubectl, without any cluster:
 //
 //   kubectl get modelservice demo -o json > service.json
-//   kubectl get pods -l rouse.dev/modelservice=demo -o json > pods.json
+//   kubectl get pods,services -l rouse.dev/modelservice=demo -o json > pods.json
 //   plan-preview service.json pods.json [--now 2026-01-02T03:04:05Z] [--pods]
 //
 // The debugger, the demo and the documentation's example of operator/plan at once.
@@ -36,6 +36,10 @@ Result<rouse::plan::Observed> ReadState(const std::string& service_path,
   if (pods_path.empty()) return observed;
   ROUSE_ASSIGN_OR_RETURN(const Json pods, ReadJson(pods_path));
   for (const Json& pod : pods.is_array() ? pods : pods.value("items", Json::array())) {
+    if (pod.value("kind", "") == "Service") {
+      observed.endpoint = rouse::plan::EndpointFromService(pod);
+      continue;
+    }
     ROUSE_ASSIGN_OR_RETURN(auto instance, rouse::plan::InstanceFromPod(pod));
     if (instance.owner_uid == observed.service.metadata.uid) {
       observed.instances.push_back(std::move(instance));
@@ -54,7 +58,8 @@ int main(int argc, char** argv) {
   std::string service_path, pods_path, now_text;
   bool show_pods = false;
   cli.add_option("service", service_path, "kubectl get modelservice NAME -o json")->required();
-  cli.add_option("pods", pods_path, "kubectl get pods -l rouse.dev/modelservice=NAME -o json");
+  cli.add_option("pods", pods_path,
+                 "kubectl get pods,services -l rouse.dev/modelservice=NAME -o json");
   cli.add_option("--now", now_text, "The time to plan for; default: the system's");
   cli.add_flag("--pods", show_pods, "Print the pods to be created in full");
   CLI11_PARSE(cli, argc, argv);

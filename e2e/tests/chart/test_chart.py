@@ -357,6 +357,8 @@ CAN = [
     *((verb, "events.events.k8s.io", "default") for verb in ("create", "patch")),
     *((verb, "leases.coordination.k8s.io", NAMESPACE) for verb in ("get", "create", "update")),
     ("get", "services", NAMESPACE),
+    ("patch", "pods/status", "default"),
+    *((verb, "services", "default") for verb in ("get", "list", "watch", "create", "patch")),
 ]
 CANNOT = [
     *(
@@ -376,8 +378,7 @@ CANNOT = [
     ("list", "namespaces", "default"),
     ("create", "deployments.apps", "default"),
     ("create", "serviceaccounts/token", NAMESPACE),
-    ("list", "services", NAMESPACE),
-    ("get", "services", "default"),
+    *((verb, "services", "default") for verb in ("update", "delete")),
     ("get", "leases.coordination.k8s.io", "default"),
     ("delete", "leases.coordination.k8s.io", NAMESPACE),
     ("create", "clusterrolebindings.rbac.authorization.k8s.io", "default"),

@@ -353,11 +353,37 @@ def test_deleting_a_modelservice_leaves_nothing(world: World, namespace: str, op
     wait_pods(cluster, namespace, 3)
     cluster.kubectl("delete", "modelservice", "m", "-n", namespace, "--timeout=30s")
     wait_until("no pod", 30, lambda: not cluster.list("pods", namespace))
+    wait_until("no Service", 30, lambda: not cluster.list("services", namespace))
     time.sleep(1)
     assert cluster.list("pods", namespace) == []
     kinds = ("configmaps", "secrets", "services", "leases", "persistentvolumeclaims")
     left = [x["metadata"]["name"] for kind in kinds for x in cluster.list(kind, namespace)]
     assert [x for x in left if x != "kube-root-ca.crt"] == []
+
+
+def test_a_modelservice_has_a_service_for_its_replicas(
+    world: World, namespace: str, operator: Operator
+):
+    cluster = world.cluster
+    cluster.apply(modelservice(namespace, 2))
+    wait_pods(cluster, namespace, 2)
+    path = (
+        f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
+        "?labelSelector=kubernetes.io/service-name=m"
+    )
+
+    def ready() -> set[str]:
+        slices = cluster.request("GET", path).json()["items"]
+        endpoints = [x for each in slices for x in each["endpoints"] or []]
+        return {x["targetRef"]["name"] for x in endpoints if x["conditions"].get("ready")}
+
+    wait_until("both in the endpoints", 20, lambda: ready() == {"m-0", "m-1"})
+    service = cluster.get("service", "m", namespace)
+    assert [(x["port"], x["targetPort"]) for x in service["spec"]["ports"]] == [(80, 8000)]
+    cluster.kubectl("delete", "service", "m", "-n", namespace)
+    wait_until("another Service", 20, lambda: cluster.get("service", "m", namespace))
+    scale(cluster, namespace, 1)
+    wait_until("one to have left the endpoints", 20, lambda: len(ready()) == 1)
 
 
 def test_two_modelservices_do_not_touch_each_others_pods(

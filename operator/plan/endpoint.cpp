@@ -1,0 +1,74 @@
+#include "operator/plan/endpoint.h"
+
+#include "operator/api/names.h"
+
+namespace rouse::plan {
+namespace {
+
+const Json& At(const Json& value, const char* key) {
+  static const Json kNothing;
+  if (!value.is_object()) return kNothing;
+  const auto it = value.find(key);
+  return it == value.end() ? kNothing : *it;
+}
+
+std::string Text(const Json& value, const char* key) {
+  const Json& text = At(value, key);
+  return text.is_string() ? text.get<std::string>() : std::string();
+}
+
+}  // namespace
+
+Endpoint EndpointFromService(const Json& service) {
+  const Json& metadata = At(service, "metadata");
+  Endpoint out;
+  out.uid = Text(metadata, "uid");
+  for (const Json& owner : At(metadata, "ownerReferences")) {
+    if (At(owner, "controller") == Json(true)) out.owner_uid = Text(owner, "uid");
+  }
+  const Json& spec = At(service, "spec");
+  out.selector = At(spec, "selector");
+  out.ports = At(spec, "ports");
+  return out;
+}
+
+Json RenderEndpoint(const api::ModelService& service) {
+  const api::ObjectMeta& owner = service.metadata;
+  return {{"apiVersion", "v1"},
+          {"kind", "Service"},
+          {"metadata",
+           {{"name", owner.name},
+            {"namespace", owner.ns},
+            {"labels",
+             {{"app.kubernetes.io/name", owner.name},
+              {"app.kubernetes.io/managed-by", "rouse"},
+              {api::kLabelModelService, owner.name}}},
+            {"ownerReferences",
+             {{{"apiVersion", api::kGroupVersion},
+               {"kind", api::kKind},
+               {"name", owner.name},
+               {"uid", owner.uid},
+               {"controller", true},
+               {"blockOwnerDeletion", true}}}}}},
+          {"spec",
+           {{"selector", {{api::kLabelModelService, owner.name}, {api::kLabelRole, "Active"}}},
+            {"ports",
+             {{{"name", "http"},
+               {"port", kServicePort},
+               {"protocol", "TCP"},
+               {"targetPort", service.spec.engine.port}}}}}}};
+}
+
+bool IsAsRendered(const Endpoint& endpoint, const api::ModelService& service) {
+  const Json wanted = RenderEndpoint(service)["spec"];
+  if (endpoint.selector != wanted["selector"]) return false;
+  const Json& port = wanted["ports"][0];
+  for (const Json& found : endpoint.ports) {
+    if (At(found, "port") == port["port"]) {
+      return At(found, "targetPort") == port["targetPort"];
+    }
+  }
+  return false;
+}
+
+}  // namespace rouse::plan
