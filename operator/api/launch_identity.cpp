@@ -43,6 +43,7 @@ std::string Revision(const Spec& spec) {
   Json whole = ToJson(spec);
   whole.erase("replicas");
   whole.erase("guards");
+  whole.erase("rollout");
   whole["fastStart"].erase("weights");
   whole["fastStart"].erase("profile");  // Its choices are spelled out beside it.
   return Sha256Hex(json::Canonical(whole)).substr(0, kDigits);

@@ -161,6 +161,14 @@ Result<ModelService> ModelServiceFromJson(const Json& object) {
   out.spec.drain = std::chrono::seconds(
       scale_in.IntOr("drainSeconds", out.spec.drain.count(), 0, kMaxDrainSeconds));
   in.Take(scale_in.status());
+
+  json::Reader rollout(in.ObjectOrEmpty("rollout"), in.Path("rollout"));
+  out.spec.max_surge = static_cast<int>(rollout.IntOr("maxSurge", 0, 0, kMaxReplicas));
+  out.spec.max_unavailable = static_cast<int>(rollout.IntOr("maxUnavailable", 1, 0, kMaxReplicas));
+  if (out.spec.max_surge == 0 && out.spec.max_unavailable == 0) {
+    rollout.Fail("maxUnavailable", "must be above 0 while maxSurge is 0");
+  }
+  in.Take(rollout.status());
   out.spec.pod_template = ReadTemplate(in);
   root.Take(in.status());
   ROUSE_RETURN_IF_ERROR(root.status());
@@ -208,6 +216,7 @@ Json ToJson(const Spec& spec) {
             {"processStart", json::NameOf<ProcessStart>(fast.process_start, kProcessStarts)}}},
           {"guards", {{"replicas", spec.guard_replicas}}},
           {"scaleIn", {{"drainSeconds", spec.drain.count()}}},
+          {"rollout", {{"maxSurge", spec.max_surge}, {"maxUnavailable", spec.max_unavailable}}},
           {"template", spec.pod_template}};
 }
 

@@ -103,6 +103,10 @@ struct Spec {
   int guard_replicas = 0;
   /// How long requests under way may take before an instance sleeps or goes.
   std::chrono::seconds drain{30};
+  /// While a change of the spec is rolled out: replicas above, and serving ones below, what is
+  /// wanted. Not both 0.
+  int max_surge = 0;
+  int max_unavailable = 1;
   Json pod_template = Json::object();  ///< Partial pod: metadata and spec. See plan/overlay.h.
 
   bool operator==(const Spec&) const = default;

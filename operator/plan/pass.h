@@ -35,6 +35,7 @@ struct Pass {
   void Sort();
   void CountFailures();
   void DeleteFailed();
+  int Target() const;
   void ScaleIn();
   void ReplaceOutdated();
   void ScaleOut();
@@ -52,6 +53,7 @@ struct Pass {
   void TendEndpoint();
   /// Out of the endpoints first, if it may be in them; then Delete.
   void Retire(const Instance& instance, Cause cause, std::string reason);
+  int UsableGuards() const;
   bool BecomesGuard(const Instance& instance) const;
   void Create(const PathChoice& choice, Role role);
   /// All that may have weights, or come to have them.

@@ -97,15 +97,18 @@ void Pass::ReleaseSleepers() {
   }
 }
 
+int Pass::UsableGuards() const {
+  return static_cast<int>(std::count_if(
+      summary.guards.begin(), summary.guards.end(),
+      [&](const Instance* guard) { return IsUsableGuard(*guard) && guard->revision == revision; }));
+}
+
 bool Pass::BecomesGuard(const Instance& instance) const {
   if (instance.revision != revision || !instance.gated || !instance.ready ||
       instance.agent_state != AgentState::kServing) {
     return false;
   }
-  const auto usable = std::count_if(
-      summary.guards.begin(), summary.guards.end(),
-      [&](const Instance* guard) { return IsUsableGuard(*guard) && guard->revision == revision; });
-  return usable + summary.demoted < spec.guard_replicas;
+  return UsableGuards() + summary.demoted < spec.guard_replicas;
 }
 
 int Pass::ClaimGuards(int missing) {
@@ -158,6 +161,7 @@ void Pass::TendGuards() {
       continue;
     }
     if (IsNeededSource(*guard, Sources())) continue;
+    if (summary.outdated > 0) continue;  // It has the weights that the next ones need.
     actions.push_back(PutToSleep{.pod = guard->name, .uid = guard->uid, .address = guard->address});
   }
 }

@@ -95,8 +95,15 @@ void Pass::DeleteFailed() {
   }
 }
 
+// How many replicas there shall be now: more than wanted while older ones are replaced.
+int Pass::Target() const {
+  const auto outdated = std::count_if(summary.working.begin(), summary.working.end(),
+                                      [&](const Instance* i) { return i->revision != revision; });
+  return spec.replicas + std::min(spec.max_surge, static_cast<int>(outdated));
+}
+
 void Pass::ScaleIn() {
-  const int surplus = static_cast<int>(summary.working.size()) - spec.replicas;
+  const int surplus = static_cast<int>(summary.working.size()) - Target();
   if (surplus <= 0) return;
   for (const Victim& victim : ChooseVictims(summary.working, surplus, revision, summary.guards)) {
     if (!BecomesGuard(*victim.instance)) {
@@ -127,12 +134,14 @@ void Pass::ReplaceOutdated() {
       Delete(*instance, Cause::kOutdated, "the spec has changed, it does not serve yet");
     }
   }
-  const auto ready = std::count_if(summary.working.begin(), summary.working.end(),
-                                   [](const Instance* i) { return i->ready; });
-  // Surplus instances that scale-in spared count too: wait until the numbers are as wanted.
-  if (serving.empty() || ready != spec.replicas || !actions.empty()) return;
-  if (static_cast<int>(summary.working.size()) != spec.replicas || !summary.failed.empty()) return;
-  for (const Victim& victim : ChooseVictims(serving, kMaxUnavailable, revision)) {
+  if (serving.empty() || !summary.failed.empty()) return;
+  // A guard takes the place at once; one that never comes up must not cost a replica that serves.
+  if (spec.guard_replicas > 0 && UsableGuards() == 0) return;
+  const auto ready = static_cast<int>(std::count_if(summary.working.begin(), summary.working.end(),
+                                                    [](const Instance* i) { return i->ready; }));
+  const int spare = ready - (spec.replicas - spec.max_unavailable);
+  const int all = static_cast<int>(serving.size());
+  for (const Victim& victim : ChooseVictims(serving, std::clamp(spare, 0, all), revision)) {
     Retire(*victim.instance, Cause::kOutdated, "the spec has changed");
   }
 }
@@ -140,6 +149,9 @@ void Pass::ReplaceOutdated() {
 std::vector<std::string> Pass::FreeNames(int count) const {
   std::set<std::string> taken(observed.taken_names.begin(), observed.taken_names.end());
   for (const Instance& instance : observed.instances) taken.insert(instance.name);
+  for (const Action& action : actions) {
+    if (const auto* create = std::get_if<CreateInstance>(&action)) taken.insert(create->pod);
+  }
   std::vector<std::string> names;
   for (int ordinal = 0; static_cast<int>(names.size()) < count; ++ordinal) {
     std::string name = observed.service.metadata.name + "-" + std::to_string(ordinal);
@@ -152,7 +164,7 @@ void Pass::ScaleOut() {
   const auto uncounted = std::count_if(summary.uncounted.begin(), summary.uncounted.end(),
                                        [](const Instance* i) { return i->role == Role::kActive; });
   const int there = static_cast<int>(summary.working.size()) + static_cast<int>(uncounted);
-  int missing = spec.replicas - there;
+  int missing = Target() - there;
   if (missing <= 0) return;
   missing -= ClaimGuards(missing);
   if (missing <= 0) return;

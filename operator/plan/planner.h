@@ -13,9 +13,11 @@
 //      Any edit of the spec ends the wait.
 //   3. Too many instances: the least useful go (scale_in.h).
 //   4. Too few: each missing one starts by the best path (choose_path.h), or waits for a source.
-//   5. Instances of an older revision that do not serve are replaced at once; those that serve, one
-//      at a time and only while all wanted instances serve (so never fewer than min(now, wanted) -
-//      1 serve: kMaxUnavailable).
+//   5. Instances of an older revision that do not serve are replaced at once, and guards; those
+//   that
+//      serve only as far as never fewer than wanted - rollout.maxUnavailable serve, and, where
+//      guards are kept, only while one of the new revision can take their place. Meanwhile there
+//      are up to rollout.maxSurge more than wanted.
 //
 // Guarantees, each a property test in operator/tests/plan_property_test.cpp:
 //  - Settles: performing the actions and planning again reaches a plan without actions.
@@ -35,9 +37,6 @@
 #include "operator/plan/observed.h"
 
 namespace rouse::plan {
-
-/// Serving instances that a change of the spec may take away at a time.
-inline constexpr int kMaxUnavailable = 1;
 
 /// Something a user would ask about; becomes a Kubernetes Event on the ModelService.
 struct Note {

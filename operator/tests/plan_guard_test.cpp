@@ -282,3 +282,45 @@ TEST_CASE("marks on pods that nobody of us can have written read as not there") 
   const FailedWakes wakes{.count = 2, .at = kNow, .reason = "why"};
   CHECK(FailedWakesFromText(json::Canonical(ToJson(wakes))) == wakes);
 }
+
+TEST_CASE("a rollout replaces guards first, and a replica once a guard can take its place") {
+  State state(2, true);
+  state.Guards(1).Serving("demo-0").Serving("demo-1").Guard("demo-2");
+  state.Done().service.spec.engine.image = "vllm:2";
+  CHECK(Printed(MakePlan(state.Done(), kNow)) ==
+        Lines{"delete demo-2 (Outdated: the spec has changed)",
+              "create guard demo-3 by Storage (Wake: a guard is to be made; Peer: no instance with "
+              "this launch identity runs)"});
+  state.Done().instances.pop_back();
+  state.Starting("demo-3", StartPath::kStorage, AgentState::kLoading);
+  state["demo-3"].role = Role::kGuard;
+  state["demo-3"].may_serve = false;
+  CHECK(MakePlan(state.Done(), kNow).actions.empty());
+  // It has the weights that the others need, and is not put to sleep meanwhile.
+  state.Done().instances.pop_back();
+  state.Guard("demo-3");
+  state["demo-3"].agent_state = AgentState::kServing;
+  CHECK(Printed(MakePlan(state.Done(), kNow)) ==
+        Lines{"take demo-1 out of service (Outdated: the spec has changed)", "demo-1 may not serve",
+              "wake demo-3 (this guard had not fallen asleep yet)"});
+}
+
+TEST_CASE("a rollout has as many more and as few serving as it may") {
+  State state(3, true);
+  state.Serving("demo-0").Serving("demo-1").Serving("demo-2");
+  api::Spec& spec = state.Done().service.spec;
+  spec.engine.image = "vllm:2";
+  spec.max_surge = 1;
+  spec.max_unavailable = 0;
+  CHECK(Printed(MakePlan(state.Done(), kNow)).size() == 1);  // One more, nobody goes.
+  state.Serving("demo-3");
+  CHECK(Printed(MakePlan(state.Done(), kNow)) ==
+        Lines{"take demo-2 out of service (Outdated: the spec has changed)", "demo-2 may not serve",
+              "create demo-4 by Peer (Wake: no guards)"});
+  spec.max_unavailable = 2;
+  state.Done().instances.pop_back();
+  const Plan plan = MakePlan(state.Done(), kNow);
+  CHECK(std::count_if(plan.actions.begin(), plan.actions.end(), [](const Action& action) {
+          return std::holds_alternative<Leave>(action);
+        }) == 2);
+}
