@@ -2,7 +2,8 @@
 """Shows Rouse's main job on a real cluster: `make demo`, or `make demo KEEP=1` to keep the cluster.
 
 A ModelService starts one vLLM from storage. Scaled out, the second instance takes its weights and
-files from the first, without the checkpoint's volume, and gives the same answer.
+files from the first, without the checkpoint's volume, and gives the same answer. Then a guard is
+kept, and the next scale-out wakes it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rouse_e2e import paths  # noqa: E402
 from rouse_e2e.cluster import Cluster, CurrentCluster, interrupt_on_terminate  # noqa: E402
 from rouse_e2e.processes import tail  # noqa: E402
 from rouse_e2e.real import RealCluster, nodes_folder, tear_down  # noqa: E402
-from rouse_e2e.story import SYSTEM, Story, table  # noqa: E402
+from rouse_e2e.story import START_SECONDS, SYSTEM, Story, table  # noqa: E402
 
 NAME = "demo"
 BEGAN = time.monotonic()
@@ -31,7 +32,7 @@ def say(text: str) -> None:
 
 def title(number: int, text: str) -> None:
     bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
-    print(f"\n{bold}[{number}/6] {text}{plain}", flush=True)
+    print(f"\n{bold}[{number}/7] {text}{plain}", flush=True)
 
 
 def tell(story: Story) -> None:
@@ -53,24 +54,41 @@ def tell(story: Story) -> None:
     volumes = [x["name"] for x in second.pod["spec"]["volumes"] if "persistentVolumeClaim" in x]
     say(f"{second.name}: volume claims in its pod: {', '.join(volumes) or 'none'}")
 
-    title(4, "The same prompt to both")
+    title(4, "Keep a guard, and scale out once more: it wakes")
+    story.guard(1)
+    name = f"{story.name}-2"
+    story.await_pods(f"{name} to sleep", lambda p: name in p and p[name].sleeps, START_SECONDS)
+    story.scale(3)
+    woken = story.await_pods(f"{name} to serve", lambda p: p[name].serves, START_SECONDS)[name]
+    say(f"{woken.name} serves (path {woken.path}: {woken.annotation('path-reason')})")
+    instances.append(woken)
+
+    title(5, "The same prompt to all")
     for instance in instances:
         story.ask(instance)
         say(f"{instance.name}: tokens {instance.tokens}")
-    if instances[0].tokens != instances[1].tokens or not instances[0].tokens:
-        raise RuntimeError("the two instances answer differently")
+    if any(x.tokens != instances[0].tokens or not x.tokens for x in instances):
+        raise RuntimeError("the instances answer differently")
     say(f"identical: {len(instances[0].tokens)} greedy tokens")
 
-    title(5, "Where the time went, and where the bytes came from")
+    title(6, "Where the time went, and where the bytes came from")
     print(table(instances), flush=True)
     print("\n$ kubectl get modelservices")
     print(story.cluster.kubectl("get", "modelservices", "-n", story.namespace), flush=True)
 
 
 def wind_up(story: Story) -> None:
-    title(6, "Scale in, delete, and look for what is left")
+    title(7, "Scale in, delete, and look for what is left")
     story.scale(1)
-    story.await_serving(1)
+    names = [f"{story.name}-{x}" for x in (0, 1, 2)]
+    # One of the two becomes the guard.
+    story.await_pods(
+        "one to serve and one to sleep",
+        lambda p: (
+            len(p) == 2 and p[names[0]].serves and any(p[x].sleeps for x in names[1:] if x in p)
+        ),
+        START_SECONDS,
+    )
     story.delete()
     deadline = time.monotonic() + 20  # the kubelet removes volumes a moment after the pod
     while (left := story.left_behind()) and time.monotonic() < deadline:

@@ -60,6 +60,30 @@ class Instance:
     def bytes_by_source(self) -> dict[str, int]:
         return json.loads(self.annotation("bytes-by-source") or "{}")
 
+    @property
+    def role(self) -> str:
+        return self.pod["metadata"]["labels"]["rouse.dev/role"]
+
+    def condition(self, kind: str) -> str:
+        conditions = {x["type"]: x["status"] for x in self.pod["status"].get("conditions", [])}
+        return conditions.get(kind, "")
+
+    @property
+    def serves(self) -> bool:
+        """It says so, has told its timeline, and is Ready."""
+        return (
+            self.annotation("agent-state") == "Serving"
+            and self.annotation("timeline") != ""
+            and self.condition("Ready") == "True"
+            and "deletionTimestamp" not in self.pod["metadata"]
+        )
+
+    @property
+    def sleeps(self) -> bool:
+        """A guard that can be woken, and is not Ready."""
+        asleep = self.role == "Guard" and self.annotation("agent-state") == "Asleep"
+        return asleep and self.condition("Ready") == "False"
+
     def seconds(self, phase: str) -> float:
         return sum(
             (x["endUs"] - x["startUs"]) / 1e6 for x in self.timeline["phases"] if x["name"] == phase
@@ -189,20 +213,33 @@ class Story:
     def uids(self) -> set[str]:
         return {Instance(pod).uid for pod in self.pods()}
 
+    def guard(self, replicas: int) -> None:
+        """Keeps so many guards from now on."""
+        spec = {"fastStart": {"profile": "Guarded"}, "guards": {"replicas": replicas}}
+        patch = json.dumps({"spec": spec})
+        self.say(f"kubectl patch modelservice/{self.name} --type=merge -p '{patch}'")
+        self.cluster.kubectl(
+            *("patch", "modelservice", self.name, "--type=merge", "-p", patch),
+            *("-n", self.namespace),
+        )
+
     def serving(self) -> list[Instance]:
-        """The instances that say that they serve, have told their timeline, and are Ready."""
-        found = []
-        for pod in self.pods():
-            conditions = {x["type"]: x["status"] for x in pod["status"].get("conditions", [])}
-            instance = Instance(pod)
-            if (
-                instance.annotation("agent-state") == "Serving"
-                and instance.annotation("timeline")
-                and conditions.get("Ready") == "True"
-                and "deletionTimestamp" not in pod["metadata"]
-            ):
-                found.append(instance)
-        return found
+        return [x for x in map(Instance, self.pods()) if x.serves]
+
+    def await_pods(
+        self, what: str, wanted: Callable[[dict[str, Instance]], bool], seconds: float
+    ) -> dict[str, Instance]:
+        """Waits until all its pods, by name, are as wanted; shows every change of state."""
+        shown: dict[str, str] = {}
+
+        def look() -> dict[str, Instance] | None:
+            pods = self.pods()
+            for pod in pods:
+                self._show(pod, shown)
+            found = {x["metadata"]["name"]: Instance(x) for x in pods}
+            return found if wanted(found) else None
+
+        return wait_until(what, seconds, look, 0.2)
 
     def await_serving(self, count: int, seconds: float = START_SECONDS) -> list[Instance]:
         """Waits for exactly `count` pods that all serve; shows every change of state."""

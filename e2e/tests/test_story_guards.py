@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,11 +14,6 @@ from rouse_e2e.story import START_SECONDS, TOKENS, Instance, Story
 pytestmark = pytest.mark.timeout(900)
 
 WAKE_PHASES = ["Command", "Map", "Weights", "Resume", "Canary"]
-
-
-def condition(pod: Object, kind: str) -> str:
-    conditions = {x["type"]: x["status"] for x in pod["status"].get("conditions", [])}
-    return conditions.get(kind, "")
 
 
 class Watch:
@@ -82,39 +77,6 @@ def watch(guarded: Story) -> Iterator[Watch]:
     watch.close()
 
 
-def await_pods(
-    story: Story, what: str, wanted: Callable[[dict[str, Instance]], bool], seconds: float
-) -> dict[str, Instance]:
-    shown: dict[str, str] = {}
-
-    def look() -> dict[str, Instance] | None:
-        pods = story.pods()
-        for pod in pods:
-            story._show(pod, shown)
-        found = {x["metadata"]["name"]: Instance(x) for x in pods}
-        return found if wanted(found) else None
-
-    return wait_until(what, seconds, look, 0.2)
-
-
-def sleeps(instance: Instance | None) -> bool:
-    return (
-        instance is not None
-        and instance.pod["metadata"]["labels"]["rouse.dev/role"] == "Guard"
-        and instance.annotation("agent-state") == "Asleep"
-        and condition(instance.pod, "Ready") == "False"
-    )
-
-
-def serves(instance: Instance | None) -> bool:
-    return (
-        instance is not None
-        and instance.pod["metadata"]["labels"]["rouse.dev/role"] == "Active"
-        and instance.annotation("agent-state") == "Serving"
-        and condition(instance.pod, "Ready") == "True"
-    )
-
-
 def status(story: Story) -> Object:
     return (story.cluster.get("modelservice", story.name, story.namespace) or {})["status"]
 
@@ -122,26 +84,23 @@ def status(story: Story) -> Object:
 def wake(story: Story) -> dict[str, Instance]:
     begun = time.monotonic()
     story.scale(2)
-    pods = await_pods(
-        story,
-        "the guard to serve",
-        lambda p: serves(p.get("demo-0")) and serves(p.get("demo-1")),
-        60,
+    pods = story.await_pods(
+        "the guard to serve", lambda p: p["demo-0"].serves and p["demo-1"].serves, 60
     )
+    assert [pods[x].role for x in ("demo-0", "demo-1")] == ["Active", "Active"]
     story.say(f"demo-1 is ready {time.monotonic() - begun:.2f} s after kubectl scale")
     return pods
 
 
 def test_a_guard_is_made_once_the_replica_serves_and_falls_asleep(guarded: Story, watch: Watch):
-    pods = await_pods(
-        guarded,
+    pods = guarded.await_pods(
         "demo-0 to serve and demo-1 to sleep",
-        lambda p: serves(p.get("demo-0")) and sleeps(p.get("demo-1")),
+        lambda p: len(p) == 2 and p["demo-0"].serves and p["demo-1"].sleeps,
         2 * START_SECONDS,
     )
     assert pods.keys() == {"demo-0", "demo-1"}
-    assert condition(pods["demo-1"].pod, "rouse.dev/serving") in ("", "False")
-    assert condition(pods["demo-0"].pod, "rouse.dev/serving") == "True"
+    assert pods["demo-1"].condition("rouse.dev/serving") in ("", "False")
+    assert pods["demo-0"].condition("rouse.dev/serving") == "True"
     wait_until("status.guards to be 1", 10, lambda: status(guarded)["guards"] == 1, 0.2)
     found = status(guarded)
     assert (found["replicas"], found["readyReplicas"], found["active"]) == (1, 1, 1)
@@ -202,13 +161,12 @@ def test_after_the_scale_in_it_is_a_guard_again_and_what_it_was_asked_is_answere
     guarded.scale(1)
     asking.join(120)
     assert answers == [long], "a request under way was not finished"
-    pods = await_pods(
-        guarded,
+    pods = guarded.await_pods(
         "demo-1 to sleep, and nobody else to be there",
-        lambda p: p.keys() == {"demo-0", "demo-1"} and sleeps(p["demo-1"]),
+        lambda p: p.keys() == {"demo-0", "demo-1"} and p["demo-1"].sleeps,
         120,
     )
-    assert serves(pods["demo-0"])
+    assert pods["demo-0"].serves
     wait_until("the endpoints to be demo-0", 10, lambda: watch.ready() == {"demo-0"}, 0.2)
 
 
