@@ -2,7 +2,7 @@
 
 JSON: {"model", "loadFormat", "extra", "arguments"}. The plugin comes in through the environment alone. The engine
 stays up until its standard input ends, and answers once more for each line that comes there:
-so many tokens.
+so many tokens. zygote.py runs main() without a start of Python.
 """
 
 import json
@@ -11,8 +11,8 @@ import sys
 PROMPT = [72, 101, 108, 108, 111, 32, 119, 111, 114, 108, 100, 33]
 
 
-def main() -> None:
-    request = json.loads(sys.argv[1])
+def main(text: str) -> None:
+    request = json.loads(text)
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":  # Engine processes import this file again.
-    main()
+    main(sys.argv[1])

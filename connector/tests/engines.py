@@ -1,4 +1,4 @@
-"""Starts real vLLM engines as programs of their own (engine.py)."""
+"""Starts real vLLM engines (engine.py): forked (zygote.py), or as programs of their own."""
 
 from __future__ import annotations
 
@@ -11,15 +11,9 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-TIME_LIMIT_S = 240
+from zygote import CPU_ENVIRONMENT, Forked
 
-CPU_ENVIRONMENT = {
-    "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-}
+TIME_LIMIT_S = 240
 
 
 @dataclass
@@ -35,23 +29,27 @@ class Engine:
     def __init__(
         self, model: Path, socket: Path | None, plugin: Path | None = None, **arguments: object
     ) -> None:
+        """Without a socket it is a stock one. With a plugin folder it has that plugin, and is a
+        program of its own; else it is forked."""
         request = {
             "model": str(model),
             "loadFormat": "auto" if socket is None else "rouse",
             "extra": {} if socket is None else {"socket": str(socket)},
             "arguments": arguments,
         }
-        environment = os.environ | CPU_ENVIRONMENT
-        if plugin is not None:
-            environment["PYTHONPATH"] = f"{plugin}:{_without_our_plugin(environment['PYTHONPATH'])}"
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "engine.py"), json.dumps(request)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        self._process: Forked | subprocess.Popen[str]
+        if plugin is None:
+            self._process = Forked("engine", model, json.dumps(request))
+        else:
+            path = f"{plugin}:{_without_our_plugin(os.environ['PYTHONPATH'])}"
+            self._process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).parent / "engine.py"), json.dumps(request)],
+                env=os.environ | CPU_ENVIRONMENT | {"PYTHONPATH": path},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         self._lines: list[str] = []
         self._tokens: queue.Queue[list[int] | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -1,4 +1,4 @@
-"""`vllm serve`, started plainly or by rouse-launch, and asked over HTTP."""
+"""`vllm serve`, started plainly, by rouse-launch or by a fork (zygote.py), and asked over HTTP."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from zygote import CPU_ENVIRONMENT, Forked
+
 PLAIN = ("-m", "vllm.entrypoints.cli.main", "serve")
 LAUNCH = ("-m", "rouse_vllm.launch")
+FORKED = ()  # from a process that is like rouse-launch's; its environment is zygote.py's
 
 PROMPTS = [[(7 + 131 * i + 17 * j) % 250 for j in range(24)] for i in range(4)]
 
@@ -63,18 +66,24 @@ class Server:
         self.name, self.model, self.port = name, model, port or free_port()
         self.lines: list[str] = []
         self.started = time.monotonic()
-        self.process = subprocess.Popen(
-            [
-                sys.executable, *how, str(model), "--served-model-name", "demo",
-                "--host", "127.0.0.1", "--port", str(self.port), *arguments,
-            ],
-            env=os.environ | (environment or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )  # fmt: skip
+        self.process: Forked | subprocess.Popen[str]
+        command = [
+            str(model), "--served-model-name", "demo",
+            "--host", "127.0.0.1", "--port", str(self.port), *arguments,
+        ]  # fmt: skip
+        if how == FORKED:
+            assert environment == CPU_ENVIRONMENT
+            self.process = Forked("serve", model, *command)
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, *how, *command],
+                env=os.environ | (environment or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

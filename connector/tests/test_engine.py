@@ -1,6 +1,7 @@
 """Real engines and real agents: one instance loads from storage, the next one from the first.
 
-Only the operator is missing; a few lines answer the agents' reports in its place.
+Only the operator is missing; a few lines answer the agents' reports in its place. The first instance
+has the plugin as its agent gives it to a pod, the other engines are forked.
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ def test_a_second_instance_takes_its_weights_from_the_first(
             "demo-1", lambda r: r["bytesBySource"]["peer"] > 0 and (folder / "config.json").exists()
         )
         assert not list(folder.glob("*.safetensors"))
-        target = Engine(folder, second.socket, plugin=second.plugin)
+        target = Engine(folder, second.socket)
         open_things.append(target)
         assert target.tokens() == stock.tokens
+        assert "processes are forked" in target.log and "spawned" not in target.log
         got = operator.reports["demo-1"]
         assert got["bytesBySource"] == {"peer": report["weights"]["bytes"], "storage": 0}
         assert got["weights"]["identity"] == report["weights"]["identity"]
@@ -68,12 +70,13 @@ def test_a_second_instance_takes_its_weights_from_the_first(
             assert list(phases) == ["EngineImported", "LoadStarted", "WeightsReady", "ModelReady"]
             times = list(phases.values())
             assert times == sorted(times)
-            # Imported by the first process, seconds before the worker that tells the agent.
-            assert phases["LoadStarted"] - phases["EngineImported"] > 1_000_000
+        # Imported by the first process, seconds before the worker that tells the agent.
+        phases = first.phases()
+        assert phases["LoadStarted"] - phases["EngineImported"] > 1_000_000
 
         # The agent keeps the weights when its engine goes: the next one takes them from it.
         assert source.close() == 0
-        again = Engine(checkpoint, first.socket, plugin=first.plugin)
+        again = Engine(checkpoint, first.socket)
         open_things[1] = again
         assert again.tokens() == stock.tokens
         assert "took" in again.log and "from the agent" in again.log

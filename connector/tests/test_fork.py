@@ -127,6 +127,7 @@ pid = os.fork()
 work()
 if pid == 0:
     os._exit(7)
+print("worked", flush=True)
 assert os.waitpid(pid, 0)[1] == 7 << 8
 """
 
@@ -135,9 +136,12 @@ def test_a_child_may_compute_in_parallel_although_its_parent_did() -> None:
     command = [sys.executable, "-c", OPENMP_SCRIPT]
     subprocess.run([*command, "prepared"], check=True, timeout=120)
     with pytest.raises(subprocess.TimeoutExpired):  # Else this test shows nothing.
-        unprepared = subprocess.Popen([*command, "not"], start_new_session=True)
+        unprepared = subprocess.Popen(
+            [*command, "not"], start_new_session=True, stdout=subprocess.PIPE
+        )
         try:
-            unprepared.wait(timeout=20)
+            assert unprepared.stdout.readline() == b"worked\n"
+            unprepared.wait(timeout=3)
         finally:
             os.killpg(unprepared.pid, 9)
             unprepared.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -17,7 +18,10 @@ from servers import LAUNCH, PLAIN, Server, processes_below
 from test_fork import FAKE_INITIALISED_LIBCUDA
 from tiny_models import make_moe
 
-ARGUMENTS = ("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "4")
+# Exact enough that a token does not depend on how many ranks compute it.
+ARGUMENTS = (
+    "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "4", "--dtype", "float32",
+)  # fmt: skip
 
 #: Runs in every Python that has its folder on PYTHONPATH.
 SITE_WITH_A_THREAD = """
@@ -115,7 +119,7 @@ def test_engines_are_forked_again_after_a_crash_and_find_their_weights(
         print(f"killed: first token after {server.first_token() - killed:.1f} s")
         assert server.tokens() == expected
         log = "".join(server.lines[line:])
-        assert f"the engine ended with {code}" in log
+        assert re.findall(r"the engine ended with (-?\d+)", log) == [code]
         assert "Rouse: took" in log and "from the agent" in log
         assert "spawned" not in log
         # The phases are those of this engine, not of the launcher or the engine before.
@@ -124,22 +128,18 @@ def test_engines_are_forked_again_after_a_crash_and_find_their_weights(
     end_and_look(server)
 
 
-def test_workers_of_all_ranks_are_forked(model: Path, open_things: list) -> None:
+def test_workers_of_all_ranks_are_forked(
+    model: Path, expected: list[list[int]], open_things: list
+) -> None:
     arguments = (*ARGUMENTS, "--tensor-parallel-size", "2")
-    answers = []
-    for how in (PLAIN, LAUNCH):
-        server = Server("two ranks", how, model, arguments, CPU_ENVIRONMENT)
-        open_things.append(server)
-        print(f"two ranks: first token after {server.first_token() - server.started:.1f} s")
-        answers.append(server.tokens())
-        workers = named(server, "Worker")
-        assert len(workers) == 2
-        if how is LAUNCH:
-            assert {parent_of(pid) for pid in workers} == {server.process.pid}
-            end_and_look(server)
-        else:
-            server.close()
-    assert answers[0] == answers[1]
+    server = Server("two ranks", LAUNCH, model, arguments, CPU_ENVIRONMENT)
+    open_things.append(server)
+    print(f"two ranks: first token after {server.first_token() - server.started:.1f} s")
+    workers = named(server, "Worker")
+    assert len(workers) == 2
+    assert {parent_of(pid) for pid in workers} == {server.process.pid}
+    assert server.tokens() == expected
+    end_and_look(server)
 
 
 def test_a_parent_with_threads_and_cuda_spawns_and_says_why(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agents import Agent, FakeOperator
 from engines import CPU_ENVIRONMENT
-from servers import LAUNCH, PLAIN, Server, free_port
+from servers import FORKED, Server, free_port
 from tiny_models import make_moe
 
 ARGUMENTS = ("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "4")
@@ -19,9 +19,8 @@ class Instance:
     """An engine and its agent."""
 
     def __init__(
-        self, folder: Path, operator: FakeOperator, pod: str, model: Path, how: tuple[str, ...],
-        *agent_arguments: str,
-    ) -> None:  # fmt: skip
+        self, folder: Path, operator: FakeOperator, pod: str, model: Path, *agent_arguments: str
+    ) -> None:
         port = free_port()
         self.pod = pod
         self.agent = Agent(
@@ -33,7 +32,7 @@ class Instance:
             operator.wait(pod, lambda r: (model / "config.json").exists())
             extra = json.dumps({"socket": str(self.agent.socket)})
             rouse = ("--load-format", "rouse", "--model-loader-extra-config", extra)
-            self.server = Server(pod, how, model, ARGUMENTS + rouse, CPU_ENVIRONMENT, port)
+            self.server = Server(pod, FORKED, model, ARGUMENTS + rouse, CPU_ENVIRONMENT, port)
             self.server.first_token()
             self.agent.wait("Serving")
         except BaseException:
@@ -51,7 +50,7 @@ def test_a_guard_wakes_with_a_peers_weights(tmp_path: Path) -> None:
     instances: list[Instance] = []
     try:
         model = make_moe(tmp_path / "model", seed=5)
-        source = Instance(tmp_path, operator, "demo-0", model, PLAIN)
+        source = Instance(tmp_path, operator, "demo-0", model)
         instances.append(source)
         report = operator.wait("demo-0", lambda r: (r["weights"] or {}).get("servable", False))
         peers = [{"pod": "demo-0", "node": report["node"], "address": report["address"]}]
@@ -61,9 +60,8 @@ def test_a_guard_wakes_with_a_peers_weights(tmp_path: Path) -> None:
 
         bare = tmp_path / "bare"
         bare.mkdir()
-        # Forked: its engine core takes commands all the same.
         guard = Instance(
-            tmp_path, operator, "demo-1", bare, LAUNCH, "--path", "Peer", "--model-files", "Peer"
+            tmp_path, operator, "demo-1", bare, "--path", "Peer", "--model-files", "Peer"
         )
         instances.append(guard)
         assert guard.server is not None and guard.server.tokens() == expected

@@ -19,7 +19,9 @@ from rouse_e2e.cluster import Cluster, CurrentCluster, interrupt_on_terminate  #
 from rouse_e2e.real import RealCluster  # noqa: E402
 from rouse_e2e.story import Story  # noqa: E402
 
-ENGINES = "engines"
+#: The files whose tests take longest, which begin: each brings up a cluster with engines, and waits for
+#: those much of the time.
+LONGEST = ("test_story_faults.py", "test_story_guards.py", "test_faults.py", "test_story.py")
 FAILURES = paths.REPOSITORY / "build" / "e2e-failures"
 
 
@@ -44,24 +46,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [x for x in items if x.path.name == "test_story_faults.py"]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [x for x in items if x not in left_out]
-    items.sort(key=lambda item: _group(item.nodeid) != ENGINES)  # They take longest.
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
-class ByGroup(LoadScopeScheduling):
-    """One group after the other for each worker, in the order of their tests."""
+class ByFile(LoadScopeScheduling):
+    """One file after the other for each worker, in the order of their tests."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return _group(nodeid)
+        return nodeid.partition("::")[0]
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByGroup:
-    return ByGroup(config, log)
-
-
-def _group(nodeid: str) -> str:
-    """What one worker shall do: the tests with engines, which share a cluster, else one file's."""
-    file = nodeid.partition("::")[0]
-    return ENGINES if "/test_story" in file else file
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@
 
 #include "operator/kube/continue_token.h"
 #include "operator/kube/store.h"
+#include "operator/tests/seeds.h"
 
 namespace rouse::kube {
 namespace {
@@ -426,7 +427,7 @@ FakeServer::State StateOf(const Store<Json>& store) {
 }
 
 TEST_CASE("whatever happens, the store is what the server said at the machine's version") {
-  const auto seed = GENERATE(range(1u, 120u));
+  const auto seed = GENERATE(range(1u, Seeds(120)));
   std::mt19937 random(seed);
   FakeServer server;
   Store<Json> store(KeepWhole);

@@ -10,6 +10,7 @@
 #include "operator/api/launch_identity.h"
 #include "operator/plan/planner.h"
 #include "operator/plan/source.h"
+#include "operator/tests/seeds.h"
 #include "operator/tests/state.h"
 
 using namespace rouse;
@@ -411,7 +412,7 @@ TEST_CASE(
     "every simulated cluster settles at what is wanted, whatever happened and wherever the "
     "operator died",
     "[property]") {
-  for (std::uint64_t seed = 1; seed <= 400; ++seed) {
+  for (std::uint64_t seed = 1; seed <= Seeds(400); ++seed) {
     INFO("seed " << seed);
     Simulation world(seed);
     std::mt19937_64 random(seed * 7919);
@@ -450,7 +451,7 @@ TEST_CASE(
 }
 
 TEST_CASE("a plan does not depend on the order of what was observed", "[property]") {
-  for (std::uint64_t seed = 1; seed <= 200; ++seed) {
+  for (std::uint64_t seed = 1; seed <= Seeds(200); ++seed) {
     INFO("seed " << seed);
     Simulation world(seed);
     for (int round = 0; round < 20; ++round) {
@@ -465,7 +466,7 @@ TEST_CASE("a plan does not depend on the order of what was observed", "[property
 }
 
 TEST_CASE("planning again after the actions repeats none of them", "[property]") {
-  for (std::uint64_t seed = 1; seed <= 200; ++seed) {
+  for (std::uint64_t seed = 1; seed <= Seeds(200); ++seed) {
     INFO("seed " << seed);
     Simulation world(seed);
     for (int round = 0; round < 20; ++round) {
@@ -488,7 +489,7 @@ TEST_CASE("planning again after the actions repeats none of them", "[property]")
 
 TEST_CASE("a status that says the same is the same, so that it is not written again",
           "[property]") {
-  for (std::uint64_t seed = 1; seed <= 100; ++seed) {
+  for (std::uint64_t seed = 1; seed <= Seeds(100); ++seed) {
     INFO("seed " << seed);
     Simulation world(seed);
     for (int round = 0; round < 20; ++round) {

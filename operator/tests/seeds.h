@@ -1,0 +1,16 @@
+// How many seeds a property test tries.
+#pragma once
+
+namespace rouse {
+
+// Of a test with one thread, in which ThreadSanitizer can find nothing: a tenth of them under it,
+// at least one. The other builds try them all.
+constexpr unsigned Seeds(unsigned all) {
+#if defined(__SANITIZE_THREAD__)
+  return (all + 9) / 10;
+#else
+  return all;
+#endif
+}
+
+}  // namespace rouse
