@@ -64,14 +64,14 @@ test-plugin: build-release ## The plugin's tests inside the engine image's vLLM
 	  "$$python" connector/tests/run.py --packages "$$packages" --build build/release -n 2
 
 e2e: build-release ## End-to-end tests (ARGS="-k story" chooses, ARGS="-n0 -s" shows progress)
-	@python=$$(e2e/install.sh) && cd e2e && "$$python" -m pytest -n 3 --dist loadscope --no-loadscope-reorder $(ARGS)
+	@python=$$(e2e/install.sh) && cd e2e && "$$python" -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test: ## All tests: unit (release, asan, tsan), the plugin in a real vLLM, end to end on real clusters
 	@$(MAKE) --no-print-directory test-release
 	@$(MAKE) --no-print-directory test-asan
 	@$(MAKE) --no-print-directory test-tsan
-	@$(MAKE) --no-print-directory test-plugin
-	@$(MAKE) --no-print-directory e2e
+# Both wait for engines much of the time.
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-plugin e2e
 
 demo: build-release ## Show the main job on a real cluster (KEEP=1 leaves the cluster up)
 	@python=$$(e2e/install.sh) && "$$python" e2e/demo.py $(if $(filter-out 0,$(KEEP)),--keep)

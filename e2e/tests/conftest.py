@@ -21,7 +21,7 @@ from rouse_e2e.story import Story  # noqa: E402
 
 #: The files whose tests take longest, which begin: each brings up a cluster with engines, and waits for
 #: those much of the time.
-LONGEST = ("test_story_faults.py", "test_story_guards.py", "test_faults.py", "test_story.py")
+LONGEST = ("test_story_faults.py", "test_story.py", "test_faults.py")
 FAILURES = paths.REPOSITORY / "build" / "e2e-failures"
 
 

@@ -1,17 +1,22 @@
-"""The main job on a real cluster: storage start, scale-out from the peer, scale-in, deletion."""
+"""The main job on a real cluster: storage start, scale-out from the peer, a guard woken, scale-in, deletion."""
 
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
 import make_checkpoint
-from rouse_e2e.cluster import wait_until
+from rouse_e2e.cluster import Object, wait_until
 from rouse_e2e.prometheus import Prometheus, Query, dashboard_queries
-from rouse_e2e.story import SYSTEM, TOKENS, Instance, Story
+from rouse_e2e.story import START_SECONDS, SYSTEM, TOKENS, Instance, Story
 
+from .endpoint_watch import Watch
+
+WAKE_PHASES = ["Command", "Map", "Weights", "Resume", "Canary"]
 PHASES = ["Schedule", "Hydrate", "EngineStart", "EngineInit", "Weights", "Warmup", "FirstToken"]
 
 pytestmark = pytest.mark.timeout(900)
@@ -162,11 +167,105 @@ def test_the_dashboards_have_queries():
     assert len(dashboard_queries()) >= 4
 
 
+# ---- a guard, and a scale-out that wakes it
+
+
+@pytest.fixture(scope="module")
+def watch(told: Told) -> Iterator[Watch]:
+    told.story.guard(1)
+    watch = Watch(told.story)
+    yield watch
+    watch.close()
+
+
+def status(story: Story) -> Object:
+    return (story.cluster.get("modelservice", story.name, story.namespace) or {})["status"]
+
+
+def test_a_guard_is_made_beside_the_replicas_and_falls_asleep(told: Told, watch: Watch):
+    pods = told.story.await_pods(
+        "demo-2 to sleep", lambda p: "demo-2" in p and p["demo-2"].sleeps, START_SECONDS
+    )
+    assert pods.keys() == {"demo-0", "demo-1", "demo-2"}
+    assert pods["demo-2"].condition("rouse.dev/serving") in ("", "False")
+    assert pods["demo-0"].condition("rouse.dev/serving") == "True"
+    wait_until("status.guards to be 1", 10, lambda: status(told.story)["guards"] == 1, 0.2)
+    found = status(told.story)
+    assert (found["replicas"], found["readyReplicas"], found["active"]) == (2, 2, 2)
+    assert found["scaleOuts"][0]["pod"] == "demo-1", "the guard's start is no scale-out"
+    wait_until("both endpoints", 10, lambda: watch.ready() == {"demo-0", "demo-1"}, 0.2)
+
+
+def test_a_scale_out_is_served_by_the_guard(told: Told, watch: Watch):
+    story = told.story
+    (guard,) = [x for x in map(Instance, story.pods()) if x.sleeps]
+    begun = time.monotonic()
+    story.scale(3)
+    pods = story.await_pods("the guard to serve", lambda p: p["demo-2"].serves, 60)
+    story.say(f"demo-2 is ready {time.monotonic() - begun:.2f} s after kubectl scale")
+    woken = pods["demo-2"]
+    assert (woken.uid, woken.role, woken.path) == (guard.uid, "Active", "Wake")
+    assert "this guard slept; weights of demo-" in woken.annotation("path-reason")
+    assert story.ask(woken) == told.first.tokens
+    timeline = woken.timeline
+    assert [x["name"] for x in timeline["phases"]] == WAKE_PHASES
+    assert timeline["phases"][-1]["endUs"] == timeline["totalUs"]
+    # From the operator's decision, which its claim tells.
+    assert timeline["decidedAtUs"] == int(woken.annotation("decided-at-us"))
+    story.say(f"demo-2 woke in {timeline['totalUs'] / 1e6:.2f} s")
+    wait_until("the wake in the status", 10, lambda: status(story)["lastPath"] == "Wake", 0.2)
+    assert status(story)["scaleOuts"][0]["pod"] == "demo-2"
+    wait_until("its endpoint", 10, lambda: "demo-2" in watch.ready(), 0.2)
+
+
+def test_after_the_scale_in_it_is_a_guard_again_and_what_it_was_asked_is_answered(
+    told: Told, watch: Watch
+):
+    """The guard that had begun to take its place gives way to it."""
+    story, tokens = told.story, 100
+    answers: list[int] = []
+
+    def ask() -> None:
+        body = {
+            "model": story.service["spec"]["model"]["name"], "prompt": "x", "max_tokens": tokens,
+            "ignore_eos": True, "temperature": 0, "return_token_ids": True,
+        }  # fmt: skip
+        answer = story.cluster.pod_request(
+            "demo-2", story.port, "/v1/completions", "POST", body, story.namespace
+        )
+        answers.append(len(answer.json()["choices"][0]["token_ids"]) if answer.status == 200 else 0)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.3)
+    story.scale(2)
+    asking.join(120)
+    assert answers == [tokens], "a request under way was not finished"
+    story.await_pods(
+        "demo-2 to sleep, and nobody else to be there",
+        lambda p: p.keys() == {"demo-0", "demo-1", "demo-2"} and p["demo-2"].sleeps,
+        120,
+    )
+    wait_until("both endpoints", 10, lambda: watch.ready() == {"demo-0", "demo-1"}, 0.2)
+
+
+def test_no_guard_was_in_the_endpoints_at_any_time(watch: Watch):
+    assert watch.wrong == []
+    assert watch.looks > 30, watch.errors[:3]
+
+
 def test_scale_in_and_deletion_leave_nothing_behind(told: Told):
     story = told.story
     assert story.left_behind(), "the search finds nothing even while two instances run"
     story.scale(1)
-    remaining = story.await_serving(1)[0]
+    pods = story.await_pods(
+        "one to serve and the guard to sleep",
+        lambda p: (
+            len(p) == 2 and p["demo-2"].sleeps and all(x.serves or x.sleeps for x in p.values())
+        ),
+        60,
+    )
+    (remaining,) = [x for x in pods.values() if x.serves]
     assert story.ask(remaining) == told.first.tokens
     story.delete()
-    wait_until("nothing to be left", 30, lambda: not story.left_behind(), 0.5)
+    wait_until("nothing to be left", 60, lambda: not story.left_behind(), 0.5)

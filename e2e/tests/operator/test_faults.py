@@ -538,6 +538,23 @@ def test_a_report_is_kept_on_the_pod_so_that_a_restarted_operator_knows_it(
     assert pod["metadata"]["annotations"]["rouse.dev/path"] == "Peer"
 
 
+def test_a_service_that_sends_requests_elsewhere_is_mended(
+    world: World, namespace: str, operator: Operator
+):
+    cluster = world.cluster
+    cluster.apply(modelservice(namespace, 1))
+    wait_pods(cluster, namespace, 1)
+    wait_until("the Service", 20, lambda: cluster.get("service", "m", namespace))
+    elsewhere = json.dumps({"spec": {"selector": {"rouse.dev/role": "Guard"}}})
+    cluster.kubectl("patch", "service", "m", "-n", namespace, "--type=merge", "-p", elsewhere)
+
+    def mended() -> bool:
+        selector = cluster.get("service", "m", namespace)["spec"]["selector"]
+        return selector == {"rouse.dev/modelservice": "m", "rouse.dev/role": "Active"}
+
+    wait_until("the selector to be the replicas'", 60, mended)
+
+
 # ---- what it was allowed, and what it used
 
 
