@@ -70,8 +70,8 @@ test: ## All tests: unit (release, asan, tsan), the plugin in a real vLLM, end t
 	@$(MAKE) --no-print-directory test-release
 	@$(MAKE) --no-print-directory test-asan
 	@$(MAKE) --no-print-directory test-tsan
-# Both wait for engines much of the time.
-	@$(MAKE) --no-print-directory -j2 --output-sync=target test-plugin e2e
+	@$(MAKE) --no-print-directory test-plugin
+	@$(MAKE) --no-print-directory e2e
 
 demo: build-release ## Show the main job on a real cluster (KEEP=1 leaves the cluster up)
 	@python=$$(e2e/install.sh) && "$$python" e2e/demo.py $(if $(filter-out 0,$(KEEP)),--keep)
