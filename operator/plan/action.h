@@ -38,7 +38,7 @@ struct CreateInstance {
 };
 
 /// This guard is a replica from now on, and no other claim of it succeeds. When `wake`, its agent
-/// has been told, or the claim is undone.
+/// has been told, or the claim is undone. Claimed again, it is only told again.
 struct ClaimGuard {
   std::string pod;
   std::string uid;

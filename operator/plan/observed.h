@@ -27,6 +27,9 @@ struct Policy {
   /// A guard that was claimed and sleeps on after this long is a guard again; one that has begun to
   /// wake has failed. Longer than the agent's own limit.
   std::chrono::milliseconds wake_deadline{150'000};
+  /// A guard that was claimed and sleeps on is told again after this long: whoever claimed it may
+  /// not have come to it.
+  std::chrono::milliseconds wake_again{3'000};
   /// How long a guard that could not be woken is left alone. After kMaxFailedWakes it is retired.
   std::chrono::milliseconds wake_retry{60'000};
   /// How long an instance that shall go is waited for to be out of the endpoints.

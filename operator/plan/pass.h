@@ -47,6 +47,7 @@ struct Pass {
   void FinishLeaving();
   void ReleaseSleepers();
   int ClaimGuards(int missing);
+  void WakeAgain();
   void TendGuards();
   void TopUpGuards();
   void SetGates();

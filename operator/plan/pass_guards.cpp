@@ -138,6 +138,28 @@ int Pass::ClaimGuards(int missing) {
   return static_cast<int>(choice.claims.size() + choice.waiting_for.size());
 }
 
+// Whoever claimed it may have died before it told the agent, or never have heard that the claim
+// held. An agent that was told already does nothing more.
+void Pass::WakeAgain() {
+  for (const Instance* instance : summary.working) {
+    if (!IsWaking(*instance) || instance->agent_state != AgentState::kAsleep) continue;
+    const TimePoint due = instance->decided_at + observed.policy.wake_again;
+    LookAgainAt(now < due ? due : now + observed.policy.wake_again);
+    if (now < due || instance->agent_down || instance->address.empty()) continue;
+    std::vector<Peer> peers = PeersFor(*instance, Sources());
+    if (peers.empty() || peers.front().partial) continue;
+    actions.push_back(ClaimGuard{.pod = instance->name,
+                                 .uid = instance->uid,
+                                 .resource_version = instance->resource_version,
+                                 .address = instance->address,
+                                 .wake = true,
+                                 .peers = std::move(peers),
+                                 .reason = instance->path_reason,
+                                 .decided_at = instance->decided_at,
+                                 .failed_wakes = instance->failed_wakes});
+  }
+}
+
 void Pass::TendGuards() {
   const Pointers all = summary.guards;
   Pointers kept;

@@ -192,6 +192,7 @@ Plan Pass::Run() {
     ScaleIn();
     ReplaceOutdated();
     ScaleOut();
+    WakeAgain();
     TendGuards();
     TopUpGuards();
     SetGates();

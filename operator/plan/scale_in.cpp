@@ -11,6 +11,10 @@ namespace {
 
 bool Pulls(const Instance& instance) {
   if (IsWaking(instance)) return true;
+  if (instance.agent_state == AgentState::kAsleep ||
+      instance.agent_state == AgentState::kSleeping) {
+    return false;
+  }
   return instance.path == StartPath::kPeer && !IsServable(instance) && !instance.timeline &&
          instance.agent_state != AgentState::kWarming &&
          instance.agent_state != AgentState::kServing;

@@ -142,7 +142,7 @@ TEST_CASE("a claim has a lease") {
   claimed.decided_at = kNow;
   const Plan plan = MakePlan(state.Done(), kNow + seconds(1));
   CHECK(Printed(plan) == Lines{"demo-1 may serve"});
-  CHECK(plan.replan_after == seconds(149));
+  CHECK(plan.replan_after == seconds(2));
   CHECK(plan.status.waking == 1);
   CHECK(plan.status.active == 2);
   SECTION("it sleeps on: it is a guard again, and the next path is taken") {
@@ -162,6 +162,60 @@ TEST_CASE("a claim has a lease") {
     claimed.ready = claimed.may_serve = true;
     CHECK(MakePlan(state.Done(), kNow + seconds(1000)).actions.empty());
   }
+}
+
+TEST_CASE("a claimed guard that sleeps on is told again") {
+  State state(2, true);
+  state.Guards(0).Serving("demo-0").Guard("demo-1");
+  Instance& claimed = state["demo-1"];
+  claimed.role = Role::kActive;
+  claimed.path = StartPath::kWake;
+  claimed.path_reason = "this guard slept";
+  claimed.decided_at = kNow;
+  claimed.may_serve = true;
+  claimed.failed_wakes = {.count = 1, .at = kNow - seconds(100), .reason = "x"};
+  const TimePoint later = kNow + seconds(3);
+  SECTION("by the same claim, and again after as long") {
+    CHECK(MakePlan(state.Done(), later - std::chrono::microseconds(1)).actions.empty());
+    const Plan plan = MakePlan(state.Done(), later);
+    REQUIRE(Printed(plan) == Lines{"wake demo-1 (this guard slept)"});
+    const auto& claim = std::get<ClaimGuard>(plan.actions[0]);
+    CHECK(claim.decided_at == kNow);
+    CHECK(claim.resource_version == "42");
+    CHECK(claim.failed_wakes == claimed.failed_wakes);
+    REQUIRE(claim.peers.size() == 1);
+    CHECK(claim.peers[0].pod == "demo-0");
+    CHECK(plan.replan_after == seconds(3));
+    CHECK(plan.status.waking == 1);
+  }
+  SECTION("not once it wakes") {
+    claimed.agent_state = AgentState::kWaking;
+    CHECK(MakePlan(state.Done(), later).actions.empty());
+  }
+  SECTION("not while nobody has weights for it, or its agent is down") {
+    SECTION("weights") {
+      state["demo-0"].weights->servable = false;
+    }
+    SECTION("agent") {
+      claimed.agent_down = true;
+    }
+    CHECK(MakePlan(state.Done(), later).actions.empty());
+  }
+  SECTION("not if it goes") {
+    state.Done().service.spec.replicas = 1;
+    CHECK(Printed(MakePlan(state.Done(), later)) ==
+          Lines{"delete demo-1 (ScaleIn: it does not serve yet)"});
+  }
+}
+
+TEST_CASE("a guard that sleeps pulls nothing: the last replica need not stay for it") {
+  State state(0, true);
+  state.Guards(1).Serving("demo-0").Guard("demo-1");
+  // It fell asleep before its first token was counted.
+  state["demo-1"].path = StartPath::kPeer;
+  state["demo-1"].timeline.reset();
+  CHECK(Printed(MakePlan(state.Done(), kNow)) ==
+        Lines{"take demo-0 out of service (ScaleIn: it is the youngest)", "demo-0 may not serve"});
 }
 
 TEST_CASE("scale-in makes guards of replicas while guards are short, and sends the others away") {
