@@ -35,7 +35,9 @@ class Options:
     controller_manager: bool = True
     scheduler: bool = True
     kwok: bool = True
+    pods: str = PODS  # where kwok's pods have their addresses; each node gets a /24 of it
     apiserver_flags: list[str] = field(default_factory=list)
+    kwok_flags: list[str] = field(default_factory=list)
 
 
 class ControlPlane:
@@ -146,7 +148,7 @@ class ControlPlane:
             f"--cluster-signing-cert-file={self.pki}/ca.crt",
             f"--cluster-signing-key-file={self.pki}/ca.key",
             "--allocate-node-cidrs",
-            f"--cluster-cidr={PODS}",
+            f"--cluster-cidr={self.options.pods}",
             f"--service-cluster-ip-range={SERVICES}",
         )
 
@@ -166,7 +168,8 @@ class ControlPlane:
             f"--server-address=127.0.0.1:{self._kwok}",
             "--node-ip=127.0.0.1",
             "--node-lease-duration-seconds=40",
-            "--cidr=10.244.0.1/16",
+            f"--cidr={self.options.pods}",
+            *self.options.kwok_flags,
         )
 
     def _client_flags(self, user: str, port: int) -> list[str]:

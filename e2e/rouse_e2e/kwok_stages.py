@@ -1,7 +1,8 @@
 """kwok's own stages, and readiness gates as a kubelet has them.
 
 kwok says of every gate of a pod that it is open, and never looks again. A kubelet leaves a gate's
-condition to whom it belongs to, and the pod is ready while all of them, and its containers, are.
+condition to whom it belongs to, and the pod is ready while all of them, and its containers, are. An
+instance that sleeps, or is about to, or wakes, is not: its agent's probe says so.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 GATE = "rouse.dev/serving"
+NOT_READY = ["Sleeping", "Asleep", "Waking"]  # of the states that an agent reports
 
 Stage = dict[str, Any]
 
@@ -20,9 +22,14 @@ def _is(condition: str, operator: str) -> Stage:
     return {"key": key, "operator": operator, "values": ["True"]}
 
 
-def _follow(name: str, gate: str, ready: str) -> Stage:
-    """A pod whose gate `gate`s "True" and whose readiness does not say the same becomes `ready`."""
-    other = "NotIn" if gate == "In" else "In"
+def _reported(operator: str) -> Stage:
+    key = '.metadata.annotations["rouse.dev/agent-state"]'
+    return {"key": key, "operator": operator, "values": NOT_READY}
+
+
+def _follow(name: str, ready: str, *when: Stage) -> Stage:
+    """A pod of which all of `when` is true and whose readiness is another becomes `ready`."""
+    other = "NotIn" if ready == "True" else "In"
     template = f'conditions:\n- {{type: Ready, status: "{ready}", lastTransitionTime: {{{{ Now | Quote }}}}}}\n'
     return {
         "apiVersion": "kwok.x-k8s.io/v1alpha1",
@@ -39,7 +46,7 @@ def _follow(name: str, gate: str, ready: str) -> Stage:
                         "operator": "In",
                         "values": [GATE],
                     },
-                    _is(GATE, gate),
+                    *when,
                     _is("Ready", other),
                 ]
             },
@@ -61,7 +68,8 @@ def with_gates(stages: str) -> str:
     gated = '  status: {{ if .spec.readinessGates }}"False"{{ else }}"True"{{ end }}\n'
     ready["spec"]["next"]["statusTemplate"] = template.replace(status + kind, gated + kind)
     documents += [
-        _follow("pod-gate-open", "In", "True"),
-        _follow("pod-gate-closed", "NotIn", "False"),
+        _follow("pod-gate-open", "True", _is(GATE, "In"), _reported("NotIn")),
+        _follow("pod-gate-closed", "False", _is(GATE, "NotIn")),
+        _follow("pod-engine-asleep", "False", _reported("In")),
     ]
     return yaml.safe_dump_all(documents, sort_keys=False)

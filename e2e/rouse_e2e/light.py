@@ -54,16 +54,22 @@ class LightCluster(Cluster):
 
     def add_node(self, name: str, pods: int = 1000) -> None:
         """A node that kwok plays."""
+        self.add_nodes([name], pods)
+
+    def add_nodes(self, names: list[str], pods: int = 1000) -> None:
         room = {"cpu": "1000", "memory": "10Ti", "pods": str(pods)}
         self.apply(
-            {
-                "apiVersion": "v1",
-                "kind": "Node",
-                "metadata": {
-                    "name": name,
-                    "annotations": {"kwok.x-k8s.io/node": "fake"},
-                    "labels": {"kubernetes.io/hostname": name, "type": "kwok"},
-                },
-                "status": {"allocatable": room, "capacity": room},
-            }
+            [
+                {
+                    "apiVersion": "v1",
+                    "kind": "Node",
+                    "metadata": {
+                        "name": name,
+                        "annotations": {"kwok.x-k8s.io/node": "fake"},
+                        "labels": {"kubernetes.io/hostname": name, "type": "kwok"},
+                    },
+                    "status": {"allocatable": room, "capacity": room},
+                }
+                for name in names
+            ]
         )

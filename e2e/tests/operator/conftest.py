@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -239,8 +240,10 @@ class Operator:
 # ---- fixtures
 
 
-@pytest.fixture(scope="session")
-def world(build_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+@contextlib.contextmanager
+def start_world(
+    build_folder: Path, tmp_path_factory: pytest.TempPathFactory, **options: Any
+) -> Iterator[World]:
     named = os.environ.get("ROUSE_OPERATOR")
     program = Path(named) if named else build_folder / "operator" / "rouse-operator"
     assert program.exists(), f"{program} is missing: build it, or name it in ROUSE_OPERATOR"
@@ -251,7 +254,7 @@ def world(build_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     flags = [f"--audit-policy-file={policy}", f"--audit-log-path={log}"]
     # As on OpenShift: who makes pods with a blocking owner must be allowed to block it.
     flags += ["--enable-admission-plugins=OwnerReferencesPermissionEnforcement"]
-    with LightCluster(options=Options(apiserver_flags=flags)) as cluster:
+    with LightCluster(options=Options(apiserver_flags=flags, **options)) as cluster:
         # Installed as a user would, but the operator's processes are started by the tests.
         cluster.helm(
             *("install", "rouse", str(paths.REPOSITORY / "charts" / "rouse")),
@@ -261,6 +264,12 @@ def world(build_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             *("wait", "--for=condition=Established", "crd/modelservices.rouse.dev", "--timeout=30s")
         )
         yield World(cluster, program, log)
+
+
+@pytest.fixture(scope="session")
+def world(build_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with start_world(build_folder, tmp_path_factory) as started:
+        yield started
 
 
 @pytest.fixture
