@@ -116,6 +116,8 @@ void Declare(CLI::App& cli, Flags& f) {
   AddDuration(cli, "--backoff-first", a.policy.backoff_first,
               "Wait before a replacement after the second failure in a row; doubled each time");
   AddDuration(cli, "--backoff-max", a.policy.backoff_max, "The longest such wait");
+  AddDuration(cli, "--wake-retry", a.policy.wake_retry,
+              "How long a guard that could not be woken is left alone; the second time it goes");
   AddDuration(cli, "--watch-silence", a.watch_silence,
               "A watch that sends nothing for so long, not even a bookmark, counts as dead");
   cli.add_option("--lease-name", a.lease_name, "Lease for leader election")->capture_default_str();

@@ -85,6 +85,9 @@ class Guarded:
 
 Start = Callable[..., Guarded]
 
+#: Seconds; long enough that nothing else takes so long.
+WAKE_RETRY = 12
+
 
 @pytest.fixture
 def start(world: World, namespace: str) -> Iterator[Start]:
@@ -223,9 +226,9 @@ def test_a_guard_deleted_by_hand_is_replaced(operator: Operator, start: Start):
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("how", [CONFLICT, SILENCE], ids=["refuses", "does not answer"])
 def test_a_guard_that_cannot_be_woken_is_passed_over_at_once_and_retired_the_second_time(
-    operator: Operator, start: Start, how
+    make_operator, start: Start, how
 ):
-    m = start(operator)
+    m = start(make_operator("operator-0", "", f"--wake-retry={WAKE_RETRY}s").start())
     m.wait(1)
     m.agents.answers["m-1"] = how
     m.scale(2)
@@ -236,14 +239,14 @@ def test_a_guard_that_cannot_be_woken_is_passed_over_at_once_and_retired_the_sec
     assert reason.startswith("Wake: m-1 could not be woken: "), reason
     assert (CONFLICT[2] in reason) == (how == CONFLICT), reason
     waited = int(note(pod, "decided-at-us")) / 1e6 - command.at
-    assert waited < (0.5 if how == CONFLICT else 2.5), "not in the same pass"
+    assert waited < 10, "it was waited for, though it was known not to wake"
     found = m.wait(2)
     assert json.loads(note(found["m-1"], "failed-wakes"))["count"] == 1
     assert role(found["m-1"]) == "Guard", "the claim was to be undone"
 
-    # Left alone for a minute, it is tried again, and then goes.
+    # Left alone for a while, it is tried again, and then goes.
     failed = json.loads(note(found["m-1"], "failed-wakes"))["atUs"] / 1e6
-    time.sleep(max(0, failed + 61 - time.time()))
+    time.sleep(max(0, failed + WAKE_RETRY + 1 - time.time()))
     m.scale(3)
     assert [x.pod for x in m.wait_told("Active", 2)] == ["m-1", "m-1"]
     m.agents.answers.clear()
