@@ -96,7 +96,12 @@ def table(instances: list[Instance]) -> str:
     # Of all of them, in the first one's order: a phase that only another has belongs to its total.
     names = list(dict.fromkeys(y["name"] for x in instances for y in x.timeline["phases"]))
     for name in names:
-        cells = "".join(f"{x.seconds(name):>20.2f} s" for x in instances)
+        cells = "".join(
+            f"{x.seconds(name):>20.2f} s"
+            if any(y["name"] == name for y in x.timeline["phases"])
+            else f"{'-':>22}"
+            for x in instances
+        )
         lines.append(f"{name:14}{cells}")
     totals = "".join(f"{x.timeline['totalUs'] / 1e6:>20.2f} s" for x in instances)
     lines.append(f"{'total':14}{totals}")

@@ -59,16 +59,20 @@ def test_the_phases_of_each_start_add_up_to_its_total():
     assert "demo-0 (Storage)" in text.splitlines()[0]
     assert "demo-1 (Peer)" in text.splitlines()[0]
     phases = ["Schedule", "EngineStart", "Weights", "FirstToken", "Hydrate"]
-    for column, total in ((0, 13.90), (2, 12.03)):
-        assert float(shown["total"][column]) == pytest.approx(total)
-        assert sum(float(shown[x][column]) for x in phases) == pytest.approx(total, abs=0.03)
+
+    def seconds(phase: str) -> list[float]:
+        return [0.0 if x == "-" else float(x) for x in shown[phase] if x != "s"]
+
+    for column, total in ((0, 13.90), (1, 12.03)):
+        assert seconds("total")[column] == pytest.approx(total)
+        assert sum(seconds(x)[column] for x in phases) == pytest.approx(total, abs=0.03)
 
 
 def test_a_phase_that_only_one_start_has_is_shown():
     shown = rows(table([FIRST, SECOND_ONE]))
-    assert shown["Hydrate"] == ["0.00", "s", "0.47", "s"]
+    assert shown["Hydrate"] == ["-", "0.47", "s"]
     shown = rows(table([SECOND_ONE, FIRST]))
-    assert shown["Hydrate"] == ["0.47", "s", "0.00", "s"]
+    assert shown["Hydrate"] == ["0.47", "s", "-"]
 
 
 def test_lanes_bytes_and_transport_stand_beside_the_phases():
