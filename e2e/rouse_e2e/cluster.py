@@ -203,6 +203,16 @@ class Cluster:
 
     # ---- looking
 
+    def ready_endpoints(self, service: str, namespace: str = "default") -> set[str]:
+        """The pods that requests to the Service may reach."""
+        slices = self.request(
+            "GET",
+            f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
+            f"?labelSelector=kubernetes.io/service-name={service}",
+        ).json()["items"]
+        endpoints = [x for each in slices for x in each["endpoints"] or []]
+        return {x["targetRef"]["name"] for x in endpoints if x["conditions"].get("ready")}
+
     def logs(self, pod: str, container: str, namespace: str = "default", lines: int = 40) -> str:
         try:
             return self.kubectl(

@@ -248,20 +248,17 @@ class Story:
 
     def await_serving(self, count: int, seconds: float = START_SECONDS) -> list[Instance]:
         """Waits for exactly `count` pods that all serve; shows every change of state."""
-        shown: dict[str, str] = {}
         restarts_allowed = 3
 
-        def look() -> list[Instance] | None:
-            pods = self.pods()
-            for pod in pods:
-                self._show(pod, shown)
-                for status in pod["status"].get("containerStatuses", []):
+        def all_serve(instances: dict[str, Instance]) -> bool:
+            for name, instance in instances.items():
+                for status in instance.pod["status"].get("containerStatuses", []):
                     if status["restartCount"] > restarts_allowed:
-                        raise RuntimeError(f"{pod['metadata']['name']}: {status['name']} restarts")
-            instances = self.serving()
-            return instances if len(instances) == len(pods) == count else None
+                        raise RuntimeError(f"{name}: {status['name']} restarts")
+            return len(instances) == count and all(x.serves for x in instances.values())
 
-        found = wait_until(f"{count} instances of {self.name} to serve", seconds, look, 0.5)
+        what = f"{count} instances of {self.name} to serve"
+        found = list(self.await_pods(what, all_serve, seconds).values())
         for instance in found:
             self.say(f"{instance.name} serves (path {instance.path})")
         return found

@@ -25,13 +25,7 @@ class Watch:
 
     def ready(self) -> set[str]:
         """The pods that requests to the Service may reach."""
-        slices = self.story.cluster.request(
-            "GET",
-            f"/apis/discovery.k8s.io/v1/namespaces/{self.story.namespace}/endpointslices"
-            f"?labelSelector=kubernetes.io/service-name={self.story.name}",
-        ).json()["items"]
-        endpoints = [x for each in slices for x in each["endpoints"] or []]
-        return {x["targetRef"]["name"] for x in endpoints if x["conditions"].get("ready")}
+        return self.story.cluster.ready_endpoints(self.story.name, self.story.namespace)
 
     def _asleep(self) -> set[str]:
         path = f"/api/v1/namespaces/{self.story.namespace}/pods"

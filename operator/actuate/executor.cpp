@@ -19,10 +19,6 @@ constexpr std::chrono::milliseconds kSleepRetry{1'000};
 /// The caches are behind: what they lack arrives meanwhile.
 constexpr std::chrono::milliseconds kStaleRetry{200};
 
-const char* RoleLabel(Role role) {
-  return role == Role::kGuard ? "Guard" : "Active";
-}
-
 }  // namespace
 
 struct Executor::Run {
@@ -123,7 +119,7 @@ struct Executor::Run {
     if (action.wake) annotations[api::kAnnotationPath] = ToString(StartPath::kWake);
     const auto claimed =
         Patch(action.pod, {{"resourceVersion", action.resource_version},
-                           {"labels", {{api::kLabelRole, RoleLabel(Role::kActive)}}},
+                           {"labels", {{api::kLabelRole, ToString(Role::kActive)}}},
                            {"annotations", std::move(annotations)}});
     if (!claimed.ok()) {
       if (HasChanged(claimed.status())) {
@@ -165,7 +161,7 @@ struct Executor::Run {
 
   static Json MarkedAsGuard(const std::string& uid, const plan::FailedWakes& failed) {
     return {{"uid", uid},
-            {"labels", {{api::kLabelRole, RoleLabel(Role::kGuard)}}},
+            {"labels", {{api::kLabelRole, ToString(Role::kGuard)}}},
             {"annotations",
              {{api::kAnnotationFailedWakes, json::Canonical(ToJson(failed))},
               {api::kAnnotationActivePorts, ""}}}};
@@ -209,7 +205,7 @@ struct Executor::Run {
 
   void Do(const plan::MakeGuard& action) {
     const auto made = Patch(action.pod, {{"uid", action.uid},
-                                         {"labels", {{api::kLabelRole, RoleLabel(Role::kGuard)}}},
+                                         {"labels", {{api::kLabelRole, ToString(Role::kGuard)}}},
                                          {"annotations", {{api::kAnnotationActivePorts, ""}}}});
     if (!Took(made)) return;
     outcome.notes.push_back({false, "GuardMade", "MakeGuard",

@@ -1,31 +1,15 @@
 #include "operator/plan/endpoint.h"
 
 #include "operator/api/names.h"
+#include "operator/plan/objects.h"
 
 namespace rouse::plan {
-namespace {
-
-const Json& At(const Json& value, const char* key) {
-  static const Json kNothing;
-  if (!value.is_object()) return kNothing;
-  const auto it = value.find(key);
-  return it == value.end() ? kNothing : *it;
-}
-
-std::string Text(const Json& value, const char* key) {
-  const Json& text = At(value, key);
-  return text.is_string() ? text.get<std::string>() : std::string();
-}
-
-}  // namespace
 
 Endpoint EndpointFromService(const Json& service) {
   const Json& metadata = At(service, "metadata");
   Endpoint out;
   out.uid = Text(metadata, "uid");
-  for (const Json& owner : At(metadata, "ownerReferences")) {
-    if (At(owner, "controller") == Json(true)) out.owner_uid = Text(owner, "uid");
-  }
+  out.owner_uid = ControllerUid(metadata);
   const Json& spec = At(service, "spec");
   out.selector = At(spec, "selector");
   out.ports = At(spec, "ports");
@@ -43,13 +27,7 @@ Json RenderEndpoint(const api::ModelService& service) {
              {{"app.kubernetes.io/name", owner.name},
               {"app.kubernetes.io/managed-by", "rouse"},
               {api::kLabelModelService, owner.name}}},
-            {"ownerReferences",
-             {{{"apiVersion", api::kGroupVersion},
-               {"kind", api::kKind},
-               {"name", owner.name},
-               {"uid", owner.uid},
-               {"controller", true},
-               {"blockOwnerDeletion", true}}}}}},
+            {"ownerReferences", OwnerReferences(owner)}}},
           {"spec",
            {{"selector", {{api::kLabelModelService, owner.name}, {api::kLabelRole, "Active"}}},
             {"ports",

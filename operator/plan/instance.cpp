@@ -3,23 +3,10 @@
 #include <charconv>
 
 #include "operator/api/names.h"
+#include "operator/plan/objects.h"
 
 namespace rouse::plan {
 namespace {
-
-// Walks down members of a pod that we did not write: anything of an unexpected type reads as
-// absent.
-const Json& At(const Json& value, std::string_view key) {
-  static const Json kNothing;
-  if (!value.is_object()) return kNothing;
-  const auto it = value.find(std::string(key));
-  return it == value.end() ? kNothing : *it;
-}
-
-std::string Text(const Json& value, std::string_view key) {
-  const Json& text = At(value, key);
-  return text.is_string() ? text.get<std::string>() : std::string();
-}
 
 int Count(const Json& value, std::string_view key) {
   const Json& number = At(value, key);
@@ -95,9 +82,6 @@ void ReadReport(const Json& annotations, Instance& out) {
   }
 }
 
-// Up to the year 9999: what is added to it later must not overflow, whoever wrote the annotation.
-constexpr std::int64_t kLastMicros = 253'402'300'799'999'999;
-
 TimePoint DecidedAt(const Json& metadata) {
   const std::string text = Text(At(metadata, "annotations"), api::kAnnotationDecidedAtUs);
   std::int64_t us = 0;
@@ -107,13 +91,6 @@ TimePoint DecidedAt(const Json& metadata) {
     return api::FromMicros(us);
   }
   return api::ParseTime(Text(metadata, "creationTimestamp")).value_or(TimePoint());
-}
-
-std::string ControllerUid(const Json& metadata) {
-  for (const Json& owner : At(metadata, "ownerReferences")) {
-    if (At(owner, "controller") == Json(true)) return Text(owner, "uid");
-  }
-  return "";
 }
 
 }  // namespace

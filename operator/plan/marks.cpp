@@ -5,8 +5,6 @@ namespace {
 
 constexpr std::size_t kMaxText = 8 << 10;
 constexpr std::size_t kMaxReason = 1024;
-// Up to the year 9999: what is added to it later must not overflow.
-constexpr std::int64_t kLastMicros = 253'402'300'799'999'999;
 
 api::TimePoint ReadAt(json::Reader& in) {
   return api::FromMicros(in.Int("atUs", 0, kLastMicros));

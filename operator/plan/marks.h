@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -11,6 +12,10 @@
 #include "operator/api/time.h"
 
 namespace rouse::plan {
+
+/// Up to the year 9999, in microseconds since the Unix epoch: what is added to a moment out of an
+/// annotation must not overflow, whoever wrote it.
+inline constexpr std::int64_t kLastMicros = 253'402'300'799'999'999;
 
 /// Why an instance goes.
 enum class Cause {

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -27,7 +26,6 @@ struct Pass {
   Summary summary;
   std::vector<Action> actions;
   std::optional<TimePoint> replan_at;
-  std::set<const Instance*> retold;  ///< Their role or gate changes by an action of this run.
 
   void LookAgainAt(TimePoint time) { replan_at = std::min(replan_at.value_or(time), time); }
 

@@ -1,5 +1,7 @@
 // What a run of the planner decides about guards, about who may be sent requests, and by what way.
 
+#include <set>
+
 #include "operator/plan/guards.h"
 #include "operator/plan/pass.h"
 #include "operator/plan/source.h"
@@ -48,7 +50,6 @@ void Pass::Retire(const Instance& instance, Cause cause, std::string reason) {
                           .uid = instance.uid,
                           .leaving = {.at = now, .cause = cause, .reason = std::move(reason)}});
   actions.push_back(SetServing{.pod = instance.name, .uid = instance.uid, .may_serve = false});
-  retold.insert(&instance);
   std::erase(summary.working, &instance);
   std::erase(summary.guards, &instance);
   ++summary.stopping;
@@ -91,7 +92,6 @@ void Pass::ReleaseSleepers() {
         .failed_wakes = {.count = instance->failed_wakes.count + 1,
                          .at = now,
                          .reason = "it slept on for " + std::to_string(seconds.count()) + " s"}});
-    retold.insert(instance);
     std::erase(summary.working, instance);
     summary.released.push_back(instance);
   }
@@ -129,7 +129,6 @@ int Pass::ClaimGuards(int missing) {
                                  .reason = std::move(claim.reason),
                                  .decided_at = now,
                                  .failed_wakes = claim.guard->failed_wakes});
-    retold.insert(claim.guard);
     std::erase(summary.guards, claim.guard);
     summary.claimed.push_back(claim.guard);
   }
@@ -216,7 +215,7 @@ void Pass::TopUpGuards() {
 // say, so that nothing is left to be done when it does.
 void Pass::SetGates() {
   const auto set = [&](const Instance* instance, bool may_serve) {
-    if (!instance->gated || instance->may_serve == may_serve || retold.contains(instance)) return;
+    if (!instance->gated || instance->may_serve == may_serve) return;
     actions.push_back(
         SetServing{.pod = instance->name, .uid = instance->uid, .may_serve = may_serve});
   };

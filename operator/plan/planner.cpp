@@ -114,7 +114,6 @@ void Pass::ScaleIn() {
     actions.push_back(
         MakeGuard{.pod = instance.name, .uid = instance.uid, .reason = victim.reason});
     actions.push_back(SetServing{.pod = instance.name, .uid = instance.uid, .may_serve = false});
-    retold.insert(&instance);
     std::erase(summary.working, &instance);
     ++summary.demoted;
   }
@@ -218,12 +217,8 @@ Plan Pass::Run() {
 }
 
 Plan MakePlan(const Observed& observed, TimePoint now) {
-  return Pass{.observed = observed,
-              .now = now,
-              .summary = {},
-              .actions = {},
-              .replan_at = std::nullopt,
-              .retold = {}}
+  return Pass{
+      .observed = observed, .now = now, .summary = {}, .actions = {}, .replan_at = std::nullopt}
       .Run();
 }
 

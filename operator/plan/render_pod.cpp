@@ -3,6 +3,7 @@
 #include "common/messages.h"
 #include "operator/api/names.h"
 #include "operator/plan/model_place.h"
+#include "operator/plan/objects.h"
 #include "operator/plan/overlay.h"
 
 namespace rouse::plan {
@@ -291,12 +292,7 @@ Json RenderPod(const api::ModelService& service, const CreateInstance& action,
   Json& metadata = pod["metadata"];
   metadata["name"] = action.pod;
   metadata["namespace"] = owner.ns;
-  metadata["ownerReferences"] = {{{"apiVersion", api::kGroupVersion},
-                                  {"kind", api::kKind},
-                                  {"name", owner.name},
-                                  {"uid", owner.uid},
-                                  {"controller", true},
-                                  {"blockOwnerDeletion", true}}};
+  metadata["ownerReferences"] = OwnerReferences(owner);
   metadata["labels"][api::kLabelModelService] = owner.name;
   metadata["labels"][api::kLabelRole] = ToString(action.role);
   metadata["labels"][api::kLabelLaunchIdentity] = action.launch_identity;

@@ -178,7 +178,6 @@ TEST_CASE("a claim whose undoing is lost ends with its lease") {
 
 TEST_CASE("an operator that dies between claim and command leaves a claim that ends") {
   World world(2);
-  world.api.SetHook([&](const std::string&, const std::string&) -> Status { return {}; });
   {
     Process dying(world.api);
     dying.Sync();

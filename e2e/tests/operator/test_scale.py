@@ -367,15 +367,9 @@ def test_a_modelservice_has_a_service_for_its_replicas(
     cluster = world.cluster
     cluster.apply(modelservice(namespace, 2))
     wait_pods(cluster, namespace, 2)
-    path = (
-        f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
-        "?labelSelector=kubernetes.io/service-name=m"
-    )
 
     def ready() -> set[str]:
-        slices = cluster.request("GET", path).json()["items"]
-        endpoints = [x for each in slices for x in each["endpoints"] or []]
-        return {x["targetRef"]["name"] for x in endpoints if x["conditions"].get("ready")}
+        return cluster.ready_endpoints("m", namespace)
 
     wait_until("both in the endpoints", 20, lambda: ready() == {"m-0", "m-1"})
     service = cluster.get("service", "m", namespace)
