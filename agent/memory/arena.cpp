@@ -36,32 +36,27 @@ Arena::Arena(std::byte* base, std::uint64_t reserved, const ArenaOptions& option
       base_(base),
       reserved_(reserved),
       bytes_(options.bytes),
-      slab_bytes_(options.slab_bytes) {}
+      slab_bytes_(options.slab_bytes),
+      name_(options.name) {}
 
 Arena::~Arena() {
   for (std::size_t i = 0; i < slabs_.size(); ++i) slabs_[i]->UnmapAt(base_ + i * slab_bytes_);
   memory_->Free(base_, reserved_);
 }
 
-Result<std::unique_ptr<Arena>> Arena::Reserve(const ArenaOptions& options) {
-  ROUSE_RETURN_IF_ERROR(Check(options));
+Result<std::unique_ptr<Arena>> Arena::Prepare(const ArenaOptions& options) {
+  const std::string what = What("reserve addresses of", options);
+  ROUSE_RETURN_IF_ERROR(Check(options).WithContext(what));
   const std::uint64_t reserved = RoundUp(options.bytes, options.memory->granularity());
-  ROUSE_ASSIGN_OR_RETURN(std::byte* const base, options.memory->Reserve(reserved));
-  return std::unique_ptr<Arena>(new Arena(base, reserved, options));
+  auto base = options.memory->Reserve(reserved);
+  if (!base.ok()) return base.status().WithContext(what);
+  return std::unique_ptr<Arena>(new Arena(*base, reserved, options));
 }
 
 Result<std::unique_ptr<Arena>> Arena::Create(const ArenaOptions& options) {
+  ROUSE_ASSIGN_OR_RETURN(std::unique_ptr<Arena> arena, Prepare(options));
   const std::string what = What("create", options);
-  auto reserved = Reserve(options);
-  if (!reserved.ok()) return reserved.status().WithContext(what);
-  std::unique_ptr<Arena> arena = *std::move(reserved);
-  for (std::uint64_t offset = 0; offset < options.bytes; offset += options.slab_bytes) {
-    const std::uint64_t bytes = std::min(options.slab_bytes, options.bytes - offset);
-    ROUSE_RETURN_IF_ERROR(arena
-                              ->AddSlab(options.memory->Create(
-                                  bytes, options.name + "." + std::to_string(arena->slabs_.size())))
-                              .WithContext(what));
-  }
+  ROUSE_RETURN_IF_ERROR(arena->MakeSlabs(arena->slab_count()).WithContext(what));
   if (options.populate) {
     ROUSE_RETURN_IF_ERROR(
         options.memory->Populate(arena->base_, arena->reserved_, options.populate_threads)
@@ -70,20 +65,29 @@ Result<std::unique_ptr<Arena>> Arena::Create(const ArenaOptions& options) {
   return arena;
 }
 
+Status Arena::MakeSlabs(std::size_t count) {
+  while (slabs_.size() < std::min(count, slab_count())) {
+    const std::size_t index = slabs_.size();
+    ROUSE_RETURN_IF_ERROR(
+        AddSlab(memory_->Create(BytesOf(index), name_ + "." + std::to_string(index))));
+  }
+  return {};
+}
+
+std::uint64_t Arena::BytesOf(std::size_t slab) const {
+  return std::min(slab_bytes_, bytes_ - slab * slab_bytes_);
+}
+
 Result<std::unique_ptr<Arena>> Arena::Import(const ArenaOptions& options,
                                              std::vector<OwnedFd> fds) {
   const std::string what = What("import", options);
-  auto reserved = Reserve(options);
-  if (!reserved.ok()) return reserved.status().WithContext(what);
-  std::unique_ptr<Arena> arena = *std::move(reserved);
-  const std::uint64_t count = RoundUp(options.bytes, options.slab_bytes) / options.slab_bytes;
-  if (fds.size() != count) {
+  ROUSE_ASSIGN_OR_RETURN(std::unique_ptr<Arena> arena, Prepare(options));
+  if (fds.size() != arena->slab_count()) {
     return InvalidArgument(what + ": " + std::to_string(fds.size()) + " slabs, expected " +
-                           std::to_string(count));
+                           std::to_string(arena->slab_count()));
   }
   for (OwnedFd& fd : fds) {
-    const std::uint64_t offset = arena->slabs_.size() * options.slab_bytes;
-    const std::uint64_t bytes = std::min(options.slab_bytes, options.bytes - offset);
+    const std::uint64_t bytes = arena->BytesOf(arena->slabs_.size());
     ROUSE_RETURN_IF_ERROR(
         arena->AddSlab(options.memory->Import(std::move(fd), bytes)).WithContext(what));
   }
@@ -100,12 +104,12 @@ Status Arena::AddSlab(Result<std::unique_ptr<Slab>> slab) {
 
 std::vector<std::uint64_t> Arena::SlabBytes() const {
   std::vector<std::uint64_t> sizes;
-  for (const auto& slab : slabs_) sizes.push_back(slab->bytes());
+  for (std::size_t i = 0; i < slab_count(); ++i) sizes.push_back(BytesOf(i));
   return sizes;
 }
 
 std::span<std::byte> Arena::SlabSpan(std::size_t index) const {
-  return {base_ + index * slab_bytes_, slabs_[index]->bytes()};
+  return {base_ + index * slab_bytes_, BytesOf(index)};
 }
 
 Status Arena::Seal() {

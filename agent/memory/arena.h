@@ -49,6 +49,9 @@ class Arena {
   /// InvalidArgument for sizes that make no sense, ResourceExhausted when memory or address space
   /// is used up.
   static Result<std::unique_ptr<Arena>> Create(const ArenaOptions& options);
+  /// Address space only: MakeSlabs makes its slabs, for memory that is free only step by step.
+  /// `populate` must not be asked for.
+  static Result<std::unique_ptr<Arena>> Prepare(const ArenaOptions& options);
   /// Another process's arena, to be read: its slabs in order, `fds` one for each. They must be cut
   /// as `options` says (InvalidArgument).
   static Result<std::unique_ptr<Arena>> Import(const ArenaOptions& options,
@@ -63,11 +66,17 @@ class Arena {
   std::span<std::byte> span() { return {base_, bytes_}; }
   std::span<const std::byte> span() const { return {base_, bytes_}; }
 
-  /// Sizes in order; they add up to bytes().
+  /// Makes those of the first `count` slabs that are not there yet. By one thread at a time, while
+  /// no other uses slabs.
+  Status MakeSlabs(std::size_t count);
+  /// Whether all slabs are there.
+  bool whole() const { return slabs_.size() == slab_count(); }
+
+  /// Sizes in order, be they there yet or not; they add up to bytes().
   std::vector<std::uint64_t> SlabBytes() const;
   /// Of all slabs but the last.
   std::uint64_t slab_bytes() const { return slab_bytes_; }
-  std::size_t slab_count() const { return slabs_.size(); }
+  std::size_t slab_count() const { return (bytes_ + slab_bytes_ - 1) / slab_bytes_; }
   const Slab& slab(std::size_t index) const { return *slabs_[index]; }
   /// The part of span() that slab `index` makes up.
   std::span<std::byte> SlabSpan(std::size_t index) const;
@@ -77,15 +86,16 @@ class Arena {
   bool sealed() const { return sealed_; }
 
  private:
-  static Result<std::unique_ptr<Arena>> Reserve(const ArenaOptions& options);
   Arena(std::byte* base, std::uint64_t reserved, const ArenaOptions& options);
   Status AddSlab(Result<std::unique_ptr<Slab>> slab);
+  std::uint64_t BytesOf(std::size_t slab) const;
 
   std::shared_ptr<const Memory> memory_;
   std::byte* base_;
   std::uint64_t reserved_;  // address space, whole granules
   std::uint64_t bytes_;
   std::uint64_t slab_bytes_;
+  std::string name_;
   std::vector<std::unique_ptr<Slab>> slabs_;
   bool sealed_ = false;
 };

@@ -93,34 +93,40 @@ Result<std::optional<ReadyWeights>> WeightStore::Weights(std::uint32_t rank) con
       ReadyWeights{.shape = ShapeOf(*held->arena), .manifest = json::Dump(ToJson(held->manifest))});
 }
 
-Result<std::unique_ptr<memory::Arena>> WeightStore::NewArena(
-    std::uint32_t rank, std::uint64_t bytes, std::shared_ptr<const memory::Memory> memory,
-    bool populate) const {
+memory::ArenaOptions WeightStore::OptionsOf(std::uint32_t rank, std::uint64_t bytes,
+                                            std::shared_ptr<const memory::Memory> memory,
+                                            bool populate) const {
   // A GPU's slabs are cut at chunks, so that each copy and its digests stay within one of them.
   const std::uint64_t slab_bytes =
       memory->on_host() ? options_.slab_bytes
                         : RoundUp(RoundUp(options_.slab_bytes, memory->granularity()), kChunkBytes);
-  auto created = memory::Arena::Create({.bytes = bytes,
-                                        .memory = std::move(memory),
-                                        .slab_bytes = slab_bytes,
-                                        .name = "rouse-rank" + std::to_string(rank),
-                                        .populate = populate});
-  if (!created.ok()) return created.status().WithContext("create arena of " + RankName(rank));
-  return created;
+  return {.bytes = bytes,
+          .memory = std::move(memory),
+          .slab_bytes = slab_bytes,
+          .name = "rouse-rank" + std::to_string(rank),
+          .populate = populate};
+}
+
+Result<std::unique_ptr<memory::Arena>> WeightStore::ArenaToFill(const HelloRequest& hello,
+                                                                std::uint64_t bytes) const {
+  if (!hello.gpu.empty() && options_.gpus != nullptr) {
+    auto on_gpu = [&]() -> Result<std::unique_ptr<memory::Arena>> {
+      ROUSE_ASSIGN_OR_RETURN(auto memory, options_.gpus->MemoryOf(hello.gpu));
+      ROUSE_ASSIGN_OR_RETURN(auto arena, memory::Arena::Prepare(OptionsOf(
+                                             hello.rank, bytes, std::move(memory), false)));
+      ROUSE_RETURN_IF_ERROR(arena->MakeSlabs(1));
+      return arena;
+    }();
+    if (on_gpu.ok()) return on_gpu;
+    log::Warning("weights are kept in host memory, not in the engine's GPU",
+                 {{"rank", hello.rank}, {"error", on_gpu.status().ToString()}});
+  }
+  return memory::Arena::Create(OptionsOf(hello.rank, bytes, memory::HostMemory(), false));
 }
 
 Result<ArenaShape> WeightStore::Create(const HelloRequest& hello, std::uint64_t bytes) {
-  Result<std::unique_ptr<memory::Arena>> created = Unavailable("");
-  if (!hello.gpu.empty() && options_.gpus != nullptr) {
-    auto gpu = options_.gpus->MemoryOf(hello.gpu);
-    created = gpu.ok() ? NewArena(hello.rank, bytes, *std::move(gpu), false) : gpu.status();
-    if (!created.ok()) {
-      log::Warning("weights are kept in host memory, not in the engine's GPU",
-                   {{"rank", hello.rank}, {"error", created.status().ToString()}});
-    }
-  }
-  if (!created.ok()) created = NewArena(hello.rank, bytes, memory::HostMemory(), false);
-  ROUSE_RETURN_IF_ERROR(created.status());
+  auto created = ArenaToFill(hello, bytes);
+  if (!created.ok()) return created.status().WithContext("create arena of " + RankName(hello.rank));
   Rank rank;
   rank.arena = *std::move(created);
   ROUSE_RETURN_IF_ERROR(publisher_->Hold(rank.arena));
@@ -143,9 +149,9 @@ Result<ArenaShape> WeightStore::Create(const HelloRequest& hello, std::uint64_t 
 }
 
 Result<std::vector<memory::OwnedFd>> WeightStore::Slabs(std::uint32_t rank, std::size_t first,
-                                                        std::size_t count) const {
+                                                        std::size_t count) {
   const std::scoped_lock lock(mutex_);
-  const Rank* const held = Find(rank);
+  Rank* const held = Find(rank);
   if (held == nullptr || held->arena == nullptr) {
     return FailedPrecondition("the arena of " + RankName(rank) + " is gone");
   }
@@ -154,6 +160,9 @@ Result<std::vector<memory::OwnedFd>> WeightStore::Slabs(std::uint32_t rank, std:
     return InvalidArgument("first: slabs " + std::to_string(first) + " to " +
                            std::to_string(first + count - 1) + " of " + RankName(rank) +
                            " were asked for, its arena has " + std::to_string(slabs));
+  }
+  if (const Status made = held->arena->MakeSlabs(first + count); !made.ok()) {
+    return made.WithContext("create arena of " + RankName(rank));
   }
   std::vector<memory::OwnedFd> fds;
   for (std::size_t i = 0; i < count; ++i) {
@@ -181,6 +190,11 @@ Status WeightStore::Publish(const HelloRequest& hello, const std::string& manife
   if (held == nullptr || held->stage != Stage::kFilling) {
     return FailedPrecondition("there is no arena of " + RankName(hello.rank) +
                               " that waits to be published: send CreateArena first");
+  }
+  if (!held->arena->whole()) {
+    return FailedPrecondition(
+        "not every slab of " + RankName(hello.rank) +
+        "'s arena was asked for, so it cannot hold weights: send GetSlabs first");
   }
   ROUSE_RETURN_IF_ERROR(memory::CheckManifest(manifest, held->arena->bytes(), false));
   ROUSE_RETURN_IF_ERROR(held->arena->Seal());
@@ -262,14 +276,17 @@ Result<WeightStore::Arriving> WeightStore::Arrive(
     }
   }
   if (arriving.arena == nullptr) {
-    ROUSE_ASSIGN_OR_RETURN(std::shared_ptr<memory::Arena> arena,
-                           NewArena(manifest.rank, manifest.arena_bytes, memory, true));
+    auto created =
+        memory::Arena::Create(OptionsOf(manifest.rank, manifest.arena_bytes, memory, true));
+    if (!created.ok()) {
+      return created.status().WithContext("create arena of " + RankName(manifest.rank));
+    }
+    const std::shared_ptr<memory::Arena> arena = *std::move(created);
     ROUSE_RETURN_IF_ERROR(publisher_->Hold(arena));
     ROUSE_RETURN_IF_ERROR(arena->Seal());
-    arriving.arena =
-        memory->on_host()
-            ? transfer::RegisteredArena::Create(context_, std::move(arena))
-            : transfer::RegisteredArena::Create(context_, std::move(arena), NotRegistered);
+    arriving.arena = memory->on_host()
+                         ? transfer::RegisteredArena::Create(context_, arena)
+                         : transfer::RegisteredArena::Create(context_, arena, NotRegistered);
   }
   ROUSE_ASSIGN_OR_RETURN(arriving.available,
                          transfer::Availability::Create(manifest.chunk_digests.size()));

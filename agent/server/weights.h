@@ -62,13 +62,14 @@ class WeightStore {
   // For the engine socket (see EngineHost).
   WeightOffer Offer(std::uint32_t rank) const;
   Result<std::optional<ReadyWeights>> Weights(std::uint32_t rank) const;
-  /// In the memory of the engine's GPU where that can be had, else in the host's.
+  /// In the memory of the engine's GPU where that can be had, else in the host's. On a GPU a slab's
+  /// memory is taken when the engine asks for the slab: its own copy goes meanwhile.
   Result<ArenaShape> Create(const HelloRequest& hello, std::uint64_t bytes);
   /// A rank's engine has connected, or gone.
   void OnEngine(const HelloRequest& hello);
   void OnEngineGone(std::uint32_t rank);
   Result<std::vector<memory::OwnedFd>> Slabs(std::uint32_t rank, std::size_t first,
-                                             std::size_t count) const;
+                                             std::size_t count);
   /// `read_here`: the agent has read these weights itself, and counted their bytes.
   Status Publish(const HelloRequest& hello, const std::string& manifest_json, bool read_here);
 
@@ -164,9 +165,10 @@ class WeightStore {
   Rank* Find(std::uint32_t rank);
   const Rank* Find(std::uint32_t rank) const;
   bool AllReady(bool or_arriving) const;
-  Result<std::unique_ptr<memory::Arena>> NewArena(std::uint32_t rank, std::uint64_t bytes,
-                                                  std::shared_ptr<const memory::Memory> memory,
-                                                  bool populate) const;
+  memory::ArenaOptions OptionsOf(std::uint32_t rank, std::uint64_t bytes,
+                                 std::shared_ptr<const memory::Memory> memory, bool populate) const;
+  Result<std::unique_ptr<memory::Arena>> ArenaToFill(const HelloRequest& hello,
+                                                     std::uint64_t bytes) const;
   void Expect(const WeightManifest& manifest, std::uint32_t ranks, const std::string& origin,
               const Arriving& arriving);
   Result<bool> DigestOne(const std::stop_token& stop);

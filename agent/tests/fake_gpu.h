@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -52,6 +53,7 @@ class FakeGpuMemory final : public memory::Memory {
   Result<std::unique_ptr<memory::Slab>> Create(std::uint64_t bytes,
                                                const std::string& slab) const override {
     if (full) return Status(StatusCode::kResourceExhausted, "the GPU is full");
+    ++created;
     return memory::HostMemory()->Create(bytes, slab);
   }
   Result<std::unique_ptr<memory::Slab>> Import(memory::OwnedFd fd,
@@ -76,6 +78,7 @@ class FakeGpuMemory final : public memory::Memory {
   }
 
   bool full = false;
+  mutable std::atomic<int> created = 0;  ///< Slabs.
   bool cannot_import = false;
 };
 

@@ -113,6 +113,27 @@ TEST_CASE("populating takes the memory at once", "[memory]") {
   REQUIRE(resident(*Make(8 * kMiB, 8 * kMiB, true)) == 8 * kMiB);
 }
 
+TEST_CASE("a prepared arena takes the memory of its slabs as they are made", "[memory]") {
+  auto prepared = Arena::Prepare({.bytes = 5 * kMiB + 123, .slab_bytes = 2 * kMiB, .name = "test"});
+  REQUIRE(prepared.ok());
+  Arena& arena = **prepared;
+  // It says what it will be.
+  REQUIRE(arena.slab_count() == 3);
+  REQUIRE(arena.SlabBytes() == std::vector<std::uint64_t>{2 * kMiB, 2 * kMiB, kMiB + 123});
+  REQUIRE_FALSE(arena.whole());
+  REQUIRE(arena.MakeSlabs(1).ok());
+  REQUIRE(FileBytes(arena.slab(0).fd()) == 2 * kMiB);
+  arena.span()[2 * kMiB - 1] = std::byte{1};
+  const int first = arena.slab(0).fd();
+  REQUIRE(arena.MakeSlabs(3).ok());
+  REQUIRE(arena.MakeSlabs(9).ok());  // More than there are changes nothing.
+  REQUIRE(arena.whole());
+  REQUIRE(arena.slab(0).fd() == first);
+  REQUIRE(arena.span()[2 * kMiB - 1] == std::byte{1});
+  arena.span()[5 * kMiB + 122] = std::byte{2};
+  REQUIRE(FileBytes(arena.slab(2).fd()) == kMiB + 123);
+}
+
 std::vector<OwnedFd> Descriptors(const Arena& arena) {
   std::vector<OwnedFd> fds;
   for (std::size_t i = 0; i < arena.slab_count(); ++i) {

@@ -56,7 +56,7 @@ std::vector<std::byte> Content() {
   return content;
 }
 
-std::vector<std::byte> BytesOf(const WeightStore& store, const ArenaShape& shape) {
+std::vector<std::byte> BytesOf(WeightStore& store, const ArenaShape& shape) {
   std::vector<std::byte> bytes;
   const auto fds = Must(store.Slabs(0, 0, shape.slab_bytes.size()));
   for (std::size_t i = 0; i < fds.size(); ++i) {
@@ -110,6 +110,38 @@ TEST_CASE("an engine's arena lies in the memory of its GPU", "[weights]") {
   }
   SECTION("and in the host's when the agent was told so") {
     CHECK(Must(Store(nullptr)->Create(Hello(kGpu), kBytes)).gpu.empty());
+  }
+}
+
+TEST_CASE("a GPU's memory is taken slab by slab, as its engine moves its weights over",
+          "[weights]") {
+  const auto gpus = std::make_shared<FakeGpus>();
+  const auto store = Store(gpus);
+  const ArenaShape shape = Must(store->Create(Hello(kGpu), kBytes));
+  REQUIRE(shape.slab_bytes.size() == 2);
+  CHECK(gpus->memory->created == 1);
+  CHECK(Must(store->Slabs(0, 0, 1)).size() == 1);
+  CHECK(gpus->memory->created == 1);
+  WeightManifest manifest;
+  manifest.form = WeightForm::kProcessed;
+  manifest.identity = {{"model", "m"}};
+  manifest.arena_bytes = kBytes;
+  manifest.allocations = {{.offset = 0, .bytes = kBytes}};
+  const std::string document = json::Dump(ToJson(manifest));
+  SECTION("and what was not taken cannot be published") {
+    const Status status = store->Publish(Hello(kGpu), document, false);
+    CHECK(status.code() == StatusCode::kFailedPrecondition);
+    CHECK_THAT(status.message(), Catch::Matchers::Contains("send GetSlabs first"));
+  }
+  SECTION("of which it may have none left, for a while") {
+    gpus->memory->full = true;
+    const auto refused = store->Slabs(0, 1, 1);
+    CHECK(refused.status().code() == StatusCode::kResourceExhausted);
+    CHECK_THAT(refused.status().message(), Catch::Matchers::Contains("the GPU is full"));
+    gpus->memory->full = false;
+    CHECK(Must(store->Slabs(0, 1, 1)).size() == 1);
+    CHECK(gpus->memory->created == 2);
+    Must(store->Publish(Hello(kGpu), document, false));
   }
 }
 

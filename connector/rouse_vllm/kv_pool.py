@@ -7,23 +7,17 @@ compile key, and one allocation a layer, which takes several times as long to co
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from vllm.config import VllmConfig
 
 from rouse_vllm import library
+from rouse_vllm.gpu_pools import pool
 from rouse_vllm.patches import wrap
 
 #: Whether the worker is just now allocating what stays: it allocates a small cache before, to measure.
 _allocating = False
-
-#: Torch's destructors of pools and of their allocators are not to be relied on (pytorch #145168,
-#: #146431), and we never want them to run.
-_immortal: list[Any] = []
 
 
 def install(vllm_config: VllmConfig) -> None:
@@ -74,23 +68,6 @@ def _pooled(original: Any) -> Any:
     return pooled
 
 
-@contextlib.contextmanager
-def _pool() -> Iterator[None]:
-    """What torch allocates meanwhile comes from the library's pool."""
-    allocator = torch.cuda.memory.CUDAPluggableAllocator(
-        str(library.path()), library.GPU_POOL_ALLOCATE, library.GPU_POOL_FREE
-    )
-    pool = torch.cuda.memory.MemPool(allocator._allocator)
-    for thing in (allocator, pool):
-        _immortal.append(thing)
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
-    # Torch's expandable segments and pools exclude each other (pytorch #147851).
-    expandable = "expandable_segments:True" in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
-    if expandable:
-        torch.cuda.memory._set_allocator_settings("expandable_segments:False")
-    try:
-        with torch.cuda.memory.use_mem_pool(pool):
-            yield
-    finally:
-        if expandable:
-            torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+def _pool() -> contextlib.AbstractContextManager[None]:
+    """What torch allocates meanwhile comes from the library's pool, which is never given up."""
+    return pool(library.GPU_POOL_ALLOCATE, library.GPU_POOL_FREE, keep=True)

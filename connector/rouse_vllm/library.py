@@ -72,11 +72,15 @@ _PROTOTYPES = {
     "rouse_gpu_pool_release": (ctypes.c_int, []),
     "rouse_gpu_pool_restore": (ctypes.c_int, []),
     "rouse_gpu_pool_bytes": (_c_size, []),
+    "rouse_gpu_stand_in_holds": (ctypes.c_int, [_c_address]),
+    "rouse_gpu_stand_in_bytes": (_c_size, []),
 }
 
 #: What torch calls by name, with its own types.
 GPU_POOL_ALLOCATE = "rouse_gpu_pool_allocate"
 GPU_POOL_FREE = "rouse_gpu_pool_free"
+GPU_STAND_IN_ALLOCATE = "rouse_gpu_stand_in_allocate"
+GPU_STAND_IN_FREE = "rouse_gpu_stand_in_free"
 
 _library: ctypes.CDLL | None = None
 
@@ -325,3 +329,13 @@ def gpu_pool_restore() -> None:
 def gpu_pool_bytes() -> int:
     """Bytes allocated in the pool, be they given back or not."""
     return load().rouse_gpu_pool_bytes()
+
+
+def gpu_stand_in_holds(address: int) -> bool:
+    """Whether an address of the GPU is in memory that only stands in for weights."""
+    return load().rouse_gpu_stand_in_holds(address) == 1
+
+
+def gpu_stand_in_bytes() -> int:
+    """Bytes of such memory that have not been freed."""
+    return load().rouse_gpu_stand_in_bytes()

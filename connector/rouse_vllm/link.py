@@ -7,10 +7,9 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from rouse_vllm import capture_plan, identity, library, manifest, tensors
+from rouse_vllm import capture_plan, gpu_pools, identity, library, manifest, stand_in, tensors
 from rouse_vllm.errors import AgentUnreachable, ManifestError
 from rouse_vllm.manifest import Manifest, Scalar, Tensor
 from rouse_vllm.session import Session, SlabPlan, Welcome
@@ -26,8 +25,12 @@ def _release_gpu_memory() -> None:
     """Gives what the model has left of its own back to the GPU: torch would keep it, as much as the
     weights are."""
     gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
+    gpu_pools.empty_cache()
+
+
+def _adopt_copies(pairs: list[tuple[tensors.Named, Tensor]], view: tensors.ArenaView) -> None:
+    """Gives tensors of the GPU that had no memory of their own some, with the arena's bytes."""
+    tensors.adopt(pairs, tensors.CopiedView(view, pairs[0][0].tensor.device))
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,11 @@ class Link:
                 tensors.adopt(pairs, view)
                 self.mapped = Mapped(arena, plan, library.MAP_PRIVATE, described, document)
             else:
-                tensors.copy_out(pairs, view)
+                standing, owned = tensors.split(pairs, stand_in.holds)
+                tensors.copy_out(owned, view)
+                if standing:
+                    _adopt_copies(standing, view)
+                    _release_gpu_memory()
         tensors.set_scalars(model, described.scalars)
         return described
 
@@ -183,15 +190,22 @@ class Link:
         self, plan: SlabPlan, described: Manifest, pairs: list[tuple[tensors.Named, Tensor]]
     ) -> library.GpuArena | None:
         """Returns the arena if the model computes with it."""
-        arena = self._map_on_gpu(plan, library.GPU_READ)
+        arena = library.GpuArena(plan.mapped_bytes)
+        self._connected().map_into(plan, arena, library.GPU_READ)
         view = tensors.GpuArenaView(arena, described.allocations)
+        standing, owned = tensors.split(pairs, stand_in.holds)
         # All of it, before parameters are pointed elsewhere: should the model hold a view of one that
         # was not found, its bytes are right too. Takes a thousandth of a second a gigabyte.
-        tensors.copy_out(pairs, view)
+        tensors.copy_out(owned, view)
         # Another GPU's memory would be read over the link between the two each time.
         ours = plan.gpu == self.rank.gpu
         if ours:
-            tensors.adopt(tensors.read_only(pairs, view.device), view)
+            in_place = tensors.read_only(pairs, view.device)
+            tensors.adopt(in_place, view)
+            found = {id(entry) for entry, _ in in_place}
+            standing = [pair for pair in standing if id(pair[0]) not in found]
+        if standing:
+            _adopt_copies(standing, view)
         _release_gpu_memory()
         return arena if ours else None
 
@@ -247,18 +261,28 @@ class Link:
         named: list[tensors.Named],
         layout: tensors.Layout,
     ) -> library.GpuArena:
-        arena = self._map_on_gpu(plan, library.GPU_READ_WRITE)
+        """Slab by slab: the agent takes the memory of the next one when it is asked for, and what was
+        moved is given back before that. So the weights are never there twice."""
+        arena = library.GpuArena(plan.mapped_bytes)
         view = tensors.GpuArenaView(arena, described.allocations)
         pairs = tensors.read_only(tensors.pair(named, layout.tensors), view.device)
-        tensors.move_in(pairs, layout, view, view)
+        slabs = self._connected().slabs(plan, at_once=1)
+        mapped = 0
+
+        def reach(end: int) -> None:
+            nonlocal mapped
+            while mapped < end:
+                gpu_pools.empty_cache()
+                offset, size, fd = next(slabs)
+                arena.map(offset, size, fd, library.GPU_READ_WRITE)
+                mapped = offset + size
+
+        tensors.move_in(pairs, layout, view, view, reach)
+        reach(plan.mapped_bytes)
+        slabs.close()
         _release_gpu_memory()
         # Peers are promised that nobody changes what was published.
         arena.protect()
-        return arena
-
-    def _map_on_gpu(self, plan: SlabPlan, access: int) -> library.GpuArena:
-        arena = library.GpuArena(plan.mapped_bytes)
-        self._connected().map_into(plan, arena, access)
         return arena
 
     def unmap_weights(self) -> None:

@@ -7,6 +7,7 @@ for us (stream.py); once a tensor of its stream is in the model, a failure is an
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import time
@@ -31,6 +32,7 @@ from rouse_vllm import (
     identity,
     kv_pool,
     manifest,
+    stand_in,
     tensors,
 )
 from rouse_vllm.errors import AgentRefused, ManifestError, RouseError, Unsupported
@@ -77,6 +79,7 @@ class RouseModelLoader(DefaultModelLoader):
         self._scalars_before: dict[str, manifest.Scalar] = {}
         self._vllm_config: VllmConfig | None = None
         self._unprocessed: Unprocessed | None = None
+        self._may_stand_in = False
 
     def load_model(
         self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
@@ -88,9 +91,11 @@ class RouseModelLoader(DefaultModelLoader):
         self._vllm_config = vllm_config
         if self._settings.graph_capture == capture_plan.LAZY:
             capture.install(vllm_config, self._settings.graph_capture_trigger)
+        self._may_stand_in = stand_in.possible(model_config)
         self._open(vllm_config, model_config, started_us)
         while True:
-            model = super().load_model(vllm_config, model_config, prefix)
+            with self._memory():
+                model = super().load_model(vllm_config, model_config, prefix)
             if self._finish(model):
                 break
             # Before the next one takes its memory and its layers' names.
@@ -104,6 +109,11 @@ class RouseModelLoader(DefaultModelLoader):
             guard.Rank(self._link, vllm_config, self._unprocessed, self._prepare_kv(vllm_config))
         )
         return model
+
+    def _memory(self) -> contextlib.AbstractContextManager[None]:
+        """What the model is built in: on a GPU, weights that a peer sends need no memory beside."""
+        peers = self._link is not None and self._link.rank.gpu and self._source == PEER
+        return stand_in.memory() if peers and self._may_stand_in else contextlib.nullcontext()
 
     def _prepare_kv(self, vllm_config: VllmConfig) -> str:
         """Has the KV cache allocated so that it can be given back; or says why it is not."""
@@ -232,6 +242,12 @@ class RouseModelLoader(DefaultModelLoader):
             return False
         except RouseError as error:
             logger.warning("Rouse: weights could not be taken from the agent: %s", error)
+            self._connect(after=error)
+            return False
+        if self._may_stand_in and (left := stand_in.bytes_in_use()):
+            error = Unsupported(f"{left} bytes of tensors that Rouse does not find in the model")
+            logger.warning("Rouse: the model is built once more, with memory of its own: %s", error)
+            self._may_stand_in = False
             self._connect(after=error)
             return False
         logger.info(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,7 +159,7 @@ class Session(Connection):
     def map_slabs(self, plan: SlabPlan, *mappings: int) -> list[library.Arena]:
         """Maps all slabs once for each kind of mapping (library.MAP_…), each in a range of its own."""
         arenas = [library.Arena(plan.mapped_bytes) for _ in mappings]
-        for offset, size, fd in self._slabs(plan):
+        for offset, size, fd in self.slabs(plan):
             for arena, mapping in zip(arenas, mappings):
                 arena.map(offset, size, fd, mapping)
         return arenas
@@ -167,15 +167,17 @@ class Session(Connection):
     def map_into(self, plan: SlabPlan, arena: library.Arena | library.GpuArena, how: int) -> None:
         """Maps all slabs into an arena of that size (library.MAP_…, or library.GPU_… for one in the
         memory of the current GPU)."""
-        for offset, size, fd in self._slabs(plan):
+        for offset, size, fd in self.slabs(plan):
             arena.map(offset, size, fd, how)
 
-    def _slabs(self, plan: SlabPlan) -> Iterator[tuple[int, int, int]]:
-        """Offset, size and descriptor of each slab; descriptors are good until the next slab is
-        asked for."""
+    def slabs(
+        self, plan: SlabPlan, at_once: int = library.MAX_MESSAGE_FDS
+    ) -> Generator[tuple[int, int, int], None, None]:
+        """Offset, size and descriptor of each slab, of which so many are asked for at once. A descriptor
+        is good until the next slab is asked for, or the generator is closed."""
         offset, first = 0, 0
         while first < len(plan.slab_bytes):
-            number = min(library.MAX_MESSAGE_FDS, len(plan.slab_bytes) - first)
+            number = min(at_once, len(plan.slab_bytes) - first)
             request = {"type": "GetSlabs", "rank": self.rank, "first": first, "count": number}
             answer, fds = self.ask_for_fds(request, "Slabs", ANSWER_TIMEOUT_S)
             try:

@@ -7,7 +7,7 @@ the same name on both sides. One storage is one allocation, however many tensors
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -228,6 +228,20 @@ class GpuArenaView(ArenaView):
         return torch.as_tensor(self._arena.bytes_at(place.offset, place.bytes), device=self.device)
 
 
+class CopiedView(ArenaView):
+    """Copies of another view's allocations, in memory of the device that is the engine's own."""
+
+    def __init__(self, view: ArenaView, device: torch.device) -> None:
+        self.device = device
+        self._view = view
+        self._storages = {}
+
+    def allocation(self, index: int) -> torch.Tensor:
+        if index not in self._storages:
+            self._storages[index] = self._view.allocation(index).to(self.device, copy=True)
+        return self._storages[index]
+
+
 def check(named: list[Named], manifest: Manifest) -> None:
     """Whether the manifest describes exactly these tensors. ManifestError names those that differ."""
     here = {entry.name: entry for entry in named}
@@ -280,6 +294,17 @@ def adopt(pairs: list[tuple[Named, Tensor]], view: ArenaView) -> None:
         entry.tensor.data = view.tensor(place)
 
 
+def split(
+    pairs: list[tuple[Named, Tensor]], of_first: Callable[[torch.Tensor], bool]
+) -> tuple[list[tuple[Named, Tensor]], list[tuple[Named, Tensor]]]:
+    """Those whose tensors are of the first kind, and the others."""
+    first = [of_first(entry.tensor) for entry, _ in pairs]
+    return (
+        [pair for pair, yes in zip(pairs, first) if yes],
+        [pair for pair, yes in zip(pairs, first) if not yes],
+    )
+
+
 def read_only(
     pairs: list[tuple[Named, Tensor]], device: torch.device
 ) -> list[tuple[Named, Tensor]]:
@@ -299,17 +324,24 @@ def copy_in(layout: Layout, view: ArenaView, index: int) -> None:
 
 
 def move_in(
-    pairs: list[tuple[Named, Tensor]], layout: Layout, writable: ArenaView, private: ArenaView
+    pairs: list[tuple[Named, Tensor]],
+    layout: Layout,
+    writable: ArenaView,
+    private: ArenaView,
+    reach: Callable[[int], None] = lambda end: None,
 ) -> None:
     """Copies every storage through `writable` and points those of its tensors that are in `pairs` at
     the same bytes in `private`.
 
-    One after the other, so that the old memory goes as the new one fills. Ends `layout.storages`.
+    One after the other, so that the old memory goes as the new one fills. `reach` is called before the
+    arena's bytes up to `end` are used. Ends `layout.storages`.
     """
     users: list[list[tuple[Named, Tensor]]] = [[] for _ in layout.storages]
     for entry, place in pairs:
         users[place.allocation].append((entry, place))
     for i in range(len(users)):
+        place = layout.storages[i].allocation
+        reach(place.offset + place.bytes)
         copy_in(layout, writable, i)
         layout.storages[i] = None
         adopt(users[i], private)

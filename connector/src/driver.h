@@ -4,7 +4,14 @@
 
 #include <cuda.h>
 
+#include <cstddef>
+
 namespace rouse::connector {
+
+/// `value` rounded up to a multiple of `unit`; the caller sees to it that nothing overflows.
+constexpr std::size_t RoundUp(std::size_t value, std::size_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
 
 /// The driver's functions that are called here. The names are those that libcuda exports.
 struct Driver {
@@ -12,6 +19,8 @@ struct Driver {
   decltype(&::cuCtxGetDevice) ctx_get_device = nullptr;
   decltype(&::cuCtxSynchronize) ctx_synchronize = nullptr;
   decltype(&::cuDeviceTotalMem) device_total_mem = nullptr;
+  decltype(&::cuMemAlloc) mem_alloc = nullptr;
+  decltype(&::cuMemFree) mem_free = nullptr;
   decltype(&::cuMemGetAllocationGranularity) mem_get_allocation_granularity = nullptr;
   decltype(&::cuMemAddressReserve) mem_address_reserve = nullptr;
   decltype(&::cuMemAddressFree) mem_address_free = nullptr;

@@ -24,10 +24,6 @@ namespace {
 // Bounded so that rounding up cannot overflow.
 constexpr size_t kMaxArenaBytes = size_t{1} << 46;
 
-size_t RoundUp(size_t value, size_t unit) {
-  return (value + unit - 1) / unit * unit;
-}
-
 int SetAccess(const rouse_gpu_arena& arena, size_t offset, size_t bytes, bool writable) {
   CUmemAccessDesc access{};
   access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;

@@ -23,10 +23,6 @@ constexpr size_t kPieceBytes = size_t{4} << 30;
 // Of addresses reserved, so many times the GPU's memory: what is freed leaves gaps.
 constexpr size_t kReserveFactor = 2;
 
-size_t RoundUp(size_t value, size_t unit) {
-  return (value + unit - 1) / unit * unit;
-}
-
 class GpuPool {
  public:
   void* Allocate(size_t bytes) {

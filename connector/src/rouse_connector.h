@@ -168,6 +168,33 @@ ROUSE_EXPORT int rouse_gpu_pool_restore(void);
 /// How many bytes are allocated, be they given back or not.
 ROUSE_EXPORT size_t rouse_gpu_pool_bytes(void);
 
+// ---- GPU memory that stands in for weights
+// -------------------------------------------------------
+
+/// Memory for a model that is built to be given its weights from elsewhere: what is allocated while
+/// it is built and processed takes hardly any memory, because all large allocations share the same.
+/// Whatever is written to one is overwritten by the next: such tensors must be pointed elsewhere,
+/// or be dropped, before anything is computed of their values. The first two functions are what
+/// torch's CUDAPluggableAllocator calls. Any thread may call any of these; contexts and errors are
+/// as above.
+
+/// Allocations of at least so many bytes are large. Less is memory as ever: torch puts small
+/// tensors, whose values may matter, together in segments of up to 20 MiB.
+#define ROUSE_GPU_STAND_IN_LEAST ((20u << 20) + 1)
+
+/// Null when there is none. `device` and `stream` are torch's, not needed.
+ROUSE_EXPORT void* rouse_gpu_stand_in_allocate(size_t bytes, int device, void* stream);
+
+/// Waits for all work on the GPU, then frees what rouse_gpu_stand_in_allocate() returned. With the
+/// last large allocation goes what they share.
+ROUSE_EXPORT void rouse_gpu_stand_in_free(void* address, size_t bytes, int device, void* stream);
+
+/// 1 if the address is in a large allocation, else 0.
+ROUSE_EXPORT int rouse_gpu_stand_in_holds(uint64_t address);
+
+/// Bytes of all large allocations that have not been freed.
+ROUSE_EXPORT size_t rouse_gpu_stand_in_bytes(void);
+
 #ifdef __cplusplus
 }
 #endif

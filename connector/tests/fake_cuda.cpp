@@ -10,6 +10,7 @@
 namespace {
 
 constexpr size_t kGranularity = size_t{2} << 20;
+constexpr size_t kPage = 4096;
 constexpr size_t kTotalMemory = size_t{64} << 20;
 
 void* At(CUdeviceptr address) {
@@ -44,6 +45,22 @@ CUresult cuCtxSynchronize() {
 CUresult cuDeviceTotalMem(size_t* bytes, CUdevice) {
   *bytes = kTotalMemory;
   return CUDA_SUCCESS;
+}
+
+CUresult cuMemAlloc(CUdeviceptr* address, size_t bytes) {
+  // A page before it knows how large it is, for cuMemFree.
+  void* mapped =
+      mmap(nullptr, bytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
+  *static_cast<size_t*>(mapped) = bytes + kPage;
+  *address = reinterpret_cast<CUdeviceptr>(mapped) + kPage;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemFree(CUdeviceptr address) {
+  void* const mapped = At(address - kPage);
+  return munmap(mapped, *static_cast<size_t*>(mapped)) == 0 ? CUDA_SUCCESS
+                                                            : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult cuMemGetAllocationGranularity(size_t* granularity, const CUmemAllocationProp*,

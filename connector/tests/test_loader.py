@@ -6,6 +6,7 @@ is looked at right before vLLM post-processes it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -28,7 +29,7 @@ from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 from vllm.model_executor.model_loader import base_loader, get_model, get_model_loader  # noqa: E402
 
 import rouse_vllm  # noqa: E402
-from rouse_vllm import guard, identity, library, loader, tensors  # noqa: E402
+from rouse_vllm import guard, identity, library, loader, stand_in, tensors  # noqa: E402
 
 
 @dataclass
@@ -320,6 +321,8 @@ def on_gpu(
     monkeypatch.setattr(identity, "gpu_uuid", lambda device_type: "GPU-1")
     monkeypatch.setattr(library, "GpuArena", StandInForGpuArena)
     monkeypatch.setattr("rouse_vllm.link._release_gpu_memory", lambda: None)
+    monkeypatch.setattr("rouse_vllm.gpu_pools.empty_cache", lambda: None)
+    monkeypatch.setattr(stand_in, "memory", contextlib.nullcontext)
     monkeypatch.setattr(
         tensors,
         "GpuArenaView",
@@ -369,6 +372,91 @@ def test_on_a_gpu_both_sides_compute_with_the_arenas_parameters(
     model = on_gpu["model"]
     if kind == "tied":
         assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+class StandInMemory:
+    """Stands in for the library's: the large tensors of models that are built in it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, found: dict[str, torch.nn.Module]) -> None:
+        self.entered = 0
+        self.left = [0]
+        self._open = False
+        self._places = set[int]()
+        make = torch.empty
+
+        def empty(*size: Any, **more: Any) -> torch.Tensor:
+            tensor = make(*size, **more)
+            if self._open and tensor.numel() > 1000:
+                self._places.add(tensor.untyped_storage().data_ptr())
+                self._kept.append(tensor)  # So that nothing else comes to lie there.
+            return tensor
+
+        self._kept = list[torch.Tensor]()
+        monkeypatch.setattr(torch, "empty", empty)
+        monkeypatch.setattr(stand_in, "memory", self.memory)
+        monkeypatch.setattr(stand_in, "holds", self.holds)
+        monkeypatch.setattr(
+            stand_in, "bytes_in_use", lambda: self.left.pop() if len(self.left) > 1 else 0
+        )
+
+    @contextlib.contextmanager
+    def memory(self) -> Iterator[None]:
+        self.entered += 1
+        self._open = True
+        yield
+        self._open = False
+        for tensor in self._kept:
+            tensor.fill_(0)  # Nothing of it may be used.
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self._places
+
+
+def test_a_model_on_a_gpu_is_built_without_memory_for_the_weights_that_come(
+    load: Load,
+    moe: Path,
+    bare: Path,
+    tmp_path: Path,
+    on_gpu: dict[str, torch.nn.Module],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = StandInMemory(monkeypatch, on_gpu)
+    with FakeAgent(tmp_path / "source.sock", gpu="GPU-1") as agent:
+        load(moe, agent.path)
+    assert agent.published is not None
+    assert memory.entered == 0, "weights from storage need memory"
+    # Each slab is asked for when what comes before it has been moved.
+    asked = [(x["first"], x["count"]) for x in agent.requests if x["type"] == "GetSlabs"]
+    assert asked == [(i, 1) for i in range(len(asked))]
+    expected = values(on_gpu["model"])
+    for gpu in ("GPU-1", "GPU-2"):  # whose memory the weights are in
+        with FakeAgent(tmp_path / gpu, weights=agent.published.pulled(), gpu=gpu) as target:
+            load(bare, target.path)
+        assert target.errors == []
+        named = tensors.collect(on_gpu["model"], "Processed")
+        assert memory.entered > 0 and not [n.name for n in named if memory.holds(n.tensor)]
+        got = values(on_gpu["model"])
+        assert all(torch.equal(got[n], expected[n]) for n in expected), gpu
+
+
+def test_a_model_that_keeps_tensors_which_are_not_found_is_built_with_memory_of_its_own(
+    load: Load,
+    moe: Path,
+    bare: Path,
+    tmp_path: Path,
+    on_gpu: dict[str, torch.nn.Module],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, published = publish(load, moe, tmp_path)
+    expected = values(on_gpu["model"])
+    memory = StandInMemory(monkeypatch, on_gpu)
+    memory.left = [0, 4096]  # after the first load
+    with FakeAgent(tmp_path / "target", weights=published.pulled(), gpu="GPU-1") as agent:
+        load(bare, agent.path)
+    assert agent.errors == [] and memory.entered == 1
+    assert agent.types().count("AwaitWeights") == 2
+    got = values(on_gpu["model"])
+    assert all(torch.equal(got[n], expected[n]) for n in expected)
 
 
 def test_on_another_gpu_than_the_arenas_an_engine_keeps_its_own_memory(
