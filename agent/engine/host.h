@@ -53,6 +53,8 @@ class EngineHost {
   /// Descriptors of the rank's slabs [first, first + count). InvalidArgument outside the arena.
   virtual Result<std::vector<memory::OwnedFd>> Slabs(std::uint32_t rank, std::size_t first,
                                                      std::size_t count) = 0;
+  /// Bytes of this GPU's memory that are held for the pod's engine, be it there or not.
+  virtual std::uint64_t HeldOn(const std::string& gpu) = 0;
   /// Checks the manifest, seals the arena, and has the digests taken later.
   virtual Status Publish(const HelloRequest& hello, const memory::OwnedFd& manifest,
                          std::uint64_t manifest_bytes) = 0;

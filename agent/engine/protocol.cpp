@@ -23,7 +23,8 @@ enum class Type {
   kAwaitArena,
   kAttach,
   kAwaitCommand,
-  kCommandDone
+  kCommandDone,
+  kHeldMemory
 };
 constexpr json::EnumName<Type> kTypes[] = {{Type::kHello, "Hello"},
                                            {Type::kPhase, "Phase"},
@@ -38,10 +39,19 @@ constexpr json::EnumName<Type> kTypes[] = {{Type::kHello, "Hello"},
                                            {Type::kAwaitArena, "AwaitArena"},
                                            {Type::kAttach, "Attach"},
                                            {Type::kAwaitCommand, "AwaitCommand"},
-                                           {Type::kCommandDone, "CommandDone"}};
+                                           {Type::kCommandDone, "CommandDone"},
+                                           {Type::kHeldMemory, "HeldMemory"}};
 
 std::uint32_t Rank(json::Reader& in) {
   return static_cast<std::uint32_t>(in.Int("rank", 0, kMaxWorldSize - 1));
+}
+
+std::string Gpu(json::Reader& in) {
+  std::string gpu = in.String("gpu");
+  if (gpu.size() > kMaxGpuName) {
+    in.Fail("gpu", "has more than " + std::to_string(kMaxGpuName) + " bytes");
+  }
+  return gpu;
 }
 
 Result<EngineRequest> Hello(json::Reader& in) {
@@ -52,10 +62,7 @@ Result<EngineRequest> Hello(json::Reader& in) {
   hello.world_size = static_cast<std::uint32_t>(in.Int("worldSize", 1, kMaxWorldSize));
   hello.engine = in.String("engine");
   hello.engine_version = in.String("engineVersion");
-  if (in.Has("gpu")) hello.gpu = in.String("gpu");
-  if (hello.gpu.size() > kMaxGpuName) {
-    in.Fail("gpu", "has more than " + std::to_string(kMaxGpuName) + " bytes");
-  }
+  if (in.Has("gpu")) hello.gpu = Gpu(in);
   if (in.Has("spawned")) hello.spawned = in.String("spawned");
   if (hello.spawned.size() > kMaxSpawned) {
     in.Fail("spawned", "has more than " + std::to_string(kMaxSpawned) + " bytes");
@@ -145,6 +152,11 @@ Result<EngineRequest> Decode(Type type, json::Reader& in) {
     case Type::kCommandDone:
       request = ReadCommandDone(in);
       break;
+    case Type::kHeldMemory:
+      ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kEngineProtocol, kEngineVersion));
+      in.Only({"type", "protocol", "version", "gpu"});
+      request = HeldMemoryRequest{.gpu = Gpu(in)};
+      break;
   }
   ROUSE_RETURN_IF_ERROR(in.status());
   return request;
@@ -177,6 +189,10 @@ json::Json WelcomeReply(bool from_peer, const std::string& reason) {
           {"version", kEngineVersion},
           {"source", from_peer ? "Peer" : "Storage"},
           {"reason", reason.substr(0, kMaxErrorText)}};
+}
+
+json::Json HeldReply(std::uint64_t bytes) {
+  return {{"type", "Held"}, {"bytes", bytes}};
 }
 
 json::Json OkReply() {

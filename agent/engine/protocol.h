@@ -94,11 +94,15 @@ struct AwaitArenaRequest {
   std::uint32_t rank = 0;
   std::int64_t timeout_ms = 0;
 };
+/// Before Hello: how much of this GPU's memory the agent holds for the pod's engine.
+struct HeldMemoryRequest {
+  std::string gpu;  ///< UUID.
+};
 using EngineRequest =
     std::variant<HelloRequest, PhaseRequest, AwaitWeightsRequest, CreateArenaRequest,
                  GetSlabsRequest, PublishRequest, OpenStreamRequest, NextBatchRequest,
                  CloseStreamRequest, ReleaseArenaRequest, AwaitArenaRequest, AttachRequest,
-                 AwaitCommandRequest, CommandDoneRequest>;
+                 AwaitCommandRequest, CommandDoneRequest, HeldMemoryRequest>;
 
 /// How an arena is cut; the slabs' sizes add up to its own.
 struct ArenaShape {
@@ -143,6 +147,7 @@ json::Json OkReply();
 json::Json ErrorReply(const Status& status);
 json::Json WeightsReply(const ArenaShape& shape, std::uint64_t manifest_bytes);
 json::Json ArenaReply(const ArenaShape& shape);
+json::Json HeldReply(std::uint64_t bytes);
 json::Json SlabsReply(std::size_t first, std::size_t count);
 json::Json StreamReply(const StreamShape& shape);
 json::Json BatchReply(const StreamedBatch& batch);

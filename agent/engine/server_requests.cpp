@@ -187,6 +187,8 @@ void EngineServer::Loop::Perform(Connection& connection, EngineStep step,
                  .arena = true,
                  .until = now + std::chrono::milliseconds(arena->request.timeout_ms)};
     LookForArena(connection, now);
+  } else if (auto* tell = std::get_if<step::TellHeld>(&step)) {
+    SendReply(connection, "HeldMemory", HeldReply(host_.HeldOn(tell->request.gpu)));
   }
 }
 

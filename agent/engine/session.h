@@ -78,12 +78,15 @@ struct ReleaseArena {
 struct AwaitArena {
   AwaitArenaRequest request;
 };
+struct TellHeld {
+  HeldMemoryRequest request;
+};
 }  // namespace step
 
-using EngineStep =
-    std::variant<step::Reply, step::Welcome, step::Refuse, step::RecordPhase, step::AwaitWeights,
-                 step::CreateArena, step::SendSlabs, step::Publish, step::OpenStream,
-                 step::NextBatch, step::CloseStream, step::ReleaseArena, step::AwaitArena>;
+using EngineStep = std::variant<step::Reply, step::Welcome, step::Refuse, step::RecordPhase,
+                                step::AwaitWeights, step::CreateArena, step::SendSlabs,
+                                step::Publish, step::OpenStream, step::NextBatch, step::CloseStream,
+                                step::ReleaseArena, step::AwaitArena, step::TellHeld>;
 
 /// A client that gets this many requests wrong is not one of ours.
 inline constexpr int kMaxSessionErrors = 16;

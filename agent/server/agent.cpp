@@ -288,6 +288,10 @@ Result<std::optional<ReadyWeights>> Agent::Weights(std::uint32_t rank) {
   return weights;
 }
 
+std::uint64_t Agent::HeldOn(const std::string& gpu) {
+  return store_->HeldOn(gpu);
+}
+
 Result<ArenaShape> Agent::CreateArena(const HelloRequest& hello, std::uint64_t bytes) {
   return store_->Create(hello, bytes);
 }

@@ -122,6 +122,7 @@ class Agent final : private EngineHost {
   void OnPhase(std::uint32_t rank, const PhaseRequest& phase) override;
   void OnAnswered(std::string_view type, bool ok) override;
   Result<std::optional<ReadyWeights>> Weights(std::uint32_t rank) override;
+  std::uint64_t HeldOn(const std::string& gpu) override;
   Result<ArenaShape> CreateArena(const HelloRequest& hello, std::uint64_t bytes) override;
   Result<std::vector<memory::OwnedFd>> Slabs(std::uint32_t rank, std::size_t first,
                                              std::size_t count) override;

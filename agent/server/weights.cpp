@@ -172,6 +172,15 @@ Result<std::vector<memory::OwnedFd>> WeightStore::Slabs(std::uint32_t rank, std:
   return fds;
 }
 
+std::uint64_t WeightStore::HeldOn(const std::string& gpu) const {
+  const std::scoped_lock lock(mutex_);
+  std::uint64_t bytes = 0;
+  for (const auto& [number, rank] : ranks_) {
+    if (rank.arena != nullptr && rank.arena->memory().gpu() == gpu) bytes += rank.arena->bytes();
+  }
+  return bytes;
+}
+
 Status WeightStore::Publish(const HelloRequest& hello, const std::string& manifest_json,
                             bool read_here) {
   ROUSE_ASSIGN_OR_RETURN(const json::Json document, json::Parse(manifest_json, "manifest"));

@@ -70,6 +70,8 @@ class WeightStore {
   void OnEngineGone(std::uint32_t rank);
   Result<std::vector<memory::OwnedFd>> Slabs(std::uint32_t rank, std::size_t first,
                                              std::size_t count);
+  /// See EngineHost::HeldOn.
+  std::uint64_t HeldOn(const std::string& gpu) const;
   /// `read_here`: the agent has read these weights itself, and counted their bytes.
   Status Publish(const HelloRequest& hello, const std::string& manifest_json, bool read_here);
 

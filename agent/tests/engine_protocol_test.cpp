@@ -43,6 +43,10 @@ TEST_CASE("Each request is decoded") {
   CHECK(std::get<CreateArenaRequest>(*create).bytes == 9);
   const auto slabs = DecodeEngineRequest(R"({"type":"GetSlabs","rank":0,"first":3,"count":64})", 0);
   CHECK(std::get<GetSlabsRequest>(*slabs).count == 64);
+  const auto held = DecodeEngineRequest(
+      R"({"type":"HeldMemory","protocol":"rouse-engine","version":1,"gpu":"GPU-1"})", 0);
+  CHECK(std::get<HeldMemoryRequest>(*held).gpu == "GPU-1");
+  CHECK(TypeName(*held) == "HeldMemory");
   const auto publish = DecodeEngineRequest(R"({"type":"Publish","rank":0,"manifestBytes":9})", 1);
   CHECK(std::get<PublishRequest>(*publish).manifest_bytes == 9);
   const auto open = DecodeEngineRequest(

@@ -49,6 +49,7 @@ class FakeHost final : public EngineHost {
     for (std::size_t i = 0; i < count; ++i) fds.push_back(*MakeDocument("slab", "slab"));
     return fds;
   }
+  std::uint64_t HeldOn(const std::string& gpu) override { return gpu == "GPU-1" ? 77 : 0; }
   Status Publish(const HelloRequest&, const OwnedFd& manifest, std::uint64_t bytes) override {
     return ReadDocument(manifest.get(), bytes).status();
   }
@@ -191,10 +192,10 @@ TEST_CASE("Valid JSON of any shape is answered or refused") {
   const json::Json values[] = {
       nullptr,    true,    -1, 1e308, "x", json::Json::array({1}), json::Json::object(),
       UINT64_MAX, "Hello", 1};
-  const char* const types[] = {
-      "Hello",      "Phase",      "AwaitWeights", "CreateArena", "GetSlabs",
-      "Publish",    "OpenStream", "NextBatch",    "CloseStream", "ReleaseArena",
-      "AwaitArena", "Attach",     "AwaitCommand", "CommandDone", "x"};
+  const char* const types[] = {"Hello",        "Phase",        "AwaitWeights", "CreateArena",
+                               "GetSlabs",     "Publish",      "OpenStream",   "NextBatch",
+                               "CloseStream",  "ReleaseArena", "AwaitArena",   "Attach",
+                               "AwaitCommand", "CommandDone",  "HeldMemory",   "x"};
   const char* const keys[] = {
       "rank",          "first", "count",     "bytes",    "timeoutMs", "manifestBytes", "name",
       "atUs",          "pid",   "worldSize", "identity", "protocol",  "version",       "engine",
@@ -374,6 +375,18 @@ TEST_CASE("A Hello before the offer is settled is answered when it is") {
   REQUIRE(answer.ok());
   CHECK(answer->body["source"] == "Peer");
   CHECK(waited < 60s);  // Long before the deadline.
+}
+
+TEST_CASE("An engine hears how much of its GPU the agent holds, before it says who it is") {
+  Fixture fixture;
+  FakeEngine engine = fixture.Connect();
+  json::Json ask = {
+      {"type", "HeldMemory"}, {"protocol", "rouse-engine"}, {"version", 1}, {"gpu", "GPU-1"}};
+  const auto held = engine.Ask(ask);
+  CHECK(held->type() == "Held");
+  CHECK(held->body["bytes"] == 77);
+  ask["version"] = 2;
+  CHECK(engine.Ask(ask)->type() == "Error");
 }
 
 TEST_CASE("A manifest that is no memory, or of another size, is refused") {

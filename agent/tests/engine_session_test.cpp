@@ -65,6 +65,15 @@ TEST_CASE("Where storage is not allowed an engine without fitting weights is ref
   CHECK(std::holds_alternative<step::Refuse>(session.OnRequest(Hello(), offer)));
 }
 
+TEST_CASE(
+    "What the agent holds of a GPU is told to who has not said Hello yet, and changes nothing") {
+  EngineSession session;
+  const auto step = session.OnRequest(Request(HeldMemoryRequest{.gpu = "GPU-1"}), kPulled);
+  CHECK(std::get<step::TellHeld>(step).request.gpu == "GPU-1");
+  CHECK_FALSE(session.rank().has_value());
+  REQUIRE(std::holds_alternative<step::Welcome>(session.OnRequest(Hello(), kPulled)));
+}
+
 TEST_CASE("Requests out of turn are answered with an error and change nothing") {
   EngineSession session;
   CHECK(ErrorOf(session.OnRequest(Request(PhaseRequest{}), kPulled)).find("before Hello") !=

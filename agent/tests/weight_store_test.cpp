@@ -120,6 +120,8 @@ TEST_CASE("a GPU's memory is taken slab by slab, as its engine moves its weights
   const ArenaShape shape = Must(store->Create(Hello(kGpu), kBytes));
   REQUIRE(shape.slab_bytes.size() == 2);
   CHECK(gpus->memory->created == 1);
+  CHECK(store->HeldOn(kGpu) == kBytes);
+  CHECK(store->HeldOn("GPU-other") == 0);
   CHECK(Must(store->Slabs(0, 0, 1)).size() == 1);
   CHECK(gpus->memory->created == 1);
   WeightManifest manifest;

@@ -45,10 +45,13 @@ def vllm() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=models.MODELS, required=True)
-    parser.add_argument("--rows", default="cold,warm,peer,state,lazy,fork,killed,wake,sleep")
+    parser.add_argument(
+        "--rows", default="cold,warm,peer,state,lazy,fork,preloaded,killed,wake,sleep"
+    )
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--kv-gib", type=float)
     parser.add_argument("--work", type=Path, default=Path("/dev/shm/rouse-coldstart"))
+    parser.add_argument("--logs", type=Path, help="keep the servers' and agents' logs here")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
         "--seconds", type=float, default=560, help="begin no further row after so long"
@@ -58,9 +61,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # No engine may outlive us.
     chosen = options.rows.split(",")
     kv_gib, share = ROOM[options.model]
-    logs = options.work / "logs"
+    logs = options.logs or options.work / "logs"
     shutil.rmtree(options.work, ignore_errors=True)
-    logs.mkdir(parents=True)
+    logs.mkdir(parents=True, exist_ok=True)
     written = models.write(options.model, options.work / "model")
     print(f"{written / 1e9:.1f} GB written in {time.monotonic() - began:.1f} s", flush=True)
     bench = rows.Bench(options.work, options.kv_gib or kv_gib, share, logs)

@@ -29,6 +29,7 @@ IMPORTED_AT_VARIABLE = "ROUSE_IMPORTED_AT_US"
 
 LOAD_FORMAT = "rouse"
 
+_NO_COMMANDS = "this instance takes no commands of the agent, so it can neither sleep nor wake"
 
 _registered = False
 
@@ -45,7 +46,7 @@ def register() -> None:
     from vllm.device_allocator.sleep_mode_backend import SleepModeBackendFactory
     from vllm.model_executor.model_loader import register_model_loader
 
-    from rouse_vllm import fork
+    from rouse_vllm import device_memory, fork
     from rouse_vllm.loader import RouseModelLoader
     from rouse_vllm.patches import wrap
 
@@ -54,11 +55,15 @@ def register() -> None:
     SleepModeBackendFactory.register_backend(
         LOAD_FORMAT, "rouse_vllm.sleep_backend", "RouseSleepBackend"
     )
+    try:
+        device_memory.install(LOAD_FORMAT)
+    except Unsupported as error:
+        _complain("an engine that is started again finds no memory beside its weights", error)
     # Each engine core asks for its plugins when it is made, be they loaded already (before a fork).
     try:
         wrap(vllm.plugins, "load_general_plugins", ("",), _then_take_commands)
     except Unsupported as error:
-        _complain(error)
+        _complain(_NO_COMMANDS, error)
     _take_commands()
 
 
@@ -79,13 +84,10 @@ def _take_commands() -> None:
     try:
         commands.install()
     except Unsupported as error:
-        _complain(error)
+        _complain(_NO_COMMANDS, error)
 
 
-def _complain(error: Unsupported) -> None:
+def _complain(what: str, error: Unsupported) -> None:
     from vllm.logger import init_logger
 
-    init_logger("vllm.rouse").warning(
-        "Rouse: this instance takes no commands of the agent, so it can neither sleep nor wake: %s",
-        error,
-    )
+    init_logger("vllm.rouse").warning("Rouse: %s: %s", what, error)

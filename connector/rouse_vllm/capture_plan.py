@@ -26,6 +26,12 @@ PATIENCE_STEPS = 512
 #: for more than one.
 STEPS_PER_GRAPH = 16
 
+#: How often a batch has to do without a graph until that one is captured, before any other: in a few
+#: steps a load that does not change much runs as if all were there.
+MISSES = 8
+#: At least so many steps lie between two graphs that are captured for that reason.
+STEPS_PER_MISSED_GRAPH = 4
+
 #: What vLLM itself takes for the least that a graph costs, in bytes.
 MIN_GRAPH_BYTES = 1 << 20
 #: Left free besides what a step needs when memory is held for graphs, in bytes.
@@ -98,6 +104,7 @@ class Pending:
 
     def __init__(self) -> None:
         self._missing: set[tuple[str, Hashable]] = set()
+        self._misses: Counter[tuple[str, Hashable]] = Counter()
         self._left: list[Graph] = []
         self.captured = 0
         self.dropped: list[Graph] = []
@@ -114,6 +121,19 @@ class Pending:
         """Whether a batch may be given to this graph. True for whatever is not a graph of ours."""
         return (mode, descriptor) not in self._missing
 
+    def miss(self, mode: str, descriptor: Hashable) -> None:
+        """A batch that would have been given to this graph had to do without."""
+        self._misses[mode, descriptor] += 1
+
+    @property
+    def missed(self) -> Graph | None:
+        """The graph that is left whose lack was felt most, if it was often."""
+        graph = max(self._left, key=self._misses_of, default=None)
+        return graph if graph is not None and self._misses_of(graph) >= MISSES else None
+
+    def _misses_of(self, graph: Graph) -> int:
+        return self._misses[graph.mode, graph.descriptor]
+
     @property
     def all_there(self) -> bool:
         return not self._missing
@@ -129,7 +149,7 @@ class Pending:
         return next(graph for graph in self._left if graph.mode == mode)
 
     def next(self) -> Graph | None:
-        return self._left[0] if self._left else None
+        return self.missed or (self._left[0] if self._left else None)
 
     def begin(self, graph: Graph) -> None:
         """Capturing runs the model as if the graph were there already."""
@@ -150,11 +170,17 @@ class Trigger:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._busy_steps = 0
+        self._steps_since_missed = 0
 
-    def due(self, left: int) -> int:
+    def due(self, left: int, missed: bool = False) -> int:
+        """`missed`: one of those that are left is missed."""
         if self.kind == FIRST_REQUEST:
             return left
         self._busy_steps += 1
+        self._steps_since_missed += 1
+        if missed and self._steps_since_missed >= STEPS_PER_MISSED_GRAPH:
+            self._steps_since_missed = 0
+            return min(left, 1)
         late = self._busy_steps - PATIENCE_STEPS
         return min(left, 1) if late > 0 and late % STEPS_PER_GRAPH == 1 else 0
 

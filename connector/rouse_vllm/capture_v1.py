@@ -62,6 +62,7 @@ def wrap_runner() -> None:
             mode, descriptor = original(self, *common, invalid_modes)
             if graphs is None or graphs.pending.is_there(mode.name, descriptor):
                 return mode, descriptor
+            graphs.pending.miss(mode.name, descriptor)
             if mode == CUDAGraphMode.FULL:
                 others = set(invalid_modes or ()) | {CUDAGraphMode.FULL}
                 other, relaxed = original(self, *common, others)

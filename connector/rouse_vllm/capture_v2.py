@@ -55,6 +55,7 @@ def wrap_runner() -> None:
             wanted = original(self, num_reqs, num_tokens, *arguments, **named)
             if graphs is None or _is_there(graphs, wanted):
                 return wanted
+            graphs.pending.miss(wanted.cg_mode.name, wanted)
             key = (num_tokens, wanted.num_active_loras)
             candidates = self._candidates
             self._candidates = {key: [c for c in candidates[key] if _is_there(graphs, c)]}

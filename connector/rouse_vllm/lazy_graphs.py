@@ -157,7 +157,7 @@ class LazyGraphs:
             self.pending.left,
             "with the first request"
             if self._trigger.kind == FIRST_REQUEST
-            else "when the engine is idle",
+            else "when the engine is idle, or when they are missed",
             self.held_bytes >> 20,
             self.bytes_to_come >> 20,
         )
@@ -165,7 +165,7 @@ class LazyGraphs:
     def before_step(self) -> None:
         """A step with requests in it is about to begin."""
         if self._serving and self.pending.left:
-            due = self._trigger.due(self.pending.left)
+            due = self._trigger.due(self.pending.left, self.pending.missed is not None)
             if due:
                 self._capture(lambda done, last_s: done < due)
 

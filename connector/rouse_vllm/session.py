@@ -260,6 +260,21 @@ class Session(Connection):
         self.ask({"type": "CloseStream", "rank": self.rank, "reason": reason}, "Ok")
 
 
+def held_memory(path: str, gpu: str, timeout_s: float) -> int:
+    """How much of the GPU with this UUID the agent holds for the engine of its pod, in bytes."""
+    connection = Connection(path, timeout_s)
+    try:
+        request = {
+            "type": "HeldMemory",
+            "protocol": PROTOCOL,
+            "version": PROTOCOL_VERSION,
+            "gpu": gpu,
+        }
+        return count(connection.ask(request, "Held"), "bytes")
+    finally:
+        connection.close()
+
+
 def _piece(entry: Any, shape: StreamShape) -> Piece:
     if not isinstance(entry, dict):
         raise ProtocolError("Batch.pieces: expected objects")

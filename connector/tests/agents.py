@@ -89,41 +89,49 @@ class Agent:
         self.log_path = folder / "agent.log"
         self._log = self.log_path.open("w")
         self.port = free_port()
+        self._command = [
+            program,
+            *(
+                "--namespace",
+                "default",
+                "--pod",
+                pod,
+                "--pod-uid",
+                f"uid-{pod}",
+                "--node",
+                "node",
+            ),
+            *(
+                "--pod-ip",
+                "127.0.0.1",
+                "--listen-host",
+                "127.0.0.1",
+                "--port",
+                str(self.port),
+            ),
+            *("--operator-url", operator.url, "--launch-identity", "launch"),
+            *("--engine-socket", str(self.socket), "--drain-seconds", "1"),
+            *(
+                "--plugin-source",
+                os.environ["ROUSE_TEST_PLUGIN"],
+                "--plugin-dir",
+                str(self.plugin),
+            ),
+            *("--slab-mib", str(slab_mib)),
+            *arguments,
+        ]
+        self._start()
+
+    def _start(self) -> None:
         self._process = subprocess.Popen(
-            [
-                program,
-                *(
-                    "--namespace",
-                    "default",
-                    "--pod",
-                    pod,
-                    "--pod-uid",
-                    f"uid-{pod}",
-                    "--node",
-                    "node",
-                ),
-                *(
-                    "--pod-ip",
-                    "127.0.0.1",
-                    "--listen-host",
-                    "127.0.0.1",
-                    "--port",
-                    str(self.port),
-                ),
-                *("--operator-url", operator.url, "--launch-identity", "launch"),
-                *("--engine-socket", str(self.socket), "--drain-seconds", "1"),
-                *(
-                    "--plugin-source",
-                    os.environ["ROUSE_TEST_PLUGIN"],
-                    "--plugin-dir",
-                    str(self.plugin),
-                ),
-                *("--slab-mib", str(slab_mib)),
-                *arguments,
-            ],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
+            self._command, stdout=self._log, stderr=subprocess.STDOUT
         )
+
+    def restart(self) -> None:
+        """kill -9, and a new one in its place, which knows nothing."""
+        self._process.kill()
+        self._process.wait()
+        self._start()
 
     def phases(self) -> dict[str, int]:
         """The phases that its engine told it, in order; microseconds since the epoch."""

@@ -88,6 +88,8 @@ class FakeAgent:
     storage_allowed: bool = True
     #: Whose memory it says its slabs are, to engines on that GPU.
     gpu: str = ""
+    #: How much of that GPU's memory it holds, in bytes.
+    held: int = 0
     #: Of the slots that checkpoints stream through.
     slot_bytes: int = 256 * 1024
 
@@ -249,6 +251,8 @@ class FakeAgent:
             return self.stream.batch(request), []
         if kind == "CloseStream":
             return {"type": "Ok"}, []
+        if kind == "HeldMemory":
+            return {"type": "Held", "bytes": self.held if request["gpu"] == self.gpu else 0}, []
         if kind == "Attach":
             return {"type": "Attached", "protocol": "rouse-engine", "version": 1}, []
         if kind == "AwaitCommand":

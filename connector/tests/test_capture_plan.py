@@ -11,10 +11,12 @@ from rouse_vllm.capture_plan import (
     FULL,
     IDLE,
     MIN_GRAPH_BYTES,
+    MISSES,
     PATIENCE_STEPS,
     PIECEWISE,
     SLACK_BYTES,
     STEPS_PER_GRAPH,
+    STEPS_PER_MISSED_GRAPH,
     Facts,
     Graph,
     HeadRoom,
@@ -120,6 +122,43 @@ def test_a_busy_engine_captures_between_steps_when_the_agent_does_not_ask():
     trigger.asked()
     assert sum(trigger.due(9) for _ in range(PATIENCE_STEPS)) == 0
     assert trigger.due(9) == 1
+
+
+def test_a_graph_that_is_missed_often_is_captured_before_any_other():
+    pending = Pending()
+    large, small, smaller = graphs(FULL, 8, 4, 2)
+    pending.add([large, small, smaller])
+    for _ in range(MISSES - 1):
+        pending.miss(FULL, smaller.descriptor)
+    assert pending.missed is None and pending.next() == large
+    pending.miss(FULL, smaller.descriptor)
+    assert pending.missed == smaller and pending.next() == smaller
+    for _ in range(MISSES + 1):
+        pending.miss(FULL, small.descriptor)
+    assert pending.next() == small
+    for graph in (small, smaller):
+        assert pending.next() == graph
+        pending.begin(graph)
+        pending.end(graph, True)
+    assert pending.missed is None and pending.next() == large
+
+
+def test_a_graph_that_could_not_be_captured_is_missed_in_vain():
+    pending = Pending()
+    (graph,) = graphs(FULL, 8)
+    pending.add([graph])
+    pending.begin(graph)
+    pending.end(graph, False)
+    for _ in range(MISSES):
+        pending.miss(FULL, graph.descriptor)
+    assert pending.missed is None and pending.next() is None
+
+
+def test_graphs_that_are_missed_are_captured_soon_with_steps_between_them():
+    trigger = Trigger(IDLE)
+    due = [trigger.due(9, missed=True) for _ in range(3 * STEPS_PER_MISSED_GRAPH)]
+    assert due == ([0] * (STEPS_PER_MISSED_GRAPH - 1) + [1]) * 3
+    assert sum(trigger.due(9) for _ in range(STEPS_PER_MISSED_GRAPH)) == 0
 
 
 def test_head_room_follows_what_graphs_took():

@@ -168,6 +168,10 @@ class Shell {
     holds_ = from_peer_ = true;
   }
 
+  void Perform(const step::TellHeld& tell, bool) {
+    Check(tell.request.gpu.size() <= kMaxGpuName, "a GPU's name is bounded");
+  }
+
   WeightOffer offer_;
   bool fails_;
   bool commands_;
