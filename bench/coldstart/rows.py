@@ -209,11 +209,13 @@ class Bench:
                 try:
                     seconds = server.first_token()
                     report = self._operator.wait("demo-1", lambda r: r["bytesBySource"]["peer"] > 0)
+                    graphs = self._graphs(agent, server) if lazy and speed else {}
                     self.measured(
                         row,
                         server,
                         seconds,
                         speed,
+                        **graphs,
                         transport=report["transport"],
                         phases=agent.phases(),
                     )
@@ -223,16 +225,23 @@ class Bench:
         finally:
             os.environ.pop("ROUSE_GRAPH_CAPTURE", None)
 
+    def _graphs(self, agent: Agent, server: Server) -> dict[str, Any]:
+        """Speed just after the first token, as who calls at once finds it, and when nothing is left that
+        the start had put off: what is measured after this is of then."""
+        early = {name: round(value, 6) for name, value in server.speed(1).items()}
+        agent.wait_for_graphs()
+        return {"speedBeforeGraphs": early}
+
     def killed(self) -> None:
         """kill -9 of the engine's processes; the launcher forks a new one, the agent has the weights."""
         self.caches(warm=True)
-        with self._second(FORK, True, LAUNCH, speed=False) as (_, server):
+        with self._second(FORK, True, LAUNCH, speed=False) as (agent, server):
             killed = time.monotonic()
             for pid in processes_below(server.process.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             seconds = server.first_token(since=killed)
-            self.measured(KILLED, server, seconds)
+            self.measured(KILLED, server, seconds, **self._graphs(agent, server))
 
     def preloaded(self) -> None:
         """The launcher has imported all when it is asked for an engine; the agent has nothing yet."""
@@ -247,8 +256,9 @@ class Bench:
             seconds = server.first_token(since=began)
             report = self._operator.wait("demo-1", lambda r: r["bytesBySource"]["peer"] > 0)
             self.measured(
-                PRELOADED, server, seconds, transport=report["transport"], phases=agent.phases()
-            )
+                PRELOADED, server, seconds, transport=report["transport"], phases=agent.phases(),
+                **self._graphs(agent, server),
+            )  # fmt: skip
 
     def wakes(self, rounds: int) -> None:
         """A guard is put to sleep and woken, by its agent."""

@@ -171,6 +171,14 @@ class Agent:
                 raise AssertionError(f"the agent is {now}, not {state}")
             time.sleep(0.01)
 
+    def wait_for_graphs(self, limit_s: float = 90) -> None:
+        """Waits until its engine has captured all the graphs that its start left out."""
+        deadline = time.monotonic() + limit_s
+        while not re.search(r"^rouse_graphs_left 0$", self.metrics(), re.MULTILINE):
+            if time.monotonic() > deadline:
+                raise AssertionError("graphs are left")
+            time.sleep(0.1)
+
     def messages(self) -> list[dict[str, Any]]:
         """What it has logged."""
         lines = self.log_path.read_text().splitlines()
