@@ -24,6 +24,8 @@ CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
+    # A thread that waits for another leaves its core to it: engines share few cores.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 _MAX_REQUEST = 1 << 16
