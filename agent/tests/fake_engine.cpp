@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "agent/engine/document.h"
+#include "common/tests/unwatched.h"
 
 namespace rouse::agent {
 namespace {
@@ -51,6 +52,7 @@ Identity TestIdentity(std::uint32_t rank) {
 }
 
 std::string TestBytes(std::size_t bytes, std::uint32_t seed) {
+  const Unwatched unwatched;
   std::mt19937_64 random(seed);
   std::string out(bytes, '\0');
   for (std::size_t at = 0; at < bytes; at += sizeof(std::uint64_t)) {
@@ -175,7 +177,10 @@ Result<EngineAnswer> FakeEngine::CreateFillPublish(const Identity& identity, std
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     const Mapped mapped(slabs[i].get(), sizes[i], MAP_SHARED);
     if (!mapped.ok()) return FromErrno(errno, "map a slab to fill it");
-    std::memcpy(mapped.data(), bytes.data() + at, sizes[i]);
+    {
+      const Unwatched unwatched;
+      std::memcpy(mapped.data(), bytes.data() + at, sizes[i]);
+    }
     at += sizes[i];
   }
   const std::string text =
@@ -203,7 +208,10 @@ Result<std::string> FakeEngine::AwaitAndRead(std::uint32_t rank, std::int64_t ti
       return Internal("a slab of published weights can be mapped shared and written");
     const Mapped mapped(slabs[i].get(), sizes[i], MAP_PRIVATE);
     if (!mapped.ok()) return FromErrno(errno, "map a slab privately");
-    bytes.append(mapped.data(), sizes[i]);
+    {
+      const Unwatched unwatched;
+      bytes.append(mapped.data(), sizes[i]);
+    }
     mapped.data()[0] =
         static_cast<char>(mapped.data()[0] + 1);  // Ours alone: nobody else may see it.
   }

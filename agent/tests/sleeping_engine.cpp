@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "common/tests/unwatched.h"
+
 namespace rouse::agent {
 namespace {
 
@@ -125,6 +127,7 @@ Status SleepingEngine::Wake(const std::stop_token& stop) {
   ROUSE_RETURN_IF_ERROR(Must(weights, "Weights"));
   std::string bytes;
   for (std::size_t i = 0; i < sizes.size(); ++i) {
+    const Unwatched unwatched;
     std::string part(sizes[i], '\0');
     if (::pread(slabs_[i].get(), part.data(), part.size(), 0) !=
         static_cast<ssize_t>(part.size())) {

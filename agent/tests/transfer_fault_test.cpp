@@ -13,6 +13,7 @@
 #include "agent/tests/transfer_fixture.h"
 #include "agent/transfer/publisher.h"
 #include "agent/transfer/pull.h"
+#include "common/tests/unwatched.h"
 
 namespace rouse::transfer {
 namespace {
@@ -116,6 +117,8 @@ TEST_CASE("a source that is stuck is a missed deadline, and nothing is written a
   REQUIRE_THAT(report.status().message(),
                Catch::Contains("test/source-0") && Catch::Contains("nothing arrived"));
   const auto span = target->arena().span();
+  LookAt(span);
+  const Unwatched unwatched;
   const std::vector<std::byte> pattern(kMiB, std::byte{0x77});
   for (std::size_t at = 0; at < span.size(); at += kMiB)
     std::memcpy(&span[at], pattern.data(), kMiB);

@@ -4,8 +4,10 @@
 
 #include <sys/types.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -39,6 +41,9 @@ PullSource SourceOf(const OpenResponse& answer, std::size_t index = 0);
 /// a small source. The source's arena must be whole chunks, and `bytes` a multiple of it.
 PullSource Repeated(const OpenResponse& answer, std::uint64_t bytes);
 
+/// Reads one byte in 16 KiB: enough for ThreadSanitizer to find who still writes there.
+void LookAt(std::span<const std::byte> bytes);
+/// Looks at both, then compares all bytes unwatched.
 bool SameBytes(const memory::Arena& a, const memory::Arena& b);
 
 /// An arena without memory yet, registered with `context`.
