@@ -43,7 +43,7 @@ std::string Sha256Hex(std::string_view bytes) {
 
 Result<std::string> Sha256OfFile(int fd, std::string_view name) {
   const Digest digest = Start();
-  std::vector<char> buffer(1u << 20);
+  std::vector<char> buffer(64u << 10);
   for (;;) {
     const ssize_t got = ::read(fd, buffer.data(), buffer.size());
     if (got < 0 && errno == EINTR) continue;

@@ -6,6 +6,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstring>
 
@@ -96,8 +97,8 @@ Result<OwnedFd> SeqpacketDial(const std::string& path, bool non_blocking) {
 
 Result<std::optional<SeqpacketMessage>> SeqpacketReceive(int socket) {
   SeqpacketMessage received;
-  received.body.resize(kMaxMessageBytes);
-  iovec part{received.body.data(), received.body.size()};
+  std::array<char, kMaxMessageBytes> body;  // Not filled: most messages are short.
+  iovec part{body.data(), body.size()};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * kKernelMaxFds)];
   msghdr message{};
   message.msg_iov = &part;
@@ -118,11 +119,11 @@ Result<std::optional<SeqpacketMessage>> SeqpacketReceive(int socket) {
   if (got == 0 && received.fds.empty()) {
     return Unavailable("connection closed by its other end");
   }
-  received.body.resize(static_cast<std::size_t>(got));
   if ((message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0 || received.fds.size() > kMaxMessageFds) {
-    received.body.clear();
     received.fds.clear();
     received.oversized = true;
+  } else {
+    received.body.assign(body.data(), static_cast<std::size_t>(got));
   }
   return std::optional<SeqpacketMessage>(std::move(received));
 }
