@@ -178,6 +178,8 @@ class Node:
             "imageGCHighThresholdPercent": 100,
             "imageGCLowThresholdPercent": 99,
             "maxPods": 60,
+            # What tests kill comes back soon, again and again: by default after 10 s, then 20 s, then 40 s.
+            "crashLoopBackOff": {"maxContainerRestartPeriod": "3s"},
         }
         path = self.state / "kubelet.yaml"
         path.write_text(json.dumps(config))
