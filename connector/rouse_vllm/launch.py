@@ -34,6 +34,10 @@ RESTART_WINDOW_S = 600.0
 #: end this much after.
 _LOST_S = 0.5
 
+#: And it is killed this much after: while it starts it hears of nothing, and waits ten minutes for one that
+#: is gone.
+_STUCK_S = 5.0
+
 #: What multiprocessing's resource tracker may take to remove the shared memory of killed processes.
 _TRACKER_S = 5.0
 
@@ -74,6 +78,7 @@ class Launcher:
         self._engine_code = 0  # of the last one that ended
         self._restart_at: float | None = None
         self._lost_at: float | None = None  # when a process of the engine died
+        self._told_to_end = False  # the engine was, be it by us
         self._crashes: list[float] = []
         self._asked_to_end = False
         self._answers: dict[int, int] = {}  # of a process, the pipe that its exit code goes to
@@ -92,16 +97,14 @@ class Launcher:
                 self._engine = self._fork()
                 if self._engine == 0:
                     return self._engine_job
-            if self._lost_at is not None and time.monotonic() >= self._lost_at + _LOST_S:
-                self._lost_at = None
-                self._signal_engine(signal.SIGTERM)
+            self._see_to_loss(time.monotonic())
             ready = self._wait()
             if self._wake_r in ready:
                 self._take_signals()
             if self._reap():
                 _say(f"the engine ended with {self._engine_code}")
                 self._end_all()
-                self._lost_at = None
+                self._lost_at, self._told_to_end = None, False
                 if not self._go_on():
                     return self._engine_code if self._engine_code >= 0 else 128 - self._engine_code
             elif self._asked_to_end and self._engine == 0:
@@ -115,15 +118,27 @@ class Launcher:
         fds = [self._wake_r]
         if self._server is not None:
             fds.append(self._server.fileno())
-        due = [self._restart_at, self._lost_at and self._lost_at + _LOST_S]
+        limit = _STUCK_S if self._told_to_end else _LOST_S
+        due = [self._restart_at, self._lost_at and self._lost_at + limit]
         waits = [max(0.0, at - time.monotonic()) for at in due if at is not None]
         return select.select(fds, [], [], min(waits, default=None))[0]
+
+    def _see_to_loss(self, now: float) -> None:
+        """An engine without one of its processes is told to end, then killed."""
+        if self._lost_at is None:
+            return
+        if now >= self._lost_at + _STUCK_S:
+            _say("the engine goes on without a process that has ended, and is killed")
+            self._lost_at = None
+            self._signal_engine(signal.SIGKILL)
+        elif now >= self._lost_at + _LOST_S and not self._told_to_end:
+            self._told_to_end = True
+            self._signal_engine(signal.SIGTERM)
 
     def _take_signals(self) -> None:
         for number in os.read(self._wake_r, 4096):
             if number in (signal.SIGTERM, signal.SIGINT):
-                self._asked_to_end = True
-                self._lost_at = None
+                self._asked_to_end = self._told_to_end = True
                 self._signal_engine(number)
 
     def _signal_engine(self, number: int) -> None:
@@ -148,7 +163,7 @@ class Launcher:
                 forkserver.tell(answer, code)
                 os.close(answer)
                 lost = code not in (0, -signal.SIGTERM)
-                if lost and not self._asked_to_end and not _KEPT_ALIVE:
+                if lost and not _KEPT_ALIVE:
                     self._lost_at = self._lost_at or time.monotonic()
 
     def _go_on(self) -> bool:

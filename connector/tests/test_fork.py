@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -163,6 +164,34 @@ def test_a_crashed_engine_is_followed_by_another_one_some_times_in_a_while() -> 
     # Those of long ago are forgotten.
     late = 1000.0 + RESTART_WINDOW_S + len(crashes)
     assert restart_delay([*crashes, late], late) == 0.0
+
+
+#: An engine that hears of nothing, as vLLM while it waits for a process that it has started. argv: who
+#: asks it to end, "launcher" or "kubelet".
+STUCK_SCRIPT = """
+import os, signal, sys, time
+from rouse_vllm import forkserver, launch
+class Once(launch.Launcher):
+    def _go_on(self): return False
+def engine():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.argv[1] == "kubelet":
+        os.kill(os.getppid(), signal.SIGTERM)
+    forkserver.CONTEXT.Process(target=os._exit, args=(1,)).start()
+    time.sleep(60)
+outcome = Once(engine, forkserver.open_channel()).run()
+if isinstance(outcome, int):
+    os._exit(outcome)
+sys.exit(outcome())
+"""
+
+
+@pytest.mark.parametrize("asked_by", ["launcher", "kubelet"])
+def test_an_engine_that_goes_on_without_its_process_is_killed(asked_by: str) -> None:
+    command = [sys.executable, "-c", STUCK_SCRIPT, asked_by]
+    ended = subprocess.run(command, timeout=30, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 128 + signal.SIGKILL, ended.stderr
+    assert "goes on without a process" in ended.stderr
 
 
 def test_descendants_are_found_at_any_depth() -> None:
