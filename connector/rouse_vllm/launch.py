@@ -13,6 +13,7 @@ why; what else is said above holds then too.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import json
 import os
@@ -23,8 +24,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from rouse_vllm import fork, forkserver
+from rouse_vllm import fork, forkserver, patches
 
 #: Waits before a new engine, in seconds. More crashes than that within the window are the kubelet's.
 RESTART_DELAYS_S = (0.0, 1.0, 5.0)
@@ -345,8 +347,8 @@ _MODULES_CUDA = (
 )
 
 
-def model_modules(folder: str) -> list[str]:
-    """The modules of the model whose folder this is; none where vLLM does not have it."""
+def registered_models(folder: str) -> list[Any]:
+    """The models, in vLLM's registry, whose folder this is; none where vLLM does not have them."""
     try:
         architectures = json.loads(Path(folder, "config.json").read_text())["architectures"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -354,7 +356,16 @@ def model_modules(folder: str) -> list[str]:
     from vllm.model_executor.models import ModelRegistry
 
     models = [ModelRegistry.models.get(str(name)) for name in architectures]
-    return [m.module_name for m in models if hasattr(m, "module_name")]
+    return [m for m in models if hasattr(m, "module_name")]
+
+
+def inspect_model(model: Any) -> None:
+    """Answers early what vLLM asks a new process about a model, which imports all of vLLM for that lest
+    CUDA is initialised here. vLLM keeps the answer in a file, which a new container does not have."""
+    from vllm.model_executor.models import registry
+
+    with patches.replaced(registry, "_run_in_subprocess", lambda function: function()):
+        model.inspect_model_cls()
 
 
 def preload(model: str) -> list[str]:
@@ -367,15 +378,24 @@ def preload(model: str) -> list[str]:
 
     _find_process_title()
     modules = [*_MODULES, *(_MODULES_CUDA if current_platform.is_cuda() else _MODULES_CPU)]
-    for name in [*modules, *model_modules(model), "rouse_vllm.loader"]:
+    models = registered_models(model)
+    names = [*modules, *(m.module_name for m in models), "rouse_vllm.loader"]
+    steps: list[tuple[str, Job]] = [
+        (f"the import of {name}", functools.partial(importlib.import_module, name))
+        for name in names
+    ]
+    steps += [
+        (f"the inspection of {m.class_name}", functools.partial(inspect_model, m)) for m in models
+    ]
+    for what, step in steps:
         try:
-            importlib.import_module(name)
+            step()
         except Exception as error:
             # The engine will not need it, or say it better.
-            _say(f"{name} was not imported: {error}")
+            _say(f"{what} failed: {error}")
         reasons = fork.parent_refusals(fork.observe_parent())
         if reasons:
-            return [f"{reason} (since the import of {name})" for reason in reasons]
+            return [f"{reason} (since {what})" for reason in reasons]
     return []
 
 
