@@ -96,6 +96,13 @@ def tear_down(state: Path) -> None:
     shutil.rmtree(state)
 
 
+def take_down(state: Path) -> None:
+    """tear_down(), but for a node that a sweep() finds without an owner meanwhile, and removes itself."""
+    with paths.locked("sweep"):
+        if state.exists():
+            tear_down(state)
+
+
 def sweep() -> None:
     """Removes what runs that were killed have left. Running nodes are not touched."""
     with paths.locked("sweep"):
@@ -198,8 +205,8 @@ class RealCluster(Cluster):
 
     def close(self, force: bool = False) -> None:
         super().close()
-        if (not self.keep or force) and self.state.exists():
-            tear_down(self.state)
+        if not self.keep or force:
+            take_down(self.state)
 
     def inner_pid(self) -> int:
         """The pid, as the machine sees it, of the node's PID 1."""

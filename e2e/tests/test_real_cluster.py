@@ -64,7 +64,8 @@ def test_a_cluster_whose_program_is_ended_leaves_nothing(number: signal.Signals)
     assert traces(name) == []
 
 
-def test_two_that_sweep_at_the_same_time_do_not_trip_over_each_other():
+@pytest.mark.parametrize("other", ["sweep()", "take_down(Path(sys.argv[1]))"])
+def test_two_that_remove_a_node_at_the_same_time_do_not_trip_over_each_other(other: str):
     left = nodes_folder() / f"test-{os.getpid()}-left"
     for number in range(200):
         folder = left / "root" / str(number)
@@ -75,7 +76,10 @@ def test_two_that_sweep_at_the_same_time_do_not_trip_over_each_other():
     ended = subprocess.Popen(["true"])
     ended.wait()
     (left / "owner.json").write_text(json.dumps(["test", ended.pid, 0]))
-    program = [sys.executable, "-c", "from rouse_e2e.real import sweep; sweep()"]
-    both = [subprocess.Popen(program, cwd=paths.E2E) for _ in range(2)]
+    imports = "import sys; from pathlib import Path; from rouse_e2e.real import sweep, take_down; "
+    both = [
+        subprocess.Popen([sys.executable, "-c", imports + what, str(left)], cwd=paths.E2E)
+        for what in ("sweep()", other)
+    ]
     assert [process.wait(60) for process in both] == [0, 0]
     assert not left.exists()
