@@ -47,9 +47,9 @@ test-release: ## Unit tests of the release build
 test-debug: ## Unit tests of a debug build
 test-asan: ## Unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 test-tsan: ## Unit tests under ThreadSanitizer
-# Half of them wait, for processes and deadlines.
+# Most of the time they wait, for processes and deadlines.
 test-release test-debug test-asan test-tsan: test-%: build-%
-	@ctest --preset $* -j $$((2 * $(JOBS))) --no-tests=error
+	@ctest --preset $* -j $$((3 * $(JOBS))) --no-tests=error
 
 test-gpu: build-release ## Tests that need a GPU of this machine (not part of `make test`)
 	@build/release/agent/rouse-gpu-test
@@ -63,8 +63,9 @@ test-plugin: build-release ## The plugin's tests inside the engine image's vLLM
 	@python=$$(e2e/install.sh) && packages=$$(cd e2e && "$$python" -m rouse_e2e packages) && \
 	  "$$python" connector/tests/run.py --packages "$$packages" --build build/release -n 2
 
+# One worker more than processors: half of the tests mostly wait.
 e2e: build-release ## End-to-end tests (ARGS="-k story" chooses, ARGS="-n0 -s" shows progress)
-	@python=$$(e2e/install.sh) && cd e2e && "$$python" -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+	@python=$$(e2e/install.sh) && cd e2e && "$$python" -m pytest -n 3 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test: ## All tests: unit (release, asan, tsan), the plugin in a real vLLM, end to end on real clusters
 	@$(MAKE) --no-print-directory test-release

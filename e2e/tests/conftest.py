@@ -19,9 +19,14 @@ from rouse_e2e.cluster import Cluster, CurrentCluster, interrupt_on_terminate  #
 from rouse_e2e.real import RealCluster  # noqa: E402
 from rouse_e2e.story import Story  # noqa: E402
 
-#: The files whose tests take longest, which begin: each brings up a cluster with engines, and waits for
-#: those much of the time.
-LONGEST = ("test_story_faults.py", "test_story.py", "test_faults.py")
+#: The files whose tests take longest, which begin: those with engines, then those that mostly wait.
+LONGEST = (
+    "test_story_faults.py",
+    "test_story.py",
+    "test_faults.py",
+    "test_guards.py",
+    "test_scale.py",
+)
 FAILURES = paths.REPOSITORY / "build" / "e2e-failures"
 
 
