@@ -159,6 +159,10 @@ json::Json ToJson(const BytesBySource& bytes) {
   return {{"peer", bytes.peer}, {"storage", bytes.storage}};
 }
 
+json::Json ToJson(const EngineLoad& load) {
+  return {{"running", load.running}, {"waiting", load.waiting}};
+}
+
 json::Json ToJson(const AgentReport& report) {
   json::Json out = Envelope(kAgentProtocol, kAgentVersion);
   out["namespace"] = report.pod_namespace;
@@ -173,6 +177,7 @@ json::Json ToJson(const AgentReport& report) {
   out["transport"] = report.transport;
   out["transportFallback"] = report.transport_fallback;
   out["timeline"] = report.timeline ? ToJson(*report.timeline) : json::Json();
+  if (report.load) out["load"] = ToJson(*report.load);
   return out;
 }
 
@@ -275,6 +280,14 @@ Result<BytesBySource> BytesBySourceFromJson(const json::Json& value, const std::
   return bytes;
 }
 
+Result<EngineLoad> EngineLoadFromJson(const json::Json& value, const std::string& path) {
+  json::Reader in(value, path);
+  EngineLoad load{.running = static_cast<std::uint64_t>(in.Int("running", 0, kMaxRequests)),
+                  .waiting = static_cast<std::uint64_t>(in.Int("waiting", 0, kMaxRequests))};
+  ROUSE_RETURN_IF_ERROR(in.status());
+  return load;
+}
+
 Result<AgentReport> AgentReportFromJson(const json::Json& value) {
   json::Reader in(value, "");
   ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kAgentProtocol, kAgentVersion));
@@ -289,7 +302,8 @@ Result<AgentReport> AgentReportFromJson(const json::Json& value) {
                      .bytes_by_source = {},
                      .transport = in.StringOr("transport", ""),
                      .transport_fallback = in.StringOr("transportFallback", ""),
-                     .timeline = std::nullopt};
+                     .timeline = std::nullopt,
+                     .load = std::nullopt};
   for (const char* key : {"message", "address", "node", "transport", "transportFallback"}) {
     if (in.StringOr(key, "").size() > kMaxMessage) in.Fail(key, "is over 4096 bytes");
   }
@@ -302,6 +316,9 @@ Result<AgentReport> AgentReportFromJson(const json::Json& value) {
   }
   if (in.Has("timeline")) {
     ROUSE_ASSIGN_OR_RETURN(report.timeline, TimelineFromJson(in.Object("timeline"), "timeline"));
+  }
+  if (in.Has("load")) {
+    ROUSE_ASSIGN_OR_RETURN(report.load, EngineLoadFromJson(in.Object("load"), "load"));
   }
   return report;
 }

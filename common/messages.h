@@ -71,6 +71,20 @@ struct BytesBySource {
   bool operator==(const BytesBySource&) const = default;
 };
 
+/// Requests that an engine has, over all its cores.
+struct EngineLoad {
+  std::uint64_t running = 0;
+  std::uint64_t waiting = 0;
+
+  std::uint64_t total() const { return running + waiting; }
+  bool operator==(const EngineLoad&) const = default;
+};
+/// More than any engine can have; what says more is refused.
+inline constexpr std::int64_t kMaxRequests = 1'000'000'000;
+
+json::Json ToJson(const EngineLoad& load);
+Result<EngineLoad> EngineLoadFromJson(const json::Json& value, const std::string& path);
+
 struct AgentReport {
   std::string pod_namespace;
   std::string pod;
@@ -85,6 +99,7 @@ struct AgentReport {
   /// Why that was TCP on a node with RDMA, and what may help; empty when it was not.
   std::string transport_fallback;
   std::optional<Timeline> timeline;
+  std::optional<EngineLoad> load;  ///< Of an engine that serves and tells it.
 
   bool operator==(const AgentReport&) const = default;
 };

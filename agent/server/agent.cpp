@@ -7,6 +7,7 @@
 
 #include "agent/engine/document.h"
 #include "agent/server/clock.h"
+#include "agent/startup/engine_load.h"
 #include "agent/state/tree.h"
 #include "agent/transfer/host_context.h"
 #include "common/log.h"
@@ -67,16 +68,20 @@ Status Agent::Wire() {
   RestoreTimeline();
   WireRole();
   if (!options_.operator_url.empty()) {
-    ROUSE_ASSIGN_OR_RETURN(reporter_,
-                           Reporter::Start(
-                               options_.operator_url,
-                               [this] {
-                                 Holdings holdings = store_->holdings();
-                                 const std::scoped_lock lock(mutex_);
-                                 holdings.transport_fallback = transport_fallback_;
-                                 return BuildReport(options_.self, StandingNow(), holdings);
-                               },
-                               [this](const Status& sent) { metrics_.CountReport(sent.ok()); }));
+    ROUSE_ASSIGN_OR_RETURN(
+        reporter_, Reporter::Start(
+                       options_.operator_url,
+                       [this] {
+                         Holdings holdings = store_->holdings();
+                         const std::scoped_lock lock(mutex_);
+                         holdings.transport_fallback = transport_fallback_;
+                         holdings.load = load_;
+                         AgentReport report = BuildReport(options_.self, StandingNow(), holdings);
+                         load_told_ = report.load;
+                         load_told_at_ = Clock::now();
+                         return report;
+                       },
+                       [this](const Status& sent) { metrics_.CountReport(sent.ok()); }));
   }
   if (!options_.plugin_dir.empty()) {
     const Status copied = CopyTree(options_.plugin_source, options_.plugin_dir);
@@ -122,7 +127,8 @@ Status Agent::WireEngine() {
              .on_unhealthy = [this](const auto& why) { Apply(event::EngineUnhealthy{why}); },
              .on_first_token = [this](std::int64_t at) { Apply(event::FirstToken{at}); },
              .on_serving = [this](bool anew) { OnServing(anew); },
-             .on_canary_failed = [this](const auto& why) { Apply(event::CanaryFailed{why}); }}));
+             .on_canary_failed = [this](const auto& why) { Apply(event::CanaryFailed{why}); },
+             .on_load = [this](const auto& load) { OnLoad(load); }}));
   }
   return Status();
 }
@@ -163,6 +169,22 @@ void Agent::Apply(const Event& happened) {
 
 Standing Agent::StandingNow() const {
   return StandingOf(machine_, role_ != nullptr ? role_->standing() : RoleStanding());
+}
+
+void Agent::OnLoad(const Result<EngineLoad>& load) {
+  bool news = false;
+  {
+    const std::scoped_lock lock(mutex_);
+    const std::string why = load.status().message();
+    if (why != no_load_ && !why.empty()) {
+      log::Warning("the engine's load is not known", {{"error", why}});
+    }
+    no_load_ = why;
+    load_ = load.ok() ? std::optional(*load) : std::nullopt;
+    const auto since = std::chrono::duration_cast<milliseconds>(Clock::now() - load_told_at_);
+    news = StandingNow().state == AgentState::kServing && IsNews(load_told_, load_, since);
+  }
+  if (news && reporter_ != nullptr) reporter_->Changed();
 }
 
 void Agent::Show() {

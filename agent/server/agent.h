@@ -105,6 +105,7 @@ class Agent final : private EngineHost {
   CanaryResult AskCanary();
   void KeepRole();
   void OnServing(bool anew);
+  void OnLoad(const Result<EngineLoad>& load);
   http::Response HandleRole(const std::string& body);
 
   // HTTP (routes.cpp).
@@ -147,6 +148,10 @@ class Agent final : private EngineHost {
   StartupMachine machine_;
   std::string transport_fallback_;         ///< Of the last pull (AgentReport).
   std::optional<Timeline> timeline_kept_;  ///< As it was last written to the file.
+  std::optional<EngineLoad> load_;         ///< As the engine said last.
+  std::optional<EngineLoad> load_told_;    ///< In the last report, of this time.
+  std::chrono::steady_clock::time_point load_told_at_;
+  std::string no_load_;                    ///< Why it is not known.
   bool began_again_ = false;               ///< An agent of this pod's has had an engine serve.
   std::atomic<bool> engine_asked_{false};  ///< A rank wants to know where its weights are.
   std::unique_ptr<WeightStore> store_;

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "agent/server/clock.h"
+#include "agent/startup/engine_load.h"
 #include "common/json.h"
 #include "common/stoppable_sleep.h"
 
@@ -14,6 +15,7 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr milliseconds kHealthTimeout{5'000};
+constexpr milliseconds kLoadTimeout{2'000};
 constexpr milliseconds kLongestCanaryPause{10'000};
 
 void Pause(const std::stop_token& stop, milliseconds time) {
@@ -47,6 +49,17 @@ Status AskForOneToken(http::Client& engine, const std::string& served_model, mil
   return in.status();
 }
 
+Result<EngineLoad> AskForLoad(http::Client& engine) {
+  ROUSE_ASSIGN_OR_RETURN(
+      const http::Response answer,
+      engine.Send({.target = "/metrics", .timeout = kLoadTimeout, .deadline = kLoadTimeout},
+                  16u << 20));
+  if (answer.status != 200) {
+    return Unavailable("the engine answers /metrics with HTTP " + std::to_string(answer.status));
+  }
+  return LoadFromMetrics(answer.body);
+}
+
 Result<std::unique_ptr<EngineProbe>> EngineProbe::Start(EngineProbeSettings settings,
                                                         EngineProbeHooks hooks) {
   ROUSE_ASSIGN_OR_RETURN(auto client, http::Client::Create(settings.url));
@@ -72,6 +85,14 @@ Status EngineProbe::LookAtHealth() {
                     1u << 20));
   if (answer.status == 200) return Status();
   return Unavailable("the engine answers /health with HTTP " + std::to_string(answer.status));
+}
+
+void EngineProbe::WatchLoad(const std::stop_token& stop) {
+  const auto until = std::chrono::steady_clock::now() + settings_.serving_interval;
+  while (!stop.stop_requested() && std::chrono::steady_clock::now() < until) {
+    hooks_.on_load(AskForLoad(*client_));
+    SleepUntil(std::min(std::chrono::steady_clock::now() + settings_.load_interval, until), stop);
+  }
 }
 
 void EngineProbe::Run(const std::stop_token& stop) {
@@ -108,10 +129,11 @@ void EngineProbe::Run(const std::stop_token& stop) {
       canary_pause = milliseconds(0);
       hooks_.on_unhealthy("the engine has stopped answering: " + health.message());
     }
-    const bool settled = served && failures == 0;
-    Pause(stop, settled                   ? settings_.serving_interval
-                : healthy && failures > 0 ? milliseconds(500)
-                                          : settings_.starting_interval);
+    if (served && failures == 0) {
+      WatchLoad(stop);
+    } else {
+      Pause(stop, healthy && failures > 0 ? milliseconds(500) : settings_.starting_interval);
+    }
   }
 }
 

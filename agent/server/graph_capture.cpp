@@ -2,8 +2,6 @@
 
 #include <pthread.h>
 
-#include <charconv>
-#include <string>
 #include <utility>
 
 #include "common/log.h"
@@ -19,35 +17,8 @@ constexpr milliseconds kLookAgain{200};
 constexpr milliseconds kBetween{20};
 constexpr milliseconds kAfterFailure{5'000};
 constexpr int kMaxFailures = 3;
-constexpr milliseconds kLookTimeout{2'000};
-
-/// The value of a metric's line ("name{labels} 3.0"); 0 for one that is none.
-double ValueOf(std::string_view line) {
-  const std::size_t at = line.rfind(' ');
-  double value = 0;
-  if (at != std::string_view::npos) {
-    std::from_chars(line.data() + at + 1, line.data() + line.size(), value);
-  }
-  return value;
-}
 
 }  // namespace
-
-bool HasRequests(http::Client& engine) {
-  const auto answer = engine.Send(
-      {.target = "/metrics", .timeout = kLookTimeout, .deadline = kLookTimeout}, 16u << 20);
-  if (!answer.ok() || answer->status != 200) return false;
-  std::string_view text = answer->body;
-  while (!text.empty()) {
-    const std::size_t end = text.find('\n');
-    const std::string_view line = text.substr(0, end);
-    text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
-    const bool counts = line.starts_with("vllm:num_requests_running{") ||
-                        line.starts_with("vllm:num_requests_waiting{");
-    if (counts && ValueOf(line) > 0) return true;
-  }
-  return false;
-}
 
 GraphCapture::GraphCapture(const GraphCaptureSettings& settings, Commands& commands,
                            GraphCaptureHooks hooks)

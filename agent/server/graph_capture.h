@@ -16,7 +16,6 @@
 #include <thread>
 
 #include "agent/server/commands.h"
-#include "common/http.h"
 #include "common/result.h"
 
 namespace rouse::agent {
@@ -70,8 +69,5 @@ class GraphCapture {
   std::optional<CommandOutcome> outcome_;
   std::jthread thread_;  // last: it uses all of the above
 };
-
-/// Whether vLLM says at /metrics that requests run or wait. False when it says nothing of that.
-bool HasRequests(http::Client& engine);
 
 }  // namespace rouse::agent

@@ -73,7 +73,12 @@ Status Agent::WireGraphs() {
                 const std::scoped_lock lock(mutex_);
                 return StandingNow().state == AgentState::kServing;
               },
-          .busy = [this] { return busy_client_ != nullptr && HasRequests(*busy_client_); },
+          .busy =
+              [this] {
+                if (busy_client_ == nullptr) return false;
+                const auto load = AskForLoad(*busy_client_);
+                return load.ok() && load->total() > 0;
+              },
           .on_captured = [this](double captured,
                                 double left) { metrics_.CountGraphs(captured, left); }});
   return {};

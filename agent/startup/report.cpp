@@ -55,7 +55,8 @@ AgentReport BuildReport(const AgentIdentity& self, const Standing& standing,
           .bytes_by_source = holdings.bytes_by_source,
           .transport = Shortened(holdings.transport),
           .transport_fallback = Shortened(holdings.transport_fallback),
-          .timeline = standing.timeline};
+          .timeline = standing.timeline,
+          .load = standing.state == AgentState::kServing ? holdings.load : std::nullopt};
 }
 
 std::chrono::milliseconds NextReport(int failures, std::chrono::milliseconds report_after,

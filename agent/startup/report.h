@@ -27,6 +27,7 @@ struct Holdings {
   BytesBySource bytes_by_source;
   std::string transport;
   std::string transport_fallback;
+  std::optional<EngineLoad> load;  ///< As the engine said last; told while it serves.
 };
 
 /// What an instance is, as its start and its role say together: the role's word counts unless it is

@@ -232,6 +232,36 @@ TEST_CASE("SIGTERM ends an agent that still looks for a peer") {
   CHECK(agent.Wait() == 0);
 }
 
+TEST_CASE("An engine's load is reported, and that it appears at once") {
+  FakeOperator fake_operator;
+  FakeEngineHttp http_engine;
+  http_engine.SetHealthy(true);
+  AgentProcess agent("demo-0", fake_operator.url(),
+                     {{"ROUSE_ENGINE_URL", http_engine.url()}, {"ROUSE_SERVED_MODEL", "demo"}});
+  Load(agent, TestBytes(kArenaBytes, 4));
+  REQUIRE(fake_operator.WaitForState("demo-0", AgentState::kServing));
+  const auto is = [](std::uint64_t running) {
+    return [=](const AgentReport& report) {
+      return report.load == EngineLoad{.running = running, .waiting = 0};
+    };
+  };
+  fake_operator.SetReportAfter(std::chrono::minutes(10));
+  REQUIRE(fake_operator.WaitFor("demo-0", is(0)));
+  std::this_thread::sleep_for(std::chrono::seconds(1));  // The last that came by themselves.
+  const int before = fake_operator.reports("demo-0");
+  http_engine.SetRequests(7);
+  CHECK(fake_operator.WaitFor("demo-0", is(7)));
+  http_engine.SetRequests(0);
+  CHECK(fake_operator.WaitFor("demo-0", is(0)));
+  CHECK(fake_operator.reports("demo-0") == before + 2);
+  // An engine that is not well tells nothing that could be believed.
+  http_engine.SetRequests(5);
+  http_engine.SetHealthy(false);
+  REQUIRE(fake_operator.WaitFor(
+      "demo-0", [](const AgentReport& report) { return report.state != AgentState::kServing; }));
+  CHECK_FALSE(fake_operator.Last("demo-0")->load);
+}
+
 TEST_CASE("Metrics have valid names and help by promtool's rules") {
   FakeOperator fake_operator;
   FakeEngineHttp http_engine;

@@ -41,8 +41,10 @@ http::Response FakeOperator::Handle(const http::Request& request) {
   const std::scoped_lock lock(mutex_);
   last_[report->pod] = *report;
   ++counts_[report->pod];
-  Assignment assignment{
-      .path = StartPath::kStorage, .peers = {}, .report_after_ms = 100, .expecting = expecting_};
+  Assignment assignment{.path = StartPath::kStorage,
+                        .peers = {},
+                        .report_after_ms = report_after_ms_,
+                        .expecting = expecting_};
   if (named_) {
     assignment.peers = *named_;
   } else {

@@ -42,6 +42,8 @@ class FakeOperator {
   void Forget(const std::string& pod);
   /// Answers with 503 while true.
   void SetAway(bool away) { away_ = away; }
+  /// From the next answer on, agents report so rarely unless something happens.
+  void SetReportAfter(std::chrono::milliseconds pause) { report_after_ms_ = pause.count(); }
 
   bool WaitFor(const std::string& pod, const std::function<bool(const AgentReport&)>& is,
                std::chrono::milliseconds longest = std::chrono::seconds(30)) const;
@@ -58,6 +60,7 @@ class FakeOperator {
   std::optional<std::vector<Peer>> named_;
   std::atomic<bool> away_{false};
   std::atomic<bool> expecting_{true};
+  std::atomic<std::int64_t> report_after_ms_{100};
   std::unique_ptr<http::Server> server_;
 };
 

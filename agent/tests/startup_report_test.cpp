@@ -23,13 +23,18 @@ TEST_CASE("A report says who, in which state, with which weights, and passes the
   holdings.bytes_by_source = {.peer = 0, .storage = 7};
   holdings.transport = "tcp/eth0";
   holdings.transport_fallback = "this node has mlx5_0:1";
+  holdings.load = EngineLoad{.running = 1, .waiting = 2};
   const AgentReport report = BuildReport(self, StandingOf(machine, {}), holdings);
   CHECK(report.state == AgentState::kServing);
   CHECK(report.timeline->total_us == 300);
   CHECK(report.transport_fallback == "this node has mlx5_0:1");
+  CHECK(report.load == holdings.load);
   const auto decoded = AgentReportFromJson(ToJson(report));
   REQUIRE(decoded.ok());
   CHECK(*decoded == report);
+
+  machine.Apply(event::EngineUnhealthy{"it hangs"});
+  CHECK_FALSE(BuildReport(self, StandingOf(machine, {}), holdings).load);
 }
 
 TEST_CASE("A message of any length is one that the operator takes") {

@@ -58,7 +58,8 @@ AgentReport SomeReport() {
           .bytes_by_source = {.peer = 7, .storage = 0},
           .transport = "tcp",
           .transport_fallback = "this node has mlx5_0:1",
-          .timeline = SomeTimeline()};
+          .timeline = SomeTimeline(),
+          .load = EngineLoad{.running = 3, .waiting = 2}};
 }
 
 Assignment SomeAssignment() {
@@ -125,11 +126,30 @@ TEST_CASE("what is staged is asked for within bounds, and answered with a key") 
              Catch::StartsWith("slab"));
 }
 
+TEST_CASE("a load that no engine can have is refused, with the field's name") {
+  const auto refused = [](const json::Json& load) {
+    json::Json report = ToJson(SomeReport());
+    report["load"] = load;
+    return AgentReportFromJson(report).status().message();
+  };
+  CHECK_THAT(refused({{"running", 1}}), Catch::StartsWith("load.waiting"));
+  CHECK_THAT(refused({{"running", -1}, {"waiting", 0}}), Catch::StartsWith("load.running"));
+  CHECK_THAT(refused({{"running", 0}, {"waiting", 1.5}}), Catch::StartsWith("load.waiting"));
+  CHECK_THAT(refused({{"running", 1'000'000'001}, {"waiting", 0}}),
+             Catch::StartsWith("load.running"));
+  CHECK_THAT(refused(7), Catch::StartsWith("load"));
+  json::Json silent = ToJson(SomeReport());
+  silent["load"] = nullptr;
+  REQUIRE(AgentReportFromJson(silent).ok());
+  CHECK_FALSE(AgentReportFromJson(silent)->load);
+}
+
 TEST_CASE("every message reads back as it was written") {
   CHECK(*AgentReportFromJson(ToJson(SomeReport())) == SomeReport());
   AgentReport bare = SomeReport();
   bare.weights.reset();
   bare.timeline.reset();
+  bare.load.reset();
   CHECK(*AgentReportFromJson(ToJson(bare)) == bare);
   CHECK(*AssignmentFromJson(ToJson(SomeAssignment())) == SomeAssignment());
   Assignment alone = SomeAssignment();
@@ -175,7 +195,7 @@ TEST_CASE("leaving out any field of a message is an error that names it, unless 
       {ToJson(SomeReport()),
        [](const auto& j) { return AgentReportFromJson(j).status(); },
        {"/message", "/transport", "/transportFallback", "/weights", "/weights/arriving",
-        "/timeline", "/timeline/lanes"}},
+        "/timeline", "/timeline/lanes", "/load"}},
       {ToJson(SomeAssignment()),
        [](const auto& j) { return AssignmentFromJson(j).status(); },
        {"/peers/0/partial", "/peers/0/distance", "/peers/1/partial", "/peers/1/distance"}},
