@@ -22,6 +22,7 @@ RUN apt-get update \
       ccache cmake g++ ninja-build pkg-config \
       libcli11-dev libcpprest-dev libspdlog-dev libssl-dev libucx-dev liburing-dev libxxhash-dev libyaml-cpp-dev \
       nlohmann-json3-dev prometheus-cpp-dev \
+      libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY CMakeLists.txt ./
@@ -53,13 +54,13 @@ RUN apt-get update \
 
 FROM runtime AS operator
 RUN apt-get update \
- && apt-get install -y --no-install-recommends libyaml-cpp0.7 \
+ && apt-get install -y --no-install-recommends libgrpc++1.51 libprotobuf32 libyaml-cpp0.7 \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 COPY --from=build /out/bin/rouse-operator /usr/bin/rouse-operator
 # A library that is missing shows here, not in the cluster.
 RUN rouse-operator --version
 USER 2000:2000
-EXPOSE 7480
+EXPOSE 7480 7481
 ENTRYPOINT ["/usr/bin/rouse-operator"]
 
 FROM runtime AS agent

@@ -19,6 +19,7 @@ packages=(
   cmake g++ ninja-build ccache clang-format git make pkg-config
   libcpprest-dev nlohmann-json3-dev libyaml-cpp-dev prometheus-cpp-dev catch2 libxxhash-dev
   libssl-dev libspdlog-dev libcli11-dev libucx-dev liburing-dev ucx-utils
+  libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
   # to run the tests
   ca-certificates libnuma1 openssl python3 python3-venv python3-pip util-linux procps
   prometheus

@@ -75,9 +75,18 @@ void Declare(CLI::App& cli, Flags& f) {
       ->envname("POD_NAMESPACE");
   cli.add_option("--pod-name", a.own_name, "Who holds the Lease; default: the host's name")
       ->envname("POD_NAME");
+  cli.add_option("--pod-ip", a.own_ip,
+                 "Where other replicas pass on to this one, while it leads, what agents told them "
+                 "of load; default: they do not")
+      ->envname("POD_IP");
   cli.add_option("--listen", a.listen_host, "Address to listen on")->capture_default_str();
   cli.add_option("--port", a.port, "Port for reports of agents, /metrics, /healthz and /readyz")
       ->check(CLI::Range(1, 65535))
+      ->capture_default_str();
+  cli.add_option("--scaler-port", a.scaler_port,
+                 "Port for KEDA's external push scaler protocol (gRPC), open while this replica "
+                 "leads; 0: none")
+      ->check(CLI::Range(0, 65535))
       ->capture_default_str();
   cli.add_option("--service-name", a.service_name,
                  "The operator's Service, whose ClusterIP agents are told");

@@ -49,6 +49,7 @@ App::App(AppOptions options, std::shared_ptr<Metrics> metrics)
           [this](const std::string& key) {
             metrics_->QueueAdded();
             queue_.Add(key);
+            LoadChanged(key);
           },
           [this](const plan::Instance* before, const plan::Instance* after) {
             const plan::Instance& pod = after != nullptr ? *after : *before;
@@ -73,8 +74,10 @@ Result<std::unique_ptr<App>> App::Create(const kube::Config& config, AppOptions 
   ROUSE_ASSIGN_OR_RETURN(app->client_, client(app->options_.call_timeout, kListDeadline, 3));
   ROUSE_ASSIGN_OR_RETURN(app->lease_client_, client(lease_timeout, lease_timeout, 0));
   ROUSE_ASSIGN_OR_RETURN(app->report_client_, client(kReportTimeout, kReportTimeout, 0));
-  app->reports_ = std::make_unique<Reports>(*app->report_client_, app->cache_, *metrics,
-                                            app->options_.policy, &Now);
+  app->relay_ = std::make_unique<LoadRelay>([raw = app.get()] { return raw->LeaderUrl(); });
+  app->reports_ =
+      std::make_unique<Reports>(*app->report_client_, app->cache_, *metrics, app->options_.policy,
+                                &Now, [raw = app.get()](const PodLoad& l) { raw->TakeLoad(l); });
   kube::EventOptions events;
   events.instance = app->options_.own_name;
   app->events_ = std::make_unique<kube::EventRecorder>(*app->client_, events);
@@ -89,6 +92,7 @@ Result<std::unique_ptr<App>> App::Create(const kube::Config& config, AppOptions 
 
 App::~App() {
   server_.reset();
+  relay_.reset();
   metrics_->OnScrape({});
   if (services_) services_->Stop();
   if (pods_) pods_->Stop();
@@ -131,6 +135,7 @@ Status App::Run() {
   kube::LeaderOptions leader;
   leader.lease = {options_.own_namespace, options_.lease_name};
   leader.identity = kube::UniqueIdentity(options_.own_name);
+  leader.address = OwnUrl();
   leader.timing = options_.lease;
   leader.on_elected = [this] {
     std::lock_guard lock(mutex_);
@@ -143,6 +148,7 @@ Status App::Run() {
     changed_.notify_all();
   };
   ROUSE_ASSIGN_OR_RETURN(auto elector, kube::LeaderElector::Start(*lease_client_, leader));
+  Status scaler;
   {
     std::unique_lock lock(mutex_);
     elector_ = std::move(elector);
@@ -150,10 +156,12 @@ Status App::Run() {
     if (elected_ && !stopping_) {
       lock.unlock();
       StartWorkers();
+      scaler = StartScaler();
       lock.lock();
     }
-    changed_.wait(lock, [this] { return stopping_ || !lost_.empty(); });
+    changed_.wait(lock, [&] { return stopping_ || !lost_.empty() || !scaler.ok(); });
   }
+  StopScaler();
   // Nothing may be written once another could lead: workers end before the lease is given back.
   client_->StopWaiting();
   queue_.ShutDown();
@@ -164,7 +172,7 @@ Status App::Run() {
   }
   elector.reset();  // Its thread may want the lock.
   std::lock_guard lock(mutex_);
-  return lost_.empty() ? Status() : Unavailable("the leadership was lost: " + lost_);
+  return lost_.empty() ? scaler : Unavailable("the leadership was lost: " + lost_);
 }
 
 // Without the caches every plan would be wrong, without the URL every pod.
@@ -268,6 +276,78 @@ std::string App::NotReady() const {
   return not_ready_;
 }
 
+Status App::StartScaler() {
+  if (options_.scaler_port == 0) return {};
+  auto server = scaler::Server::Start(
+      {.host = options_.listen_host,
+       .port = options_.scaler_port,
+       .on_answered = [this](const auto& method,
+                             const auto& code) { metrics_->ScalerAnswered(method, code); }},
+      [this](const std::string& key) { return LookAtLoad(key); });
+  if (!server.ok()) return server.status().WithContext("the endpoint for KEDA");
+  log::Info("answering KEDA", {{"port", (*server)->port()}});
+  std::lock_guard lock(scaler_mutex_);
+  scaler_ = *std::move(server);
+  return {};
+}
+
+void App::StopScaler() {
+  std::unique_ptr<scaler::Server> ended;
+  std::lock_guard lock(scaler_mutex_);
+  ended.swap(scaler_);
+}
+
+void App::LoadChanged(const std::string& key) {
+  std::lock_guard lock(scaler_mutex_);
+  if (scaler_ != nullptr) scaler_->Changed(key);
+}
+
+// What was told to whoever does not lead is kept there too: it may lead soon.
+void App::TakeLoad(const PodLoad& load) {
+  const auto pod = cache_.Pod(kube::ObjectName{load.ns, load.pod}.Key());
+  if (!pod || pod->uid != load.uid) return;
+  loads_.Put(load.uid, {.load = load.load, .at = std::chrono::steady_clock::now()});
+  if (Leading()) {
+    LoadChanged(ServiceKey(*pod));
+  } else {
+    relay_->Add(load);
+  }
+}
+
+http::Response App::TakeLoads(const http::Request& request) {
+  if (!Leading()) return http::ErrorResponse(Unavailable("this operator does not lead"));
+  const auto body = json::Parse(request.body, "loads", 1u << 20);
+  const auto loads = body.ok() ? PodLoadsFromJson(*body) : body.status();
+  if (!loads.ok()) return http::ErrorResponse(loads.status());
+  for (const PodLoad& load : *loads) TakeLoad(load);
+  return http::JsonResponse("{}");
+}
+
+Result<plan::ServiceLoad> App::LookAtLoad(const std::string& key) const {
+  if (!Leading()) return Unavailable("this operator does not lead any more");
+  const auto stored = cache_.Service(key);
+  if (!stored) return NotFound("there is no ModelService " + key);
+  if (!stored->error.ok()) {
+    return Unavailable("ModelService " + key + " cannot be read: " + stored->error.message());
+  }
+  return plan::LoadOf(
+      stored->service, cache_.PodsOf(key),
+      [this](const std::string& uid) { return loads_.Get(uid); }, std::chrono::steady_clock::now());
+}
+
+std::string App::OwnUrl() const {
+  if (options_.own_ip.empty()) return "";
+  const bool ipv6 = options_.own_ip.find(':') != std::string::npos;
+  return "http://" + (ipv6 ? "[" + options_.own_ip + "]" : options_.own_ip) + ":" +
+         std::to_string(server_->port());
+}
+
+std::string App::LeaderUrl() const {
+  std::lock_guard lock(mutex_);
+  if (!elector_ || elector_->leading()) return "";
+  return elector_->holder_address();
+}
+
 http::Response App::Answer(const http::Request& request) {
   const std::string path = request.target.substr(0, request.target.find('?'));
   const bool get = request.method == "GET" || request.method == "HEAD";
@@ -277,6 +357,10 @@ http::Response App::Answer(const http::Request& request) {
       return http::ErrorResponse(Unavailable("the operator is not ready: " + why));
     }
     return reports_->Handle(request);
+  }
+  if (path == "/v1/operators/loads") {
+    if (request.method != "POST") return Text(405, "POST loads here\n");
+    return TakeLoads(request);
   }
   if (!get) return Text(405, "only GET is answered here\n");
   if (path == "/healthz") return Text(200, "ok\n");

@@ -1,7 +1,9 @@
 // The operator as one object: caches, queue, workers, leader election, HTTP server.
 //
-// Threads: three informers, the leader elector, the event recorder, `workers` reconcilers, and the
-// HTTP library's. Every replica watches and answers agents; only the leader reconciles.
+// Threads: three informers, the leader elector, the event recorder, `workers` reconcilers, the load
+// relay, the scaler's, and the HTTP library's. Every replica watches and answers agents; only the
+// leader reconciles and answers KEDA: the port of its scaler is closed on the others, so that
+// clients of the Service end up at the leader, and no connection stays at another.
 
 #pragma once
 
@@ -16,6 +18,8 @@
 #include "common/http.h"
 #include "operator/actuate/agents.h"
 #include "operator/actuate/cache.h"
+#include "operator/actuate/load_relay.h"
+#include "operator/actuate/loads.h"
 #include "operator/actuate/metrics.h"
 #include "operator/actuate/pending.h"
 #include "operator/actuate/reconciler.h"
@@ -26,17 +30,20 @@
 #include "operator/kube/informer.h"
 #include "operator/kube/leader.h"
 #include "operator/kube/work_queue.h"
+#include "operator/scaler/server.h"
 
 namespace rouse::actuate {
 
 struct AppOptions {
   std::string listen_host = "0.0.0.0";
   std::uint16_t port = 7480;
-  std::string watch_namespace;  ///< Empty: all.
-  std::string own_namespace;    ///< Where the Lease and the Service are.
-  std::string own_name;         ///< Unique part of the leader's identity, for Events.
-  std::string service_name;     ///< Its ClusterIP is what agents are told, unless
-                                ///< pods.agent_facing_url is set.
+  std::uint16_t scaler_port = 7481;  ///< For KEDA; 0: none.
+  std::string own_ip;                ///< Where other replicas reach this one; empty: they do not.
+  std::string watch_namespace;       ///< Empty: all.
+  std::string own_namespace;         ///< Where the Lease and the Service are.
+  std::string own_name;              ///< Unique part of the leader's identity, for Events.
+  std::string service_name;          ///< Its ClusterIP is what agents are told, unless
+                                     ///< pods.agent_facing_url is set.
   std::string lease_name = "rouse-operator";
   kube::LeaseTiming lease;
   std::chrono::milliseconds watch_silence{90'000};
@@ -71,6 +78,14 @@ class App {
   /// Empty once it is known, else why not.
   std::string FindAgentFacingUrl();
   bool Leading() const;
+  Status StartScaler();
+  void StopScaler();
+  void LoadChanged(const std::string& key);
+  void TakeLoad(const PodLoad& load);
+  http::Response TakeLoads(const http::Request& request);
+  Result<plan::ServiceLoad> LookAtLoad(const std::string& key) const;
+  std::string OwnUrl() const;
+  std::string LeaderUrl() const;
   bool Stopping() const;
   http::Response Answer(const http::Request& request);
   std::string NotReady() const;
@@ -80,12 +95,14 @@ class App {
   AppOptions options_;
   std::shared_ptr<Metrics> metrics_;  ///< Shared with the clients' callbacks.
   Pending pending_;
+  Loads loads_;
   kube::WorkQueue queue_;
   Cache cache_;
   std::unique_ptr<kube::Client> client_;        ///< Watches and writes.
   std::unique_ptr<kube::Client> lease_client_;  ///< Gives up in time to notice a lost lease.
   std::unique_ptr<kube::Client> report_client_;
   HttpAgents agents_;
+  std::unique_ptr<LoadRelay> relay_;
   std::unique_ptr<Reports> reports_;
   std::unique_ptr<kube::EventRecorder> events_;
   std::unique_ptr<kube::Informer> services_;
@@ -101,7 +118,9 @@ class App {
   std::string lost_;                    ///< Guarded by mutex_: why the leadership was lost.
   std::string not_ready_ = "starting";  ///< Guarded by mutex_; empty once ready.
   std::unique_ptr<kube::LeaderElector> elector_;  ///< Guarded by mutex_.
-  std::unique_ptr<http::Server> server_;          ///< Last: answers use everything above.
+  std::mutex scaler_mutex_;
+  std::unique_ptr<scaler::Server> scaler_;  ///< Guarded by scaler_mutex_; while it leads.
+  std::unique_ptr<http::Server> server_;    ///< Last: answers use everything above.
 };
 
 }  // namespace rouse::actuate

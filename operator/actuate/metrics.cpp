@@ -45,6 +45,8 @@ Metrics::Metrics()
                     "Reports of agents by the HTTP status of the answer")),
       requests_(Make(prometheus::BuildCounter(), registry_, "rest_client_requests_total",
                      "Requests to the API server by status code and method")),
+      scaler_calls_(Make(prometheus::BuildCounter(), registry_, "grpc_server_handled_total",
+                         "Calls of KEDA's external scaler protocol that were answered, by code")),
       events_(Make(prometheus::BuildCounter(), registry_, "rouse_events_total",
                    "Kubernetes Events emitted, by type")),
       normals_(events_.Add({{"type", "Normal"}})),
@@ -61,6 +63,14 @@ void Metrics::ScaleOutFinished(const api::ScaleOut& scale_out) {
     bytes_.Add({{"path", scale_out.path}, {"source", source}})
         .Increment(static_cast<double>(bytes));
   }
+}
+
+void Metrics::ScalerAnswered(const std::string& method, const std::string& code) {
+  scaler_calls_
+      .Add({{"grpc_service", "externalscaler.ExternalScaler"},
+            {"grpc_method", method},
+            {"grpc_code", code}})
+      .Increment();
 }
 
 void Metrics::ScaleOutFailed(const std::string& path, double seconds) {

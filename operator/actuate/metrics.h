@@ -45,6 +45,8 @@ class Metrics {
   /// A report of an agent was answered with this HTTP status.
   void Reported(int code);
   void RequestAnswered(const std::string& method, int code);
+  /// A call of KEDA's was answered.
+  void ScalerAnswered(const std::string& method, const std::string& code);
   void Notes(bool warning) { (warning ? warnings_ : normals_).Increment(); }
 
   /// Called at each scrape, to set what is read rather than counted.
@@ -72,6 +74,7 @@ class Metrics {
   prometheus::Counter& queue_retries_;
   prometheus::Family<prometheus::Counter>& reports_;
   prometheus::Family<prometheus::Counter>& requests_;
+  prometheus::Family<prometheus::Counter>& scaler_calls_;
   prometheus::Family<prometheus::Counter>& events_;
   prometheus::Counter& normals_;
   prometheus::Counter& warnings_;

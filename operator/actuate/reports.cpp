@@ -92,6 +92,8 @@ Result<Assignment> Reports::Take(const http::Request& request) {
     return NotOurs(report, "its uid is " + pod->uid + ", the report is from " + report.pod_uid);
   }
   ROUSE_RETURN_IF_ERROR(CheckAddress(report, *pod));
+  // First of all: load must not wait for the API server.
+  on_load_({.ns = pod->ns, .pod = pod->name, .uid = pod->uid, .load = report.load});
   if (NeedsWrite(*pod, report)) {
     const Status written = Write(*pod, report);
     if (!written.ok()) {

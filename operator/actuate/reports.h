@@ -2,6 +2,7 @@
 //
 // What a report says is kept as annotations on the pod, never in memory, so every replica of the
 // operator answers alike, leader or not, and a restarted one knows what its predecessor was told.
+// Its load alone, which changes all the time, is not.
 
 #pragma once
 
@@ -12,6 +13,7 @@
 
 #include "common/http.h"
 #include "operator/actuate/cache.h"
+#include "operator/actuate/load_relay.h"
 #include "operator/actuate/metrics.h"
 #include "operator/kube/api.h"
 #include "operator/plan/observed.h"
@@ -32,10 +34,15 @@ std::int64_t ReportAfterMs(AgentState state);
 class Reports {
  public:
   /// References must outlive it. `api` should have a short timeout and no retries: the agent comes
-  /// again anyway.
+  /// again anyway. `on_load` hears of the load in each report of a pod of ours; must be quick.
   Reports(kube::Api& api, const Cache& cache, Metrics& metrics, const plan::Policy& policy,
-          std::function<plan::TimePoint()> now)
-      : api_(api), cache_(cache), metrics_(metrics), policy_(policy), now_(std::move(now)) {}
+          std::function<plan::TimePoint()> now, std::function<void(const PodLoad&)> on_load)
+      : api_(api),
+        cache_(cache),
+        metrics_(metrics),
+        policy_(policy),
+        now_(std::move(now)),
+        on_load_(std::move(on_load)) {}
 
   /// Answers one request. Thread-safe; blocks for one call to the API server at most.
   http::Response Handle(const http::Request& request);
@@ -49,6 +56,7 @@ class Reports {
   Metrics& metrics_;
   const plan::Policy policy_;
   const std::function<plan::TimePoint()> now_;
+  const std::function<void(const PodLoad&)> on_load_;
   std::atomic<int> writing_{0};
 };
 

@@ -59,6 +59,11 @@ std::string LeaderElector::holder() const {
   return holder_;
 }
 
+std::string LeaderElector::holder_address() const {
+  std::lock_guard lock(mutex_);
+  return holder_.empty() ? std::string() : address_;
+}
+
 void LeaderElector::Run() {
   bool fresh = false;  // lease_ is what the last write returned, so it need not be read again.
   do {
@@ -98,6 +103,7 @@ void LeaderElector::Read() {
   }
   std::lock_guard lock(mutex_);
   holder_ = view_.record ? view_.record->holder : std::string();
+  address_ = view_.record ? view_.record->address : std::string();
 }
 
 Status LeaderElector::Write(const std::string& holder) {
@@ -119,6 +125,13 @@ Status LeaderElector::Write(const std::string& holder) {
   } else {
     spec["holderIdentity"] = holder;
   }
+  Json& notes = lease["metadata"]["annotations"];
+  if (!notes.is_object()) notes = Json::object();
+  if (holder.empty() || options_.address.empty()) {
+    notes.erase(kHolderAddress);
+  } else {
+    notes[kHolderAddress] = options_.address;
+  }
   spec["leaseDurationSeconds"] =
       std::chrono::duration_cast<std::chrono::seconds>(options_.timing.duration).count();
   spec["renewTime"] = wall;
@@ -138,6 +151,7 @@ Status LeaderElector::Write(const std::string& holder) {
   {
     std::lock_guard lock(mutex_);
     holder_ = holder;
+    address_ = options_.address;
   }
   view_.renewed_at = sent;
   renewed_ticks_ = sent.time_since_epoch().count();

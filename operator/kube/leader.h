@@ -19,6 +19,7 @@ namespace rouse::kube {
 struct LeaderOptions {
   ObjectName lease;      ///< The Lease object, which is made when missing.
   std::string identity;  ///< Unique to this process: pod name plus something random.
+  std::string address;   ///< Where the others reach it while it leads; may be empty.
   LeaseTiming timing;
   /// Both are called on the elector's thread. on_lost: stop acting before it returns, or exit; the
   /// elector does not try again afterwards.
@@ -46,6 +47,8 @@ class LeaderElector {
 
   /// Who held the lease last we saw; for messages and readiness.
   std::string holder() const;
+  /// Its address, unless that is not known or the lease is released.
+  std::string holder_address() const;
 
  private:
   LeaderElector(Api& api, LeaderOptions options);
@@ -71,6 +74,7 @@ class LeaderElector {
   std::condition_variable changed_;
   bool stopping_ = false;  ///< Guarded by mutex_.
   std::string holder_;     ///< Guarded by mutex_.
+  std::string address_;    ///< Guarded by mutex_: of that holder.
   std::thread thread_;
 };
 

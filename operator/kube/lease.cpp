@@ -12,6 +12,7 @@ std::int64_t IntAt(const Json& object, const char* key, std::int64_t fallback, s
 }
 
 std::string StringAt(const Json& object, const char* key) {
+  if (!object.is_object()) return std::string();
   const auto it = object.find(key);
   return it == object.end() || !it->is_string() ? std::string() : it->get<std::string>();
 }
@@ -39,6 +40,10 @@ LeaseRecord DecodeLease(const Json& lease) {
   LeaseRecord record;
   record.resource_version = MetaString(lease, "resourceVersion");
   if (!lease.is_object()) return record;
+  if (const auto meta = lease.find("metadata"); meta != lease.end() && meta->is_object()) {
+    const auto notes = meta->find("annotations");
+    if (notes != meta->end()) record.address = StringAt(*notes, kHolderAddress);
+  }
   const auto spec = lease.find("spec");
   if (spec == lease.end() || !spec->is_object()) return record;
   record.holder = StringAt(*spec, "holderIdentity");

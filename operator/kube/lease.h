@@ -25,9 +25,13 @@ struct LeaseTiming {
 /// The timing makes sense: retry < renew_deadline < duration, duration in whole seconds.
 Status Check(const LeaseTiming& timing);
 
+/// Annotation of the Lease: LeaseRecord::address.
+inline constexpr char kHolderAddress[] = "rouse.dev/holder-address";
+
 /// A Lease as the API server has it.
 struct LeaseRecord {
-  std::string holder;  ///< Empty: released.
+  std::string holder;   ///< Empty: released.
+  std::string address;  ///< Where the others reach it; empty: it did not say.
   std::chrono::milliseconds duration{15'000};
   std::string renew_time;  ///< Only compared for equality, never as a time.
   std::string resource_version;

@@ -49,7 +49,9 @@ class Process {
                 const plan::Instance& pod = after != nullptr ? *after : *before;
                 pending.Seen(ServiceKey(pod), pod.uid, after);
               }),
-        reports(api, cache, metrics, {}, [this] { return now; }),
+        reports(
+            api, cache, metrics, {}, [this] { return now; },
+            [this](const PodLoad& load) { loads.push_back(load); }),
         api_(api) {
     ReconcilerOptions options;
     options.pods.agent_image = "agent:1";
@@ -78,6 +80,7 @@ class Process {
   Pending pending;
   Metrics metrics;
   Cache cache;
+  std::vector<PodLoad> loads;
   Reports reports;
   std::unique_ptr<Reconciler> reconciler;
   std::vector<plan::Note> notes;

@@ -27,6 +27,7 @@ struct Candidate {
   Candidate(Api& api, const std::string& name) {
     auto made = LeaderElector::Start(api, {.lease = kLease,
                                            .identity = name,
+                                           .address = "http://" + name + ":7480",
                                            .timing = kFast,
                                            .on_elected = [this] { ++elected; },
                                            .on_lost =
@@ -61,6 +62,8 @@ TEST_CASE("of two, one leads; when it stops in order the other follows at once")
   CHECK(a->elector->leading());
   CHECK_FALSE(b.elector->leading());
   CHECK(b.elector->holder() == "a");
+  CHECK(b.elector->holder_address() == "http://a:7480");
+  CHECK(a->elector->holder_address() == "http://a:7480");
   CHECK(a->elected == 1);
 
   a->elector.reset();  // Releases.
@@ -70,6 +73,8 @@ TEST_CASE("of two, one leads; when it stops in order the other follows at once")
   CHECK(std::chrono::steady_clock::now() - began < kFast.duration);  // Not waited out.
   const Json lease = api.Objects(Leases())[0];
   CHECK(lease["spec"]["holderIdentity"] == "b");
+  CHECK(lease["metadata"]["annotations"][kHolderAddress] == "http://b:7480");
+  CHECK(b.elector->holder_address() == "http://b:7480");
   CHECK(lease["spec"]["leaseTransitions"] == 1);
   CHECK(lease["spec"]["leaseDurationSeconds"] == 4);
 }

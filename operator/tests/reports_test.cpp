@@ -96,6 +96,35 @@ TEST_CASE("a report is kept on the pod and answered with the other instances, ne
   CHECK(assignment->report_after_ms == 10'000);
 }
 
+TEST_CASE("load is heard of and not written to the API server") {
+  ReportingAgents agents;
+  Json report = agents.Report("demo-0");
+  report["load"] = {{"running", 3}, {"waiting", 1}};
+  REQUIRE(agents.Send(report).status == 200);
+  agents.process->Sync();
+  const std::size_t applies = agents.Applies();
+  report["load"] = {{"running", 9}, {"waiting", 0}};
+  REQUIRE(agents.Send(report).status == 200);
+  report.erase("load");
+  REQUIRE(agents.Send(report).status == 200);
+  CHECK(agents.Applies() == applies);
+  CHECK(PodJson(agents.api, "demo-0").dump().find("waiting") == std::string::npos);
+  const std::string uid = report["podUid"];
+  const auto loads = agents.process->loads;
+  REQUIRE(loads.size() == 3);
+  CHECK(loads[0] == PodLoad{.ns = "default",
+                            .pod = "demo-0",
+                            .uid = uid,
+                            .load = EngineLoad{.running = 3, .waiting = 1}});
+  CHECK(loads[1].load == EngineLoad{.running = 9, .waiting = 0});
+  CHECK_FALSE(loads[2].load);
+
+  // Nor of somebody who is not who it says.
+  report["podUid"] = "other";
+  CHECK(agents.Send(report).status == 404);
+  CHECK(agents.process->loads.size() == 3);
+}
+
 TEST_CASE("an agent is told when nobody will come to have weights") {
   ReportingAgents agents;
   const auto expecting = [&](const char* pod) {

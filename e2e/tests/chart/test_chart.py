@@ -56,7 +56,7 @@ EVERYTHING = {
     "imagePullSecrets": [{"name": "pull"}],
     "serviceAccount": {"create": True, "name": "someone", "annotations": {"a": "b"}},
     "rbac": {"create": True, "aggregate": True},
-    "service": {"port": 80, "annotations": {"prometheus.io/scrape": "true"}},
+    "service": {"port": 80, "scalerPort": 81, "annotations": {"prometheus.io/scrape": "true"}},
     "fullnameOverride": "wake",
 }
 
@@ -133,7 +133,9 @@ def test_every_value_arrives_where_it_belongs():
     assert '--agent-resources={"limits":{"memory":"64Gi","rdma/hca":1}}' in container["args"]
     assert container["args"][-1] == "--some-flag=some value"
     service = one(objects, "Service")
-    assert service["spec"]["ports"][0]["port"] == 80
+    assert {x["name"]: x["port"] for x in service["spec"]["ports"]} == {"http": 80, "scaler": 81}
+    named = {x["name"]: x["containerPort"] for x in container["ports"]}
+    assert {x["targetPort"] for x in service["spec"]["ports"]} == named.keys()
     assert service["metadata"]["annotations"] == {"prometheus.io/scrape": "true"}
     account = one(objects, "ServiceAccount")
     assert account["metadata"]["name"] == "someone" and account["metadata"]["annotations"] == {
@@ -217,6 +219,7 @@ BAD_VALUES: dict[str, tuple[Object, str]] = {
         "/operator/image/repository",
     ),
     "a port out of range": ({"service": {"port": 70000}}, "/service/port"),
+    "no port for KEDA": ({"service": {"scalerPort": 0}}, "/service/scalerPort"),
     "a label that is a number": ({"operator": {"podLabels": {"a": 1}}}, "/operator/podLabels/a"),
     "a pull secret that is no object": ({"imagePullSecrets": ["pull"]}, "/imagePullSecrets/0"),
     "an account name with capitals": (

@@ -109,6 +109,7 @@ class Operator:
     ) -> None:
         self.world, self.name, self.flags = world, name, flags
         self.port = free_port()
+        self.scaler_port = free_port()
         self.log = folder / f"{name}.log"
         self.kubeconfig = world.kubeconfig(folder / f"{name}.kubeconfig", server)
         self.starts = 0
@@ -139,6 +140,7 @@ class Operator:
                     *("setpriv", "--pdeathsig", "KILL", "--", str(self.world.program)),
                     f"--kubeconfig={self.kubeconfig}",
                     f"--port={self.port}",
+                    f"--scaler-port={self.scaler_port}",
                     "--agent-image=rouse-agent:test",
                     "--service-name=rouse-operator",
                     "--log-level=debug",
@@ -147,7 +149,7 @@ class Operator:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=dict(os.environ, POD_NAME=self.name, POD_NAMESPACE=SYSTEM),
+                env=dict(os.environ, POD_NAME=self.name, POD_NAMESPACE=SYSTEM, POD_IP="127.0.0.1"),
             )
 
     def _watch(self, generation: int) -> None:
