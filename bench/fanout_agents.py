@@ -4,7 +4,8 @@
     bench/fanout_agents.py [--build build/bench] [--tests build/release] [--out FILE]
 
 Every agent's weights can be read for a small part of the time only, which makes loopback a network of slow,
-equal ports that need little of the processor. One pull over such a port gives the rate; the simulator is given
+equal ports that need little of the processor: they stand still for 79 of 80 ms, which the simulator knows
+nothing of, so that each hop takes the real ones longer. One pull over such a port gives the rate; the simulator is given
 that rate and says how long 32 should take. Needs a quiet machine: 66 processes on busy cores are slower than
 their ports.
 """
@@ -14,11 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 from figures import REPOSITORY, Figure, write
+
+
+ROUNDS = 5
 
 
 def run(command: list[str]) -> dict:
@@ -40,7 +45,11 @@ def main() -> None:
     options = parser.parse_args()
 
     print(f"load average {os.getloadavg()[0]:.2f} before the start", file=sys.stderr)
-    real = run([str(options.tests / "agent" / "agent_fan_out_program_test"), "[model]"])
+    program = str(options.tests / "agent" / "agent_fan_out_program_test")
+    runs = [run([program, "[model]"]) for _ in range(ROUNDS)]
+    real = runs[0] | {
+        key: statistics.median(x[key] for x in runs) for key in ("oneSeconds", "lastSeconds")
+    }
     rate = real["arenaBytes"] / real["oneSeconds"]
     simulated = run(
         [
@@ -51,6 +60,7 @@ def main() -> None:
             f"--nic-rate={rate}",
             f"--nvlink-rate={rate}",
             "--gets=4",
+            "--deadline-ms=10000",  # as the agents'
         ]
     )
     last = simulated["lastReadySeconds"]
@@ -62,7 +72,7 @@ def main() -> None:
                 f"time to last of {real['targets']} agents from one source, against the simulator",
                 round(real["lastSeconds"], 3),
                 "s",
-                f"simulated: {last:.3f} s",
+                f"simulated, with ports that never stand still: {last:.3f} s",
                 round(real["lastSeconds"] / last, 3),
             ),
         ],

@@ -220,7 +220,7 @@ double SecondsToLast(int count) {
   std::vector<std::unique_ptr<SlowSource>> slow;
   for (const auto& [pod, agent] : agents) {
     REQUIRE(Eventually([&, name = pod] { return fake_operator.Last(name).has_value(); }, kLongest));
-    slow.push_back(std::make_unique<SlowSource>(*agent, milliseconds(195), milliseconds(5)));
+    slow.push_back(std::make_unique<SlowSource>(*agent, milliseconds(79), milliseconds(1)));
   }
   const auto started = Clock::now();
   fake_operator.NameAll();

@@ -42,12 +42,18 @@ int Main(int argc, char** argv) {
   app.add_option("--sources", options.sources_per_target, "Peers that a target is told of");
   app.add_option("--gets", options.gets_per_source, "Chunks that it asks of each at once");
   app.add_option("--refresh-us", options.refresh_us, "Between two looks at a peer with too little");
+  app.add_option("--deadline-ms", options.deadline_ms, "For a piece");
   app.add_option("--seed", options.seed);
   CLI11_PARSE(app, argc, argv);
 
   const auto start = std::chrono::steady_clock::now();
   const Outcome outcome = World(options).Run();
   const std::chrono::duration<double> wall = std::chrono::steady_clock::now() - start;
+  if (outcome.ready_seconds.empty()) {
+    std::fprintf(stderr, "no instance got its weights: %u died, %u gave up\n", outcome.died,
+                 outcome.failed);
+    return 1;
+  }
   std::cout << json::Dump({{"lastReadySeconds", outcome.ready_seconds.back()},
                            {"readySeconds", Quantiles(outcome.ready_seconds)},
                            {"ready", outcome.ready_seconds.size()},
