@@ -6,6 +6,7 @@ so many tokens. zygote.py runs main() without a start of Python.
 """
 
 import json
+import os
 import sys
 
 PROMPT = [72, 101, 108, 108, 111, 32, 119, 111, 114, 108, 100, 33]
@@ -30,7 +31,9 @@ def main(text: str) -> None:
     def answer(tokens: int) -> None:
         greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
         (result,) = llm.generate([{"prompt_token_ids": PROMPT}], greedy, use_tqdm=False)
-        print("TOKENS " + json.dumps(list(result.outputs[0].token_ids)), flush=True)
+        line = "TOKENS " + json.dumps(list(result.outputs[0].token_ids)) + "\n"
+        # In one piece: the engine's other processes write to the same pipe.
+        os.write(sys.stdout.fileno(), line.encode())
 
     answer(24)
     for line in sys.stdin:
