@@ -31,8 +31,9 @@ def main(text: str) -> None:
     def answer(tokens: int) -> None:
         greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
         (result,) = llm.generate([{"prompt_token_ids": PROMPT}], greedy, use_tqdm=False)
-        line = "TOKENS " + json.dumps(list(result.outputs[0].token_ids)) + "\n"
-        # In one piece: the engine's other processes write to the same pipe.
+        line = "\nTOKENS " + json.dumps(list(result.outputs[0].token_ids)) + "\n"
+        # In one piece, with both ends of the line: the engine's other processes write to the same pipe,
+        # and theirs not in one.
         os.write(sys.stdout.fileno(), line.encode())
 
     answer(24)
