@@ -22,7 +22,6 @@ from pathlib import Path
 
 from figures import REPOSITORY, Figure, write
 
-
 ROUNDS = 5
 
 
