@@ -23,6 +23,9 @@ from rouse_vllm.reprocess import Unprocessed
 
 logger = init_logger("vllm.rouse")
 
+#: Of a rank that sleeps, each thread on the GPU, in bytes: the least that there is.
+_STACK_ASLEEP = 16
+
 
 @dataclass
 class Rank:
@@ -38,6 +41,8 @@ class Rank:
     has_kv: bool = True
     #: Whether the agent was told that it may free the arena.
     released: bool = False
+    #: What each thread on the GPU has for a stack while this rank is awake, known while it is not.
+    stack: int | None = None
 
     @property
     def on_gpu(self) -> bool:
@@ -116,12 +121,23 @@ class Rank:
             library.gpu_pool_restore()
             self.has_kv = True
 
+    def shrink_stacks(self) -> None:
+        """The stacks are most of what CUDA itself takes of the GPU, and nothing runs on them now."""
+        if self.on_gpu and self.stack is None:
+            self.stack = library.gpu_set_stack(_STACK_ASLEEP)
+
+    def restore_stacks(self) -> None:
+        if self.stack is not None:
+            library.gpu_set_stack(self.stack)
+            self.stack = None
+
     def sleep_on(self) -> None:
         """What has come of a wake that failed goes again."""
         self.has_weights = False
         if self.link is not None:
             self.link.unmap_weights()
         self.release_kv()
+        self.shrink_stacks()
 
 
 #: The model that this process serves.
@@ -159,6 +175,7 @@ def sleep(worker: Any) -> dict[str, float]:
     if rank.on_gpu:
         gc.collect()
         torch.cuda.empty_cache()
+        rank.shrink_stacks()
         free, total = torch.cuda.mem_get_info()
         # The agent gives the arena's memory back when it hears of this.
         used = max(0, total - free - rank.arena_bytes)
@@ -172,6 +189,7 @@ def wake(_: Any) -> dict[str, float]:
     if rank.has_weights and rank.has_kv:
         return {"mapSeconds": 0.0, "kvSeconds": 0.0}
     try:
+        rank.restore_stacks()  # While the agent takes memory for the weights.
         mapped_s = rank.map_weights()
         begun = time.monotonic()
         rank.restore_kv()

@@ -17,6 +17,7 @@ MAX_MESSAGE_FDS = 64
 
 MAP_SHARED = 1
 MAP_PRIVATE = 2
+MAP_READ = 3
 
 GPU_READ = 1
 GPU_READ_WRITE = 2
@@ -58,6 +59,7 @@ _PROTOTYPES = {
     "rouse_arena_reserve": (ctypes.c_int, [_c_size, _c_pointer, ctypes.POINTER(_c_pointer)]),
     "rouse_arena_address": (_c_pointer, [_c_pointer]),
     "rouse_arena_map": (ctypes.c_int, [_c_pointer, _c_size, _c_size, ctypes.c_int, ctypes.c_int]),
+    "rouse_arena_pin": (ctypes.c_int, [_c_pointer]),
     "rouse_arena_unmap": (ctypes.c_int, [_c_pointer]),
     "rouse_arena_free": (None, [_c_pointer]),
     "rouse_gpu_arena_reserve": (ctypes.c_int, [_c_size, _c_address, ctypes.POINTER(_c_pointer)]),
@@ -74,6 +76,7 @@ _PROTOTYPES = {
     "rouse_gpu_pool_bytes": (_c_size, []),
     "rouse_gpu_stand_in_holds": (ctypes.c_int, [_c_address]),
     "rouse_gpu_stand_in_bytes": (_c_size, []),
+    "rouse_gpu_set_stack": (ctypes.c_int, [_c_size, ctypes.POINTER(_c_size)]),
 }
 
 #: What torch calls by name, with its own types.
@@ -217,6 +220,12 @@ class Arena:
         if self._library.rouse_arena_map(self._handle, offset, size, fd, mapping) < 0:
             raise ProtocolError(_message(self._library))
 
+    def pin(self) -> None:
+        """Has the current GPU read the range, which is MAP_READ all over, at the speed of its link, until
+        it is unmapped. Nothing may be mapped in it after that."""
+        if self._library.rouse_arena_pin(self._handle) < 0:
+            raise RouseError(_message(self._library))
+
     def unmap(self) -> None:
         """Unmaps all slabs; what still points into the range must not be touched any more."""
         if self._library.rouse_arena_unmap(self._handle) < 0:
@@ -235,7 +244,7 @@ class Arena:
 
     def buffer(self, offset: int = 0, size: int | None = None) -> ctypes.Array[ctypes.c_ubyte]:
         """A part of the range (default: all of it) as a writable buffer, which keeps the whole range
-        alive. Each call makes an object of its own."""
+        alive. Each call makes an object of its own. Where MAP_READ is mapped, it must not be written to."""
         size = self.size - offset if size is None else size
         if offset < 0 or size <= 0 or size > self.size - offset:
             raise ValueError(f"[{offset}, {offset + size}) is not in an arena of {self.size} bytes")
@@ -339,3 +348,13 @@ def gpu_stand_in_holds(address: int) -> bool:
 def gpu_stand_in_bytes() -> int:
     """Bytes of such memory that have not been freed."""
     return load().rouse_gpu_stand_in_bytes()
+
+
+def gpu_set_stack(size: int) -> int:
+    """Waits until the GPU is idle; each thread on it has a stack of so many bytes then, for all of which
+    the context holds memory. Returns what it was."""
+    library = load()
+    before = _c_size()
+    if library.rouse_gpu_set_stack(size, ctypes.byref(before)) < 0:
+        raise RouseError(_message(library))
+    return before.value

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from rouse_vllm import capture_plan, gpu_pools, identity, library, manifest, stand_in, tensors
@@ -152,9 +153,11 @@ class Link:
     def phase(self, name: str) -> None:
         self._connected().phase(name, now_us())
 
-    def stream(self, folder: str, files: list[tuple[str, int]]) -> CheckpointStream:
-        """Has the agent read the checkpoint."""
-        return CheckpointStream(self._connected(), folder, files)
+    def stream(
+        self, folder: str, files: list[tuple[str, int]], device: torch.device | None
+    ) -> CheckpointStream:
+        """Has the agent read the checkpoint, for a model in the memory of `device` (None: the host)."""
+        return CheckpointStream(self._connected(), folder, files, device)
 
     def take(self, model: nn.Module) -> Manifest:
         """Fills the model with the weights that the agent pulled. Nothing is changed when it fails

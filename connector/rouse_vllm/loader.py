@@ -322,7 +322,7 @@ class RouseModelLoader(DefaultModelLoader):
             return None
         try:
             files = self._files_to_stream(source)
-            return self._link.stream(source.model_or_path, files)
+            return self._link.stream(source.model_or_path, files, self._device())
         except RouseError as error:
             self._load_alone(error)
         return None
@@ -350,6 +350,17 @@ class RouseModelLoader(DefaultModelLoader):
         if not use_safetensors:
             raise Unsupported("the weight files are no safetensors files")
         return [(os.path.basename(path), os.path.getsize(path)) for path in paths]
+
+    def _device(self) -> torch.device | None:
+        """Where the tensors of a stream shall be, None: on the host. Not for a model of which a part
+        stays on the host, for which that would be a detour."""
+        assert self._vllm_config is not None
+        if self._vllm_config.device_config.device_type != "cuda":
+            return None
+        offload = self._vllm_config.offload_config
+        if offload.uva.cpu_offload_gb > 0 or offload.prefetch.offload_group_size > 0:
+            return None
+        return torch.device("cuda", torch.cuda.current_device())
 
     def _load_alone(self, error: RouseError, stream: CheckpointStream | None = None) -> None:
         """Says why vLLM reads the checkpoint by itself."""

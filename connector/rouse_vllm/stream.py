@@ -1,34 +1,20 @@
 """A checkpoint that the agent reads from storage, as vLLM's loaders take it: names and tensors.
 
 The agent reads into a few slots of memory, one batch after the other, and fills a slot again when
-nobody needs what it held. Tensors are views into the slots, so what was read is not copied once more
-on its way into the model. A view that the model keeps would change under it when its slot is filled
-again, so no slot is given back before that is excluded:
-
-- Each tensor is made over a buffer object of its own. The tensor's storage refers to it, and every
-  view of the tensor, however made, refers to the storage. When the buffer object has gone, nothing in
-  this process can read those bytes any more.
-- Of a slot that is to be given back, what is still referred to gets memory of its own at the same
-  addresses: the slot is mapped privately (copy-on-write), and every page of it is written to.
-
-Two batches stay as they are: the one that is being read, and the one before, which loop variables
-refer to for a moment.
+nobody needs what it held. slots.py has how tensors come of a slot, and when it is not needed.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
-import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
 from math import prod
 
 import torch
 
-from rouse_vllm import library
-from rouse_vllm.errors import ProtocolError, Unsupported
+from rouse_vllm.errors import ProtocolError, RouseError, Unsupported
 from rouse_vllm.session import Piece, Session
+from rouse_vllm.slots import DeviceBatch, DeviceSlots, HostBatch, HostSlots
 
 #: What safetensors calls them, as safetensors gives them to torch.
 DTYPES = {
@@ -56,58 +42,18 @@ DTYPES = {
 _HELD_BATCHES = 2
 
 
-class _Batch:
-    """One batch in its slot, mapped for as long as anything refers to it."""
-
-    def __init__(self, slot: int, slot_bytes: int) -> None:
-        self._arena = library.Arena(slot_bytes)
-        self._arena.map(0, slot_bytes, slot, library.MAP_PRIVATE)
-        self._used: list[tuple[weakref.ref, int, int]] = []  # (buffer, begin, end)
-
-    def view(self, at: int, size: int) -> torch.Tensor:
-        """These bytes, without a copy."""
-        buffer = self._arena.buffer(at, size)
-        self._used.append((weakref.ref(buffer), at, at + size))
-        return torch.frombuffer(buffer, dtype=torch.uint8)
-
-    def is_unused(self) -> bool:
-        self._used = [use for use in self._used if use[0]() is not None]
-        return not self._used
-
-    def keep(self) -> int:
-        """Gives what is still referred to memory of its own, and lets go of the slot.
-
-        Returns how many bytes that took.
-        """
-        kept, at = 0, 0
-        for begin, end in self._used_pages():
-            page_view = torch.frombuffer(self._arena.buffer(begin, end - begin), dtype=torch.uint8)
-            page_view.bitwise_or_(0)  # Changes nothing, but writes.
-            kept += end - begin
-            self._arena.map_nothing(at, begin - at)
-            at = end
-        self._arena.map_nothing(at, self._arena.size - at)
-        return kept
-
-    def _used_pages(self) -> list[tuple[int, int]]:
-        pages: list[tuple[int, int]] = []
-        for buffer, begin, end in sorted(self._used, key=lambda use: use[1]):
-            if buffer() is None:
-                continue
-            first = begin // mmap.PAGESIZE * mmap.PAGESIZE
-            last = min(-(-end // mmap.PAGESIZE) * mmap.PAGESIZE, self._arena.size)
-            if pages and first <= pages[-1][1]:
-                pages[-1] = (pages[-1][0], max(last, pages[-1][1]))
-            else:
-                pages.append((first, last))
-        return pages
-
-
 class CheckpointStream:
     """One load of a checkpoint. close() it in every case."""
 
-    def __init__(self, session: Session, folder: str, files: list[tuple[str, int]]) -> None:
-        """Asks the agent for the files (name and size) of the checkpoint in `folder`.
+    def __init__(
+        self,
+        session: Session,
+        folder: str,
+        files: list[tuple[str, int]],
+        device: torch.device | None = None,
+    ) -> None:
+        """Asks the agent for the files (name and size) of the checkpoint in `folder`. `device`: whose
+        memory the tensors shall come in; None: in the agent's own memory, on the host.
 
         AgentRefused when the agent will not read them, Unsupported when they hold what we cannot
         take; load them in another way then.
@@ -115,13 +61,19 @@ class CheckpointStream:
         self._session = session
         self._closed = False
         self._reading: Generator[tuple[str, torch.Tensor], None, None] | None = None
-        self.shape, self._slots = session.open_stream(folder, files)
+        self.shape, fds = session.open_stream(folder, files)
         self.bytes_kept = 0
         self.tensors = 0
+        self._slots: HostSlots | DeviceSlots | None = None
         try:
+            self._slots = (
+                HostSlots(fds, self.shape.slot_bytes)
+                if device is None
+                else DeviceSlots(fds, self.shape.slot_bytes, device)
+            )
             if unknown := [dtype for dtype in self.shape.dtypes if dtype not in DTYPES]:
                 raise Unsupported(f"the checkpoint holds tensors of the type {', '.join(unknown)}")
-        except Unsupported as error:
+        except RouseError as error:
             self.close(str(error))
             raise
 
@@ -133,8 +85,8 @@ class CheckpointStream:
         self._closed = True
         if self._reading is not None:
             self._reading.close()  # First: what is still in use gets memory of its own there.
-        for fd in self._slots:
-            os.close(fd)
+        if self._slots is not None:
+            self._slots.close()
         self._session.close_stream(reason)
 
     def read(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -147,7 +99,8 @@ class CheckpointStream:
         return self._reading
 
     def _read(self) -> Generator[tuple[str, torch.Tensor], None, None]:
-        used: deque[_Batch] = deque()  # not given back yet
+        assert self._slots is not None
+        used: deque[HostBatch | DeviceBatch] = deque()  # not given back yet
         parts: dict[str, torch.Tensor] = {}  # of tensors that are larger than a slot
         released = 0
         try:
@@ -165,7 +118,8 @@ class CheckpointStream:
                         f"the stream ended at batch {number} of {self.shape.batches}"
                     )
                 slot, pieces = answer
-                batch = _Batch(self._slots[slot], self.shape.slot_bytes)
+                size = max(piece.at + piece.size for piece in pieces)
+                batch = self._slots.batch(slot, max(size, 1))  # All may be empty.
                 used.append(batch)
                 for piece in pieces:
                     # In one expression: a variable of ours would keep the tensor in use.
@@ -192,22 +146,22 @@ def _typed(data: torch.Tensor, piece: Piece) -> torch.Tensor:
     return data.view(DTYPES[piece.dtype]).view(piece.shape)
 
 
-def _whole(batch: _Batch, piece: Piece) -> torch.Tensor:
+def _whole(batch: HostBatch | DeviceBatch, piece: Piece) -> torch.Tensor:
     if piece.size == 0:
-        return torch.empty(piece.shape, dtype=DTYPES[piece.dtype], device="cpu")
+        return torch.empty(piece.shape, dtype=DTYPES[piece.dtype], device=batch.device)
     view = batch.view(piece.at, piece.size)
     if piece.at % DTYPES[piece.dtype].itemsize != 0:  # Files may place them anywhere.
         return _typed(view.clone(), piece)
     return _typed(view, piece)
 
 
-def _add_part(batch: _Batch, piece: Piece, parts: dict[str, torch.Tensor]) -> bool:
+def _add_part(batch: HostBatch | DeviceBatch, piece: Piece, parts: dict[str, torch.Tensor]) -> bool:
     """Adds a part of a tensor; True when it is the last. They come in order, without others between."""
     whole, end = _size(piece), piece.begin + piece.size
     known = parts.get(piece.name)
     if (known is None) != (piece.begin == 0) or not piece.size or end > whole:
         raise ProtocolError(f"tensor {piece.name}: its parts do not fit together")
     if known is None:
-        known = parts[piece.name] = torch.empty(whole, dtype=torch.uint8, device="cpu")
+        known = parts[piece.name] = torch.empty(whole, dtype=torch.uint8, device=batch.device)
     known[piece.begin : end].copy_(batch.view(piece.at, piece.size))
     return end == whole

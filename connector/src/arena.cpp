@@ -7,13 +7,16 @@
 #include <cerrno>
 #include <cstdint>
 #include <new>
+#include <utility>
 
+#include "connector/src/driver.h"
 #include "connector/src/error.h"
 #include "connector/src/rouse_connector.h"
 
 struct rouse_arena {
   char* address;  ///< The range is ours until rouse_arena_free.
   size_t bytes;   ///< A multiple of the page size.
+  const rouse::connector::Driver* pinned_by = nullptr;  ///< Null: it is not pinned.
 };
 
 namespace rouse::connector {
@@ -29,10 +32,6 @@ size_t PageBytes() {
 // Bounded so that rounding up cannot overflow.
 constexpr size_t kMaxArenaBytes = size_t{1} << 46;
 
-size_t RoundUp(size_t value, size_t unit) {
-  return (value + unit - 1) / unit * unit;
-}
-
 /// Reserves `bytes` at a multiple of kAlignment: takes more and gives the ends back.
 void* ReserveAligned(size_t bytes) {
   size_t taken = bytes + kAlignment;
@@ -46,9 +45,18 @@ void* ReserveAligned(size_t bytes) {
   return begin + head;
 }
 
+/// Before anything is unmapped: the driver would go on with pages that are somebody else's then.
+void Unpin(rouse_arena* arena) {
+  if (const Driver* const driver = std::exchange(arena->pinned_by, nullptr)) {
+    driver->mem_host_unregister(arena->address);
+  }
+}
+
 }  // namespace
 }  // namespace rouse::connector
 
+using rouse::connector::CudaStatus;
+using rouse::connector::Driver;
 using rouse::connector::Fail;
 using rouse::connector::PageBytes;
 using rouse::connector::RoundUp;
@@ -88,7 +96,7 @@ void* rouse_arena_address(const rouse_arena* arena) {
 
 int rouse_arena_map(rouse_arena* arena, size_t offset, size_t bytes, int fd,
                     enum rouse_mapping mapping) {
-  if (mapping != ROUSE_MAP_SHARED && mapping != ROUSE_MAP_PRIVATE) {
+  if (mapping != ROUSE_MAP_SHARED && mapping != ROUSE_MAP_PRIVATE && mapping != ROUSE_MAP_READ) {
     return Fail(EINVAL, "unknown kind of mapping %d", static_cast<int>(mapping));
   }
   if (bytes == 0 || offset % PageBytes() != 0 || offset > arena->bytes ||
@@ -103,16 +111,30 @@ int rouse_arena_map(rouse_arena* arena, size_t offset, size_t bytes, int fd,
     return Fail(EINVAL, "the slab in descriptor %d has %lld bytes, %zu were announced", fd,
                 static_cast<long long>(info.st_size), bytes);
   }
-  int flags = mapping == ROUSE_MAP_SHARED ? MAP_SHARED : MAP_PRIVATE | MAP_NORESERVE;
-  void* mapped =
-      mmap(arena->address + offset, bytes, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0);
+  int flags = mapping == ROUSE_MAP_PRIVATE ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED;
+  int protection = mapping == ROUSE_MAP_READ ? PROT_READ : PROT_READ | PROT_WRITE;
+  void* mapped = mmap(arena->address + offset, bytes, protection, flags | MAP_FIXED, fd, 0);
   if (mapped == MAP_FAILED) {
     return Fail(errno, "cannot map a slab of %zu bytes at offset %zu of the arena", bytes, offset);
   }
   return 0;
 }
 
+int rouse_arena_pin(rouse_arena* arena) {
+  if (arena->pinned_by != nullptr) return Fail(EINVAL, "the arena is pinned already");
+  const Driver* const driver = rouse::connector::GetDriver();
+  if (driver == nullptr) return -ENODEV;
+  // Read-only, as the mapping is: a driver that wanted to write there would be refused its pages.
+  const int result = CudaStatus(
+      *driver,
+      driver->mem_host_register(arena->address, arena->bytes, CU_MEMHOSTREGISTER_READ_ONLY),
+      "pin an arena in host memory");
+  if (result == 0) arena->pinned_by = driver;
+  return result;
+}
+
 int rouse_arena_unmap(rouse_arena* arena) {
+  rouse::connector::Unpin(arena);
   // Mapping nothing over it in one step: no other thread can take the range in between.
   void* mapped = mmap(arena->address, arena->bytes, PROT_NONE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
@@ -122,6 +144,7 @@ int rouse_arena_unmap(rouse_arena* arena) {
 
 void rouse_arena_free(rouse_arena* arena) {
   if (arena == nullptr) return;
+  rouse::connector::Unpin(arena);
   munmap(arena->address, arena->bytes);
   delete arena;
 }

@@ -24,9 +24,13 @@ const char* Open(Driver* driver, void* library) {
   find(driver->get_error_name, ROUSE_EXPORTED(cuGetErrorName));
   find(driver->ctx_get_device, ROUSE_EXPORTED(cuCtxGetDevice));
   find(driver->ctx_synchronize, ROUSE_EXPORTED(cuCtxSynchronize));
+  find(driver->ctx_get_limit, ROUSE_EXPORTED(cuCtxGetLimit));
+  find(driver->ctx_set_limit, ROUSE_EXPORTED(cuCtxSetLimit));
   find(driver->device_total_mem, ROUSE_EXPORTED(cuDeviceTotalMem));
   find(driver->mem_alloc, ROUSE_EXPORTED(cuMemAlloc));
   find(driver->mem_free, ROUSE_EXPORTED(cuMemFree));
+  find(driver->mem_host_register, ROUSE_EXPORTED(cuMemHostRegister));
+  find(driver->mem_host_unregister, ROUSE_EXPORTED(cuMemHostUnregister));
   find(driver->mem_get_allocation_granularity, ROUSE_EXPORTED(cuMemGetAllocationGranularity));
   find(driver->mem_address_reserve, ROUSE_EXPORTED(cuMemAddressReserve));
   find(driver->mem_address_free, ROUSE_EXPORTED(cuMemAddressFree));

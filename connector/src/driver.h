@@ -1,4 +1,4 @@
-// libcuda, opened when the first GPU arena is made: the engine has it loaded by then.
+// libcuda, opened when something of a GPU is first asked for: the engine has it loaded by then.
 
 #pragma once
 
@@ -18,9 +18,13 @@ struct Driver {
   decltype(&::cuGetErrorName) get_error_name = nullptr;
   decltype(&::cuCtxGetDevice) ctx_get_device = nullptr;
   decltype(&::cuCtxSynchronize) ctx_synchronize = nullptr;
+  decltype(&::cuCtxGetLimit) ctx_get_limit = nullptr;
+  decltype(&::cuCtxSetLimit) ctx_set_limit = nullptr;
   decltype(&::cuDeviceTotalMem) device_total_mem = nullptr;
   decltype(&::cuMemAlloc) mem_alloc = nullptr;
   decltype(&::cuMemFree) mem_free = nullptr;
+  decltype(&::cuMemHostRegister) mem_host_register = nullptr;
+  decltype(&::cuMemHostUnregister) mem_host_unregister = nullptr;
   decltype(&::cuMemGetAllocationGranularity) mem_get_allocation_granularity = nullptr;
   decltype(&::cuMemAddressReserve) mem_address_reserve = nullptr;
   decltype(&::cuMemAddressFree) mem_address_free = nullptr;

@@ -76,6 +76,7 @@ typedef struct rouse_arena rouse_arena;
 enum rouse_mapping {
   ROUSE_MAP_SHARED = 1,   ///< Writes reach the slab. For filling it, before it is published.
   ROUSE_MAP_PRIVATE = 2,  ///< Writes stay in this process (copy-on-write).
+  ROUSE_MAP_READ = 3,     ///< Shows the slab as it is at any time; writing is a fault.
 };
 
 /// Reserves a range of `bytes`, at the page-aligned address `at` or, with null, anywhere at a 2 MiB
@@ -91,6 +92,13 @@ ROUSE_EXPORT void* rouse_arena_address(const rouse_arena* arena);
 /// the file is shorter than `bytes` (touching the rest would kill the process).
 ROUSE_EXPORT int rouse_arena_map(rouse_arena* arena, size_t offset, size_t bytes, int fd,
                                  enum rouse_mapping mapping);
+
+/// Has the GPU whose context is current read the range, which ROUSE_MAP_READ covers whole, at the
+/// speed of its link: what copies it to the GPU need not copy it in this process first. Until the
+/// slabs are unmapped or the range is freed, before which no such copy may be under way any more;
+/// nothing is mapped in it meanwhile. -ENODEV, -ENOMEM, -EINVAL and -EIO as for GPU arenas, below;
+/// copies work all the same then, only slower.
+ROUSE_EXPORT int rouse_arena_pin(rouse_arena* arena);
 
 /// Unmaps all slabs and keeps the range reserved, so that they may come back at the same addresses.
 ROUSE_EXPORT int rouse_arena_unmap(rouse_arena* arena);
@@ -194,6 +202,15 @@ ROUSE_EXPORT int rouse_gpu_stand_in_holds(uint64_t address);
 
 /// Bytes of all large allocations that have not been freed.
 ROUSE_EXPORT size_t rouse_gpu_stand_in_bytes(void);
+
+// ---- Stacks
+// --------------------------------------------------------------------------------------
+
+/// Waits for all work on the GPU, then has each thread on it have a stack of `bytes`; `*before` is
+/// what it was. A context holds memory for as many of them as fit on the GPU, half of all that it
+/// takes (260 MiB of an H200's, with 1 KiB each). A kernel that needs more has the driver take it
+/// when it is launched. Contexts and errors are as above.
+ROUSE_EXPORT int rouse_gpu_set_stack(size_t bytes, size_t* before);
 
 #ifdef __cplusplus
 }

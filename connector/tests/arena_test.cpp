@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "connector/src/driver.h"
 #include "connector/src/rouse_connector.h"
 #include "connector/tests/support.h"
 
@@ -72,6 +73,58 @@ TEST_CASE("A sealed slab can be mapped privately and no longer shared", "[connec
   CHECK(ByteAt(slab.get(), 0) == 'p');
 }
 
+TEST_CASE("A mapping to read shows what others write to the slab, though it is sealed",
+          "[connector]") {
+  Fd slab(MakeSlab(kSlab, 'p'));
+  void* const writable = mmap(nullptr, kSlab, PROT_READ | PROT_WRITE, MAP_SHARED, slab.get(), 0);
+  REQUIRE(writable != MAP_FAILED);
+  REQUIRE(fcntl(slab.get(), F_ADD_SEALS, F_SEAL_FUTURE_WRITE) == 0);
+  Arena arena = Reserve(kSlab);
+  REQUIRE(rouse_arena_map(arena.get(), 0, kSlab, slab.get(), ROUSE_MAP_READ) == 0);
+  CHECK(Address(arena)[1] == 'p');
+  static_cast<char*>(writable)[1] = 'q';
+  CHECK(Address(arena)[1] == 'q');
+  munmap(writable, kSlab);
+}
+
+TEST_CASE("A range is pinned once, to be read, for as long as its slabs are mapped",
+          "[connector]") {
+  rouse::connector::driver_library = rouse::kFakeCuda;
+  Fd slab(MakeSlab(kSlab, 'p'));
+  Arena arena = Reserve(kSlab);
+  REQUIRE(rouse_arena_map(arena.get(), 0, kSlab, slab.get(), ROUSE_MAP_READ) == 0);
+  REQUIRE(rouse_arena_pin(arena.get()) == 0);
+  auto& registered = OfFakeCuda<void*>("rouse_fake_cuda_registered");
+  CHECK(registered == Address(arena));
+  CHECK(OfFakeCuda<unsigned>("rouse_fake_cuda_register_flags") == CU_MEMHOSTREGISTER_READ_ONLY);
+  CHECK(rouse_arena_pin(arena.get()) == -EINVAL);
+  SECTION("unmapped") {
+    REQUIRE(rouse_arena_unmap(arena.get()) == 0);
+    CHECK(registered == nullptr);
+    REQUIRE(rouse_arena_map(arena.get(), 0, kSlab, slab.get(), ROUSE_MAP_READ) == 0);
+    CHECK(rouse_arena_pin(arena.get()) == 0);
+  }
+  SECTION("freed") {
+    arena.reset();
+    CHECK(registered == nullptr);
+  }
+}
+
+TEST_CASE("A range that the driver does not pin is as it was", "[connector]") {
+  rouse::connector::driver_library = rouse::kFakeCuda;
+  Fd slab(MakeSlab(kSlab, 'p'));
+  Arena first = Reserve(kSlab), second = Reserve(kSlab);
+  for (const Arena* arena : {&first, &second}) {
+    REQUIRE(rouse_arena_map(arena->get(), 0, kSlab, slab.get(), ROUSE_MAP_READ) == 0);
+  }
+  REQUIRE(rouse_arena_pin(first.get()) == 0);
+  CHECK(rouse_arena_pin(second.get()) == -EIO);  // The stand-in pins one at a time.
+  CHECK_THAT(rouse_last_error(), Contains("cannot pin an arena in host memory"));
+  CHECK(Address(second)[0] == 'p');
+  second.reset();
+  CHECK(OfFakeCuda<void*>("rouse_fake_cuda_registered") == Address(first));
+}
+
 TEST_CASE("What was written shared is there when the range is mapped privately again",
           "[connector]") {
   Fd slab(MakeSlab(kSlab));
@@ -128,7 +181,7 @@ TEST_CASE("Nothing is mapped outside of the range or off a page boundary", "[con
         -EINVAL);
   CHECK(rouse_arena_map(arena.get(), 100, kSlab, slab.get(), ROUSE_MAP_PRIVATE) == -EINVAL);
   CHECK(rouse_arena_map(arena.get(), 0, 0, slab.get(), ROUSE_MAP_PRIVATE) == -EINVAL);
-  CHECK(rouse_arena_map(arena.get(), 0, kSlab, slab.get(), static_cast<rouse_mapping>(3)) ==
+  CHECK(rouse_arena_map(arena.get(), 0, kSlab, slab.get(), static_cast<rouse_mapping>(4)) ==
         -EINVAL);
 }
 

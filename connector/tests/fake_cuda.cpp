@@ -19,9 +19,12 @@ void* At(CUdeviceptr address) {
 
 }  // namespace
 
-/// How many more times cuMemCreate succeeds. Tests set it.
+// What tests set and look at.
 extern "C" {
-int rouse_fake_cuda_creates_left = 1 << 30;
+int rouse_fake_cuda_creates_left = 1 << 30;  ///< How many more times cuMemCreate succeeds.
+size_t rouse_fake_cuda_stack = 1024;
+void* rouse_fake_cuda_registered = nullptr;  ///< Host memory; null: none.
+unsigned rouse_fake_cuda_register_flags = 0;
 }
 
 // cuda.h declares all of these, with C linkage and the version in the name where there is one.
@@ -42,8 +45,33 @@ CUresult cuCtxSynchronize() {
   return CUDA_SUCCESS;
 }
 
+CUresult cuCtxGetLimit(size_t* value, CUlimit limit) {
+  if (limit != CU_LIMIT_STACK_SIZE) return CUDA_ERROR_INVALID_VALUE;
+  *value = rouse_fake_cuda_stack;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuCtxSetLimit(CUlimit limit, size_t value) {
+  if (limit != CU_LIMIT_STACK_SIZE || value > (512u << 10)) return CUDA_ERROR_INVALID_VALUE;
+  rouse_fake_cuda_stack = value;
+  return CUDA_SUCCESS;
+}
+
 CUresult cuDeviceTotalMem(size_t* bytes, CUdevice) {
   *bytes = kTotalMemory;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemHostRegister(void* address, size_t, unsigned flags) {
+  if (rouse_fake_cuda_registered != nullptr) return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
+  rouse_fake_cuda_registered = address;
+  rouse_fake_cuda_register_flags = flags;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemHostUnregister(void* address) {
+  if (rouse_fake_cuda_registered != address) return CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
+  rouse_fake_cuda_registered = nullptr;
   return CUDA_SUCCESS;
 }
 

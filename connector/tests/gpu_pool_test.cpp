@@ -1,8 +1,6 @@
 // GPU memory that is given back and taken again, over a stand-in for libcuda whose memory is
 // memfds.
 
-#include <dlfcn.h>
-
 #include <cerrno>
 #include <fstream>
 #include <string>
@@ -52,15 +50,6 @@ size_t MappedBytes() {
     }
   }
   return sum;
-}
-
-int& CreatesLeft() {
-  void* const library = dlopen(rouse::kFakeCuda, RTLD_NOW | RTLD_NOLOAD);
-  REQUIRE(library != nullptr);
-  void* const found = dlsym(library, "rouse_fake_cuda_creates_left");
-  dlclose(library);
-  REQUIRE(found != nullptr);
-  return *static_cast<int*>(found);
 }
 
 }  // namespace
@@ -149,4 +138,16 @@ TEST_CASE("A GPU pool that gets no memory takes none, and can be asked again", "
   REQUIRE(rouse_gpu_pool_restore() == 0);
   CHECK(MappedBytes() == 2 * kGranule);
   *third.get() = 't';
+}
+
+TEST_CASE("The stacks of a GPU's threads are changed, and what they were is said", "[connector]") {
+  rouse::connector::driver_library = rouse::kFakeCuda;
+  size_t before = 0;
+  REQUIRE(rouse_gpu_set_stack(16, &before) == 0);
+  CHECK(before == 1024);
+  REQUIRE(rouse_gpu_set_stack(before, &before) == 0);
+  CHECK(before == 16);
+  CHECK(OfFakeCuda<size_t>("rouse_fake_cuda_stack") == 1024);
+  CHECK(rouse_gpu_set_stack(size_t{1} << 40, &before) == -EINVAL);
+  CHECK(rouse_gpu_set_stack(16, nullptr) == -EINVAL);
 }

@@ -1,6 +1,5 @@
 // GPU memory that stands in for weights, over a stand-in for libcuda whose memory is memfds.
 
-#include <dlfcn.h>
 
 #include <vector>
 
@@ -26,15 +25,6 @@ void Free(char* address, size_t bytes) {
 
 uint64_t Address(const char* pointer) {
   return reinterpret_cast<uint64_t>(pointer);
-}
-
-int& CreatesLeft() {
-  void* const library = dlopen(rouse::kFakeCuda, RTLD_NOW | RTLD_NOLOAD);
-  REQUIRE(library != nullptr);
-  void* const found = dlsym(library, "rouse_fake_cuda_creates_left");
-  dlclose(library);
-  REQUIRE(found != nullptr);
-  return *static_cast<int*>(found);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <dirent.h>
+#include <dlfcn.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -17,6 +18,22 @@ namespace rouse {
 extern const char kFakeCuda[];  ///< Where the build put it.
 
 namespace connector_test {
+
+/// A variable of the stand-in for libcuda (fake_cuda.cpp), which something has had opened before.
+template <typename T>
+T& OfFakeCuda(const char* name) {
+  void* const library = dlopen(kFakeCuda, RTLD_NOW | RTLD_NOLOAD);
+  REQUIRE(library != nullptr);
+  void* const found = dlsym(library, name);
+  dlclose(library);
+  REQUIRE(found != nullptr);
+  return *static_cast<T*>(found);
+}
+
+/// How many more times cuMemCreate succeeds.
+inline int& CreatesLeft() {
+  return OfFakeCuda<int>("rouse_fake_cuda_creates_left");
+}
 
 inline size_t OpenDescriptors() {
   size_t count = 0;

@@ -58,6 +58,12 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(library, "gpu_pool_bytes", lambda: KV_BYTES)
     monkeypatch.setattr(library, "gpu_pool_release", lambda: done.append("release kv"))
     monkeypatch.setattr(library, "gpu_pool_restore", lambda: done.append("restore kv"))
+
+    def set_stack(size: int) -> int:
+        done.append(f"stack {size}")
+        return 1024
+
+    monkeypatch.setattr(library, "gpu_set_stack", set_stack)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("synchronize"))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("empty cache"))
     monkeypatch.setattr(capture, "finish", lambda worker: done.append(f"capture {worker}"))
@@ -75,10 +81,12 @@ def link(done: list[str], monkeypatch: pytest.MonkeyPatch) -> FakeLink:
 def test_the_kv_cache_comes_back_while_weights_arrive(link: FakeLink, done: list[str]) -> None:
     assert guard.problem(None) == ""
     assert guard.sleep("worker") == {"kvBytes": KV_BYTES, "gpuUsedBytes": 4 << 30}
-    assert done == ["capture worker", "release kv", "unmap", "release", "empty cache"]
+    assert done == [
+        "capture worker", "release kv", "unmap", "release", "empty cache", "stack 16",
+    ]  # fmt: skip
     done.clear()
     assert guard.wake(None)["mapSeconds"] == 0.25
-    assert done == ["map", "restore kv", "await", "synchronize"]
+    assert done == ["stack 1024", "map", "restore kv", "await", "synchronize"]
     done.clear()
     guard.wake(None)
     assert done == []
@@ -92,9 +100,9 @@ def test_what_came_of_a_wake_that_failed_goes_again(
     link.failing[step] = ManifestError("another layout")
     with pytest.raises(ManifestError):
         guard.wake(None)
-    assert done[-2:] == ["unmap", "release kv"]
+    assert done[-3:] == ["unmap", "release kv", "stack 16"]
     guard.wake(None)
-    assert done[-4:] == ["map", "restore kv", "await", "synchronize"]
+    assert done[-5:] == ["stack 1024", "map", "restore kv", "await", "synchronize"]
 
 
 def test_a_sleep_that_failed_can_be_asked_for_again(link: FakeLink, done: list[str]) -> None:

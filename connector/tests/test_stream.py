@@ -33,9 +33,15 @@ def agent(tmp_path: Path) -> Iterator[FakeAgent]:
     assert agent.errors == []
 
 
-def open_stream(agent: FakeAgent, folder: Path) -> CheckpointStream:
+def open_stream(
+    agent: FakeAgent, folder: Path, device: torch.device | None = None
+) -> CheckpointStream:
     session = Session(str(agent.path), 0, 5)
-    return CheckpointStream(session, str(folder), files_of(folder))
+    return CheckpointStream(session, str(folder), files_of(folder), device)
+
+
+#: Views into the slots, and views into a copy on a device, for which the host stands in.
+both_ways = pytest.mark.parametrize("device", [None, torch.device("cpu")], ids=["views", "copies"])
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -51,8 +57,9 @@ def numbered(count: int, size: int) -> dict[str, torch.Tensor]:
 # ---- Tensors ---------------------------------------------------------------------------------------
 
 
+@both_ways
 def test_every_type_of_tensor_comes_as_safetensors_gives_it(
-    agent: FakeAgent, tmp_path: Path
+    agent: FakeAgent, tmp_path: Path, device: torch.device | None
 ) -> None:
     generator = torch.Generator().manual_seed(3)
     tensors = {}
@@ -67,7 +74,7 @@ def test_every_type_of_tensor_comes_as_safetensors_gives_it(
     tensors["shift"] = torch.zeros(1, dtype=torch.uint8)  # what follows lies at no multiple of 2
     write(tmp_path / "model", tensors)
     came = {}
-    for name, tensor in open_stream(agent, tmp_path / "model").read():
+    for name, tensor in open_stream(agent, tmp_path / "model", device).read():
         assert tensor.is_contiguous() and tensor.device.type == "cpu"
         assert tensor.data_ptr() % max(tensor.element_size(), 1) == 0
         came[name] = tensor.clone()
@@ -81,7 +88,8 @@ def test_every_type_of_tensor_comes_as_safetensors_gives_it(
             ), name
 
 
-def test_tensors_at_odd_places_are_aligned(agent: FakeAgent, tmp_path: Path) -> None:
+@both_ways
+def test_tensors_at_odd_places_are_aligned(agent: FakeAgent, tmp_path: Path, device: torch.device | None) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     header = {
@@ -91,18 +99,19 @@ def test_tensors_at_odd_places_are_aligned(agent: FakeAgent, tmp_path: Path) -> 
     text = json.dumps(header).encode()
     data = b"\x07" + torch.tensor([1.5, -2.5], dtype=torch.float64).numpy().tobytes()
     (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
-    came = {name: tensor.clone() for name, tensor in open_stream(agent, folder).read()}
+    came = {name: tensor.clone() for name, tensor in open_stream(agent, folder, device).read()}
     assert came["wide"].tolist() == [1.5, -2.5] and came["byte"].tolist() == [7]
 
 
+@both_ways
 def test_a_tensor_that_is_larger_than_a_slot_is_put_together(
-    agent: FakeAgent, tmp_path: Path
+    agent: FakeAgent, tmp_path: Path, device: torch.device | None
 ) -> None:
     tensors = write(
         tmp_path / "model",
         {"a": torch.arange(5), "b": torch.arange(100_000), "c": torch.arange(7)},
     )
-    reading = open_stream(agent, tmp_path / "model")
+    reading = open_stream(agent, tmp_path / "model", device)
     came = {name: tensor.clone() for name, tensor in reading.read()}
     assert all(torch.equal(came[name], tensors[name]) for name in tensors)
     assert reading.shape.batches > 90 and reading.tensors == 3
@@ -159,9 +168,10 @@ def test_what_is_not_kept_is_not_copied(agent: FakeAgent, tmp_path: Path) -> Non
     assert reading.bytes_kept <= 2 * 8192  # what the loop's variable referred to at the end
 
 
-def test_writing_to_a_tensor_changes_no_later_one(agent: FakeAgent, tmp_path: Path) -> None:
+@both_ways
+def test_writing_to_a_tensor_changes_no_later_one(agent: FakeAgent, tmp_path: Path, device: torch.device | None) -> None:
     tensors = write(tmp_path / "model", numbered(60, 1000))
-    for name, tensor in open_stream(agent, tmp_path / "model").read():
+    for name, tensor in open_stream(agent, tmp_path / "model", device).read():
         assert torch.equal(tensor, tensors[name]), name
         tensor.fill_(-1)
     assert agent.stream is not None
@@ -169,11 +179,12 @@ def test_writing_to_a_tensor_changes_no_later_one(agent: FakeAgent, tmp_path: Pa
         assert b"\xff" * 64 not in bytes(memory)  # nor what other ranks see
 
 
+@both_ways
 def test_a_stream_that_is_not_read_to_its_end_leaves_good_tensors(
-    agent: FakeAgent, tmp_path: Path
+    agent: FakeAgent, tmp_path: Path, device: torch.device | None
 ) -> None:
     tensors = write(tmp_path / "model", numbered(60, 1000))
-    reading = open_stream(agent, tmp_path / "model")
+    reading = open_stream(agent, tmp_path / "model", device)
     iterator = reading.read()
     kept = dict(next(iterator) for _ in range(9))
     reading.close("that was enough")
@@ -182,6 +193,28 @@ def test_a_stream_that_is_not_read_to_its_end_leaves_good_tensors(
     for memory in agent.stream._writable:
         memory[:] = b"\xee" * len(memory)
     assert all(torch.equal(kept[name], tensors[name]) for name in kept) and len(kept) == 9
+
+
+def test_copies_live_as_long_as_their_tensors_and_slots_do_not(
+    agent: FakeAgent, tmp_path: Path
+) -> None:
+    tensors = write(tmp_path / "model", numbered(60, 1000))  # two in a slot
+    kept: dict[str, Any] = {}
+    reading = open_stream(agent, tmp_path / "model", torch.device("cpu"))
+    for i, (name, tensor) in enumerate(reading.read()):
+        assert agent.stream is not None
+        # A slot is free as soon as it is copied: the next batch is asked for with all others given back.
+        assert agent.stream.released == agent.stream.next - 1
+        kept[name] = REFERENCES[i % len(REFERENCES)](tensor)
+        del tensor
+    reading.close()
+    assert reading.bytes_kept == 0
+    assert "/memfd:stream" not in "".join(
+        line for line in Path("/proc/self/maps").read_text().splitlines() if " r--s " in line
+    )
+    for name, value in kept.items():
+        if value is not None:
+            assert set(value.tolist()) == {int(tensors[name][0])}, name
 
 
 def test_types_that_we_cannot_take_are_refused_at_once(agent: FakeAgent, tmp_path: Path) -> None:
@@ -230,6 +263,18 @@ def test_pieces_that_lie_are_an_error(
     with pytest.raises((ProtocolError, RuntimeError), match=message + "|can't allocate memory"):
         for _ in reading.read():
             pass
+
+
+def test_slots_that_cannot_be_mapped_are_said_and_left(agent: FakeAgent, tmp_path: Path) -> None:
+    write(tmp_path / "model", numbered(9, 1000))
+    agent.overrides["OpenStream"] = lambda request, answer: (
+        answer[0] | {"slotBytes": 1 << 20},  # more than they are
+        answer[1],
+    )
+    with pytest.raises(ProtocolError, match="8192 bytes, 1048576 were announced"):
+        open_stream(agent, tmp_path / "model", torch.device("cpu"))
+    assert agent.requests[-1]["type"] == "CloseStream"
+    assert "1048576 were announced" in agent.requests[-1]["reason"]
 
 
 # ---- Models ----------------------------------------------------------------------------------------
