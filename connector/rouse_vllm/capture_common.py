@@ -80,11 +80,13 @@ def wrap_capture_model(runner: type, expected: tuple[str, ...]) -> None:
 @contextmanager
 def late_capture(module: Any) -> Iterator[None]:
     """What differs from capturing at start, when nothing else went on: output of the last step may be
-    fetched by another thread, which must neither fail nor end the capture; and no progress bar for
-    each graph. `module`: of vLLM, where the capture is."""
+    fetched by another thread, which must neither fail nor end the capture; memory that the next steps
+    use again stays torch's (LazyGraphs gives it back where it must); and no progress bar for each
+    graph. `module`: of vLLM, where the capture is."""
     graph = functools.partial(torch.cuda.graph, capture_error_mode="thread_local")
     with (
         patches.replaced(torch.cuda, "graph", graph),
+        patches.replaced(torch.cuda, "empty_cache", lambda: None),
         patches.replaced(module, "tqdm", _no_progress_bar),
     ):
         yield

@@ -22,9 +22,9 @@ PIECEWISE = "PIECEWISE"
 #: With IDLE, steps with requests in them that pass without the agent having had a graph captured,
 #: before graphs are captured between the steps: 5 to 10 s of decoding.
 PATIENCE_STEPS = 512
-#: From then on one graph (some 0.05 s) is captured every so many steps, so that no request waits
-#: for more than one.
-STEPS_PER_GRAPH = 16
+#: From then on one graph (0.03 to 0.1 s) is captured every so many steps: no request waits for more
+#: than one, and even steps of a single token (4 ms) are slowed down by a tenth or two only.
+STEPS_PER_GRAPH = 128
 
 #: How often a batch has to do without a graph until that one is captured, before any other: in a few
 #: steps a load that does not change much runs as if all were there.

@@ -17,6 +17,7 @@ from vllm.logger import init_logger
 
 from rouse_vllm.capture_plan import (
     FIRST_REQUEST,
+    SLACK_BYTES,
     Graph,
     HeadRoom,
     Pending,
@@ -44,10 +45,12 @@ class Runner(Protocol):
 class Device:
     """The GPU's memory, as far as capturing is concerned."""
 
-    def settle(self) -> None:
-        """Waits for all work, and gives memory that is not in use back to the driver."""
+    def settle(self, give_back: bool = True) -> None:
+        """Waits for all work, and gives memory that is not in use back to the driver; the next steps
+        have to ask for it anew."""
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+        if give_back:
+            torch.cuda.empty_cache()
 
     def free_bytes(self) -> int:
         return torch.cuda.mem_get_info()[0]
@@ -103,6 +106,7 @@ class LazyGraphs:
         self._room = HeadRoom()
         self._expected_bytes = 0
         self._start_bytes = 0
+        self._measured_late: set[str] = set()  # modes
         self._step_bytes: int | None = None
         self._held: torch.Tensor | None = None
         self._captured_at_start = 0
@@ -215,7 +219,11 @@ class LazyGraphs:
 
     def _capture_one(self, graph: Graph) -> bool:
         assert self._runner is not None and self._ranks is not None
-        self._device.settle()
+        # Memory that torch keeps for the next step is given back only where it is needed, or where it
+        # would be taken for the graph's: for the first late one of each mode.
+        exact = graph.mode not in self._measured_late
+        short = self._device.free_bytes() < self._start_bytes + SLACK_BYTES
+        self._device.settle(exact or short)
         free = self._device.free_bytes()
         # Where a rank that runs out would leave the others waiting for it, ask first: what the
         # largest ones took covers a run of the model and one more graph.
@@ -232,12 +240,13 @@ class LazyGraphs:
             out_of_memory = "out of memory" in str(exception).lower()
             logger.debug("capture of %s failed", graph, exc_info=not out_of_memory)
         # Raises when the device itself has failed.
-        self._device.settle()
+        self._device.settle(exact)
         captured = self._ranks.all_agree(error is None)
         self.pending.end(graph, captured)
-        if captured:
+        if captured and exact:
+            self._measured_late.add(graph.mode)
             self._room.measured(graph.mode, free - self._device.free_bytes())
-        else:
+        if not captured:
             self._runner.forget(graph)
             self._warn(graph, error or "it failed on another rank")
         return captured

@@ -62,9 +62,10 @@ class FakeDevice:
         self.free = free_mib * MIB
         self.pool = 0
         self.held: list[int] = []
+        self.settled: list[bool] = []  # whether memory was given back
 
-    def settle(self) -> None:
-        pass
+    def settle(self, give_back: bool = True) -> None:
+        self.settled.append(give_back)
 
     def free_bytes(self) -> int:
         return self.free
@@ -176,6 +177,28 @@ def test_a_step_captures_one_graph_and_more_only_while_there_is_time(monkeypatch
     assert graphs.step(60.0) == (0, 0)
     assert graphs.held_bytes == 0 and graphs.pending.all_there
     assert gc.isenabled()
+
+
+def test_memory_is_given_back_for_the_first_late_graph_of_a_mode_and_where_it_is_short():
+    device = FakeDevice()
+    graphs, runner = started(device=device)
+    graphs.serve(None)
+    device.settled.clear()
+    graphs.finish()
+    late = [mode for mode, _ in runner.captured[2:]]
+    first = {late.index(FULL), late.index(PIECEWISE)}
+    assert len(late) == 16
+    assert device.settled == [i in first for i in range(16) for _ in ("before", "after")]
+
+    device = FakeDevice(free_mib=600)
+    graphs, _ = started(device=device)
+    graphs.serve(None)
+    graphs.step(0.0)
+    device.settled.clear()
+    device.free = 300 * MIB  # less than the graphs at start took and a step's slack
+    graphs.step(0.0)
+    assert device.settled == [True, False]
+    assert graphs.bytes_to_come == 14 * 10 * MIB
 
 
 def test_steps_between_captures_that_the_agent_asks_for_do_not_add_up():
