@@ -41,6 +41,7 @@ void GraphCapture::Stop() {
 
 void GraphCapture::OnEngine() {
   const std::scoped_lock lock(mutex_);
+  ++engine_;
   left_ = true;
   failures_ = 0;
   changed_.notify_all();
@@ -77,6 +78,11 @@ std::optional<CommandOutcome> GraphCapture::CaptureSome(const std::stop_token& s
     outcome_ = outcome;
     changed_.notify_all();
   };
+  std::uint64_t engine = 0;
+  {
+    const std::scoped_lock lock(mutex_);
+    engine = engine_;
+  }
   const Status begun =
       commands_.Begin(CommandKind::kCaptureGraphs, settings_.budget, ended, milliseconds(0));
   if (!begun.ok()) return std::nullopt;
@@ -87,12 +93,12 @@ std::optional<CommandOutcome> GraphCapture::CaptureSome(const std::stop_token& s
     outcome = std::exchange(outcome_, std::nullopt);
   }
   if (!outcome || !outcome->status.ok()) return outcome;
+  const std::scoped_lock lock(mutex_);
+  if (engine != engine_) return outcome;  // It is gone, and the next one has captured nothing yet.
   const double left = outcome->values["left"];
   hooks_.on_captured(outcome->values["captured"], left);
-  if (left > 0) return outcome;
-  log::Info("all graphs are captured");
-  const std::scoped_lock lock(mutex_);
-  left_ = false;
+  left_ = left > 0;
+  if (!left_) log::Info("all graphs are captured");
   return outcome;
 }
 

@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -42,6 +43,7 @@ struct GraphCaptureHooks {
   std::function<bool()> serving;
   /// Whether its engine has requests.
   std::function<bool()> busy;
+  /// Must not call back.
   std::function<void(double captured, double left)> on_captured;
 };
 
@@ -64,7 +66,8 @@ class GraphCapture {
   const GraphCaptureHooks hooks_;
   std::mutex mutex_;
   std::condition_variable_any changed_;
-  bool left_ = false;  ///< There may be graphs to capture.
+  std::uint64_t engine_ = 0;  ///< Counts those that attached.
+  bool left_ = false;         ///< There may be graphs to capture.
   int failures_ = 0;
   std::optional<CommandOutcome> outcome_;
   std::jthread thread_;  // last: it uses all of the above

@@ -237,6 +237,10 @@ void Metrics::CountGraphs(double captured, double left) {
   families_->graphs_left.Add({}).Set(left);
 }
 
+void Metrics::ForgetGraphsLeft() {
+  families_->graphs_left.Remove(&families_->graphs_left.Add({}));
+}
+
 void Metrics::SetWeights(std::uint64_t published_bytes, std::uint64_t pulled_bytes,
                          std::size_t leases) {
   families_->weights.Add({{"role", "published"}}).Set(static_cast<double>(published_bytes));

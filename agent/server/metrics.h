@@ -45,6 +45,8 @@ class Metrics {
   void SetGuardGpuBytes(double bytes);
   /// The engine has captured CUDA graphs after its start.
   void CountGraphs(double captured, double left);
+  /// There is another engine, and it is not known yet how many it has left.
+  void ForgetGraphsLeft();
   /// What changes by itself, set when somebody asks.
   void SetWeights(std::uint64_t published_bytes, std::uint64_t pulled_bytes, std::size_t leases);
 

@@ -184,7 +184,10 @@ CommandBook::Core Agent::OnCoreAttached(const AttachRequest& request) {
                                      {"engine", request.engine},
                                      {"engineVersion", request.engine_version}});
   const CommandBook::Core core = commands_.Attach(request);
-  if (graphs_ != nullptr) graphs_->OnEngine();
+  if (graphs_ != nullptr) {
+    metrics_.ForgetGraphsLeft();
+    graphs_->OnEngine();
+  }
   return core;
 }
 

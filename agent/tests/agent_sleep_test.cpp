@@ -284,6 +284,20 @@ TEST_CASE("Graphs that were left out are captured in idle moments, until none is
   CHECK(pair.engine->captures() == commands);
 }
 
+TEST_CASE("How many graphs a new engine has left is not known from the one before") {
+  Pair pair(Capturing("Idle"));
+  const auto has = [&](const std::string& line) {
+    return Send(pair.address, "GET", "/metrics").body.find(line) != std::string::npos;
+  };
+  REQUIRE(Eventually([&] { return has("rouse_graphs_left 0"); }));
+  pair.http_engine.SetRequests(1);
+  pair.engine->Die();
+  auto next = FakeEngine::Connect(pair.guard->socket());
+  REQUIRE(next.ok());
+  REQUIRE(next->Attach()->type() == "Attached");
+  CHECK(!has("rouse_graphs_left 0"));
+}
+
 TEST_CASE("No graphs are asked for where the engine captures them all by itself") {
   Pair pair(Capturing("FirstRequest"));
   std::this_thread::sleep_for(std::chrono::milliseconds(500));
