@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A checkpoint read from files into host memory, against the loaders that a user could pick instead.
 
-    bench/storage.py [--gib N] [--rounds N] [--python PYTHON] [--checkpoint FOLDER | --parent FOLDER]
+    bench/storage.py [--gib N] [--rounds N] [--python PYTHON] [--checkpoint FOLDER | --parent FOLDER] [--cold]
 
 Without --checkpoint it writes one of N GiB to --parent (default /dev/shm, a tmpfs) and removes it at the end.
 The rivals run in PYTHON, those of them that can be imported there: safetensors, fastsafetensors,
@@ -9,6 +9,9 @@ runai-model-streamer; each needs torch. Every run is a process of its own; its c
 to the last byte in memory, imports not counted, allocation counted. All are run in turn, ROUNDS times; figures
 are medians, a ratio is the median of the rounds' ratios, because runs that follow each other see the same
 machine.
+
+With --cold the files' pages are dropped from the page cache before each run, and docs/benchmarks/storage-disk.json is
+written: for a --parent on a disk.
 
 safetensors maps the files and hands out views, so its tensors are cloned: only then are the bytes in
 memory that is not the file's own.
@@ -127,6 +130,14 @@ def rival_command(python: str, name: str, folder: Path) -> list[str]:
     return [python, "-c", RIVAL.format(code=RIVALS[name]), str(folder)]
 
 
+def evict(folder: Path) -> None:
+    """Drops the files' pages from the page cache; on a tmpfs, where they are the files, it does nothing."""
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())  # Pages that were not written yet stay.
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def importable(python: str, folder: Path) -> dict[str, str]:
     """Name and version of each rival that PYTHON has."""
     found = {}
@@ -172,11 +183,15 @@ def measure(options: argparse.Namespace, folder: Path, plugin: Path) -> list[Fig
     for _ in range(options.rounds):
         sizes = set()
         for way, (command, clock) in ours.items():
+            if options.cold:
+                evict(folder)
             answer = run(command)
             ways.add((way, answer["way"], answer["reason"], answer["bytesDirect"]))
             rates.setdefault(way, []).append(answer["bytes"] / answer[clock])
             sizes.add(answer["bytes"])
         for name in versions:
+            if options.cold:
+                evict(folder)
             answer = run(rival_command(options.python, name, folder))
             rates.setdefault(name, []).append(answer["bytes"] / answer["seconds"])
             sizes.add(answer["bytes"])
@@ -212,9 +227,11 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable, help="has the rivals and torch")
     parser.add_argument("--checkpoint", type=Path, help="read this one")
     parser.add_argument("--parent", type=Path, default=Path("/dev/shm"))
-    default = REPOSITORY / "docs" / "benchmarks" / "storage.json"
-    parser.add_argument("--out", type=Path, default=default)
+    parser.add_argument("--cold", action="store_true", help="nothing of it in the page cache")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    name = "storage-disk" if options.cold else "storage"
+    out = options.out or REPOSITORY / "docs" / "benchmarks" / f"{name}.json"
 
     print(f"load average {os.getloadavg()[0]:.2f} before the start", file=sys.stderr)
     made = None
@@ -230,7 +247,7 @@ def main() -> None:
     finally:
         if made:
             shutil.rmtree(made)
-    write("storage", figures, options.out)
+    write(name, figures, out)
 
 
 if __name__ == "__main__":

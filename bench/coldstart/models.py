@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,10 +34,33 @@ MODELS: dict[str, dict[str, Any]] = {
     "MoE 8 layers": _COMMON | _MOE | dict(num_hidden_layers=8),
     "MoE 30B": _COMMON | _MOE | dict(num_hidden_layers=48),
 }  # fmt: skip
+#: Weights of four bits, as GPTQ's checkpoints have them.
+MODELS["0.6B 4-bit"] = MODELS["0.6B"] | {
+    "quantization_config": dict(
+        quant_method="gptq", bits=4, group_size=128, desc_act=False, sym=True, lm_head=False
+    )
+}
+
+DTYPES = {"BF16": ("bfloat16", 2), "F16": ("float16", 2), "I32": ("int32", 4)}
+Tensor = tuple[str, str, tuple[int, ...]]  # name, type, shape
 
 
-def tensors(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes as Hugging Face's Qwen3 and Qwen3-MoE have them."""
+def tensors(config: dict[str, Any]) -> Iterator[Tensor]:
+    """Names, types and shapes as Hugging Face's Qwen3 and Qwen3-MoE have them."""
+    for name, shape in _matrices(config):
+        at, _, kind = name.rpartition(".")
+        if "quantization_config" in config and at.endswith("_proj") and kind == "weight":
+            outputs, inputs = shape
+            groups = inputs // config["quantization_config"]["group_size"]
+            yield f"{at}.qweight", "I32", (inputs // 8, outputs)
+            yield f"{at}.qzeros", "I32", (groups, outputs // 8)
+            yield f"{at}.scales", "F16", (groups, outputs)
+            yield f"{at}.g_idx", "I32", (inputs,)
+        else:
+            yield name, "BF16", shape
+
+
+def _matrices(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden, head, vocabulary = config["hidden_size"], config["head_dim"], config["vocab_size"]
     queries, keys = config["num_attention_heads"], config["num_key_value_heads"]
     yield "model.embed_tokens.weight", (vocabulary, hidden)
@@ -65,33 +89,53 @@ def tensors(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "lm_head.weight", (vocabulary, hidden)
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    size = 2
-    for extent in shape:
-        size *= extent
-    return size
+def _size(tensor: Tensor) -> int:
+    _, dtype, shape = tensor
+    return math.prod(shape) * DTYPES[dtype][1]
 
 
-def _shards(config: dict[str, Any]) -> list[list[tuple[str, tuple[int, ...]]]]:
-    shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
+def _shards(config: dict[str, Any]) -> list[list[Tensor]]:
+    shards: list[list[Tensor]] = [[]]
     held = 0
-    for name, shape in tensors(config):
-        if shards[-1] and held + _size(shape) > SHARD_BYTES:
+    for tensor in tensors(config):
+        if shards[-1] and held + _size(tensor) > SHARD_BYTES:
             shards.append([])
             held = 0
-        shards[-1].append((name, shape))
-        held += _size(shape)
+        shards[-1].append(tensor)
+        held += _size(tensor)
     return shards
 
 
-def _write_shard(path: Path, content: list[tuple[str, tuple[int, ...]]], seed: int) -> None:
+def _values(tensor: Tensor, device: str, random: Any) -> Any:
+    import torch
+
+    name, dtype, shape = tensor
+    kind = name.rpartition(".")[2]
+    if kind == "qweight":
+        return torch.randint(
+            -(1 << 31), (1 << 31) - 1, shape, generator=random, dtype=torch.int32, device=device
+        )
+    if kind == "qzeros":
+        return torch.full(shape, 0x77777777, dtype=torch.int32, device=device)  # symmetric
+    if kind == "g_idx":
+        return torch.arange(shape[0], dtype=torch.int32, device=device) // 128
+    values = torch.ones(shape, dtype=getattr(torch, DTYPES[dtype][0]), device=device)
+    if kind == "scales":
+        return values * 0.005
+    if len(shape) > 1:  # not a norm
+        values.normal_(0, 0.02, generator=random)
+    return values
+
+
+def _write_shard(path: Path, content: list[Tensor], seed: int) -> None:
     import torch
 
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, shape in content:
-        end = offset + _size(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
+    for tensor in content:
+        name, dtype, shape = tensor
+        end = offset + _size(tensor)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -99,10 +143,8 @@ def _write_shard(path: Path, content: list[tuple[str, tuple[int, ...]]], seed: i
     random = torch.Generator(device=device).manual_seed(seed)
     with path.open("wb", buffering=0) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _, shape in content:
-            values = torch.ones(shape, dtype=torch.bfloat16, device=device)
-            if len(shape) > 1:  # not a norm
-                values.normal_(0, 0.02, generator=random)
+        for tensor in content:
+            values = _values(tensor, device, random)
             left = memoryview(values.cpu().view(torch.uint8).reshape(-1).numpy())
             while len(left):
                 left = left[file.write(left) :]
@@ -138,8 +180,8 @@ def write(name: str, folder: Path, seed: int = 7) -> int:
     with ThreadPoolExecutor(8) as pool:
         seeds = range(seed * 1000, seed * 1000 + len(shards))
         list(pool.map(_write_shard, [folder / file for file in files], shards, seeds))
-    total = sum(_size(shape) for shard in shards for _, shape in shard)
-    where = {tensor: file for file, shard in zip(files, shards) for tensor, _ in shard}
+    total = sum(_size(tensor) for shard in shards for tensor in shard)
+    where = {name: file for file, shard in zip(files, shards) for name, _, _ in shard}
     index = {"metadata": {"total_size": total}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return total

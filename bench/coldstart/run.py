@@ -28,7 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import figures  # noqa: E402
 
 #: GiB of KV cache, and the share of the GPU that must be free for a start.
-ROOM = {"0.6B": (4.0, 0.2), "8B": (12.0, 0.25), "MoE 8 layers": (4.0, 0.2), "MoE 30B": (5.0, 0.46)}
+ROOM = {
+    "0.6B": (4.0, 0.2),
+    "8B": (12.0, 0.25),
+    "MoE 8 layers": (4.0, 0.2),
+    "MoE 30B": (5.0, 0.46),
+    "0.6B 4-bit": (4.0, 0.2),
+}
 
 
 def gpu() -> str:

@@ -160,6 +160,8 @@ def compare(options: argparse.Namespace, operator: FakeOperator, open_things: li
     arguments["gpu_memory_utilization"] = options.utilization or 0.3
     if options.eager:
         arguments["enforce_eager"] = True
+    if options.quantization:
+        arguments["quantization"] = options.quantization
     if not options.utilization:
         arguments["kv_cache_memory_bytes"] = int(options.kv_gib * GIB)
     work: Path = options.work
@@ -257,6 +259,7 @@ def main() -> int:
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--quantization", help="as vLLM's option: fp8 quantises while it loads")
     parser.add_argument("--utilization", type=float)
     parser.add_argument("--kv-gib", type=float, default=4.0)
     options = parser.parse_args()

@@ -1,6 +1,5 @@
 // GPU memory that stands in for weights, over a stand-in for libcuda whose memory is memfds.
 
-
 #include <vector>
 
 #include "connector/src/driver.h"
