@@ -199,7 +199,10 @@ class Bench:
         extra = {"graphCapture": "Lazy", "graphCaptureTrigger": "Idle"} if lazy else {}
         began = time.monotonic()
         more = []
-        if port:  # Guards are asked for a token by their agent.
+        # Guards are asked for a token by their agent, and whoever captures late whether it is idle.
+        if lazy and not port:
+            port = free_port()
+        if port:
             more = ["--engine-url", f"http://127.0.0.1:{port}", "--served-model", str(self.model)]
         if lazy:
             os.environ["ROUSE_GRAPH_CAPTURE"] = "Lazy"
