@@ -44,7 +44,10 @@ http::Response Text(int status, std::string body) {
 App::App(AppOptions options, std::shared_ptr<Metrics> metrics)
     : options_(std::move(options)),
       metrics_(std::move(metrics)),
-      queue_(kube::BackoffPolicy{milliseconds(50), milliseconds(30'000)}),
+      queue_(kube::BackoffPolicy{milliseconds(50), milliseconds(30'000)},
+             std::chrono::steady_clock::now,
+             {.on_waited = [this](double seconds) { metrics_->QueueWaited(seconds); },
+              .on_worked = [this](double seconds) { metrics_->QueueWorked(seconds); }}),
       cache_(
           [this](const std::string& key) {
             metrics_->QueueAdded();
@@ -65,8 +68,8 @@ Result<std::unique_ptr<App>> App::Create(const kube::Config& config, AppOptions 
     o.timeout = timeout;
     o.deadline = deadline;
     o.retries = retries;
-    o.on_answer = [metrics](const std::string& method, int code) {
-      metrics->RequestAnswered(method, code);
+    o.on_answer = [metrics](const std::string& method, int code, std::optional<double> seconds) {
+      metrics->RequestAnswered(method, code, seconds);
     };
     return kube::Client::Create(config, o);
   };
@@ -97,6 +100,7 @@ App::~App() {
   if (services_) services_->Stop();
   if (pods_) pods_->Stop();
   if (endpoints_) endpoints_->Stop();
+  if (nodes_) nodes_->Stop();
 }
 
 void App::Stop() {
@@ -122,6 +126,8 @@ Status App::Run() {
     services_ = informer(kube::ModelServices(), cache_.service_sink(), "");
     pods_ = informer(kube::Pods(), cache_.pod_sink(), api::kLabelModelService);
     endpoints_ = informer(kube::Services(), cache_.endpoint_sink(), api::kLabelModelService);
+    // Not waited for: a plan that does not know of lost nodes is right, and made anew once it does.
+    if (options_.watch_namespace.empty()) nodes_ = informer(kube::Nodes(), cache_.node_sink(), "");
   }
   if (!WaitUntilReady()) return Status();
   malloc_trim(0);  // The first full list is in the stores; its text and trees are not needed again.
@@ -381,11 +387,27 @@ void App::Scrape(Metrics& metrics) const {
                    {{"name", options_.lease_name}}, Leading() ? 1 : 0);
   metrics.SetGauge("workqueue_depth", "Keys that wait for a worker", {{"name", "modelservice"}},
                    static_cast<double>(queue_.depth()));
+  const kube::UnfinishedWork unfinished = queue_.Unfinished();
+  metrics.SetGauge("workqueue_unfinished_work_seconds",
+                   "Seconds of reconciles that are under way, all together",
+                   {{"name", "modelservice"}}, unfinished.seconds);
+  metrics.SetGauge("workqueue_longest_running_processor_seconds",
+                   "Seconds of the longest reconcile that is under way", {{"name", "modelservice"}},
+                   unfinished.longest_seconds);
+  metrics.SetGauge("controller_runtime_active_workers", "Reconciles that are under way",
+                   {{"controller", "modelservice"}}, unfinished.keys);
+  metrics.SetGauge("controller_runtime_max_concurrent_reconciles",
+                   "Reconciles that may be under way at a time", {{"controller", "modelservice"}},
+                   options_.workers);
   metrics.SetGauge("process_resident_memory_bytes", "Resident memory", {}, ResidentBytes());
   metrics.SetGauge("rouse_cached_objects", "Objects in the cache", {{"resource", "modelservices"}},
                    static_cast<double>(cache_.service_count()));
   metrics.SetGauge("rouse_cached_objects", "Objects in the cache", {{"resource", "pods"}},
                    static_cast<double>(cache_.pod_count()));
+  metrics.SetGauge("rouse_cached_objects", "Objects in the cache", {{"resource", "nodes"}},
+                   static_cast<double>(cache_.node_count()));
+  metrics.SetGauge("rouse_nodes_lost", "Nodes that are not ready", {},
+                   static_cast<double>(cache_.lost_node_count()));
   const auto informer = [&](const char* resource, const kube::InformerCounters& c) {
     const std::map<std::string, std::string> labels = {{"resource", resource}};
     const auto counter = [&](const char* name, const char* help, std::uint64_t value) {
@@ -405,6 +427,7 @@ void App::Scrape(Metrics& metrics) const {
   if (services_) informer("modelservices", services_->counters());
   if (pods_) informer("pods", pods_->counters());
   if (endpoints_) informer("services", endpoints_->counters());
+  if (nodes_) informer("nodes", nodes_->counters());
   metrics.RaiseCounter("rouse_events_dropped_total", "Kubernetes Events that were lost", {},
                        static_cast<double>(events_->dropped()));
 }

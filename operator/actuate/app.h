@@ -1,6 +1,6 @@
 // The operator as one object: caches, queue, workers, leader election, HTTP server.
 //
-// Threads: three informers, the leader elector, the event recorder, `workers` reconcilers, the load
+// Threads: four informers, the leader elector, the event recorder, `workers` reconcilers, the load
 // relay, the scaler's, and the HTTP library's. Every replica watches and answers agents; only the
 // leader reconciles and answers KEDA: the port of its scaler is closed on the others, so that
 // clients of the Service end up at the leader, and no connection stays at another.
@@ -108,6 +108,7 @@ class App {
   std::unique_ptr<kube::Informer> services_;
   std::unique_ptr<kube::Informer> pods_;
   std::unique_ptr<kube::Informer> endpoints_;
+  std::unique_ptr<kube::Informer> nodes_;  ///< Null where one namespace is watched only.
   std::unique_ptr<Reconciler> reconciler_;
   std::vector<std::thread> workers_;
 

@@ -1,5 +1,6 @@
 #include "operator/actuate/cache.h"
 
+#include <set>
 #include <utility>
 
 #include "common/log.h"
@@ -37,6 +38,11 @@ std::shared_ptr<const plan::Instance> ProjectPod(const Json& object) {
   return std::make_shared<const plan::Instance>(*std::move(instance));
 }
 
+// Beside the keys of ModelServices in the pods' index; no name of theirs begins so.
+std::string OnNode(const std::string& node) {
+  return "@" + node;
+}
+
 }  // namespace
 
 std::string ServiceKey(const plan::Instance& instance) {
@@ -44,10 +50,11 @@ std::string ServiceKey(const plan::Instance& instance) {
 }
 
 Cache::Cache(OnChange on_change, OnPod on_pod)
-    : services_(ProjectService, {},
+    : on_change_(on_change),
+      services_(ProjectService, {},
                 [on_change](const std::string& key, const auto&, const auto&) { on_change(key); }),
       pods_(
-          ProjectPod, [](const plan::Instance& i) { return std::vector{ServiceKey(i)}; },
+          ProjectPod, [](const plan::Instance& i) { return std::vector{ServiceKey(i), OnNode(i.node)}; },
           [on_change, on_pod](const std::string&, const auto& before, const auto& after) {
             on_pod(before.get(), after.get());
             if (before) on_change(ServiceKey(*before));
@@ -59,6 +66,46 @@ Cache::Cache(OnChange on_change, OnPod on_pod)
           [](const Json& object) {
             return std::make_shared<const plan::Endpoint>(plan::EndpointFromService(object));
           },
-          {}, [on_change](const std::string& key, const auto&, const auto&) { on_change(key); }) {}
+          {}, [on_change](const std::string& key, const auto&, const auto&) { on_change(key); }),
+      nodes_(
+          [](const Json& object) {
+            return std::make_shared<const plan::Node>(plan::NodeFromObject(object));
+          },
+          {},
+          [this](const std::string& key, const auto& before, const auto& after) {
+            NodeChanged(key, before && before->lost, after && after->lost);
+          }) {}
+
+// Whether others are believed lost may have changed with it.
+void Cache::NodeChanged(const std::string& node, bool was_lost, bool is_lost) {
+  if (was_lost == is_lost) return;
+  if (is_lost) {
+    ++lost_nodes_;
+  } else {
+    --lost_nodes_;
+  }
+  std::set<std::string> services;
+  const auto add = [&](const std::string& name) {
+    for (const auto& pod : pods_.ByIndex(OnNode(name))) services.insert(ServiceKey(*pod));
+  };
+  add(node);
+  for (const auto& [name, value] : nodes_.Entries()) {
+    if (value->lost) add(name);
+  }
+  for (const std::string& key : services) on_change_(key);
+}
+
+std::vector<std::shared_ptr<const plan::Instance>> Cache::PodsOf(const std::string& key) const {
+  auto pods = pods_.ByIndex(key);
+  if (lost_nodes_ == 0 || !plan::CanBeLost(lost_nodes_, nodes_.size())) return pods;
+  for (auto& pod : pods) {
+    const auto node = nodes_.Get(pod->node);
+    if (!node || !node->lost) continue;
+    auto lost = std::make_shared<plan::Instance>(*pod);
+    lost->node_lost = true;
+    pod = std::move(lost);
+  }
+  return pods;
+}
 
 }  // namespace rouse::actuate

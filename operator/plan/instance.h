@@ -44,6 +44,7 @@ struct Instance {
   std::string ip;     ///< Of the pod; empty until the kubelet has told.
   std::string phase;  ///< "Pending", "Running", "Succeeded", "Failed", "Unknown".
   std::string phase_message;
+  bool node_lost = false;  ///< Its node is (node.h), which its pod does not tell.
   bool deleting = false;
   bool ready = false;
   bool gated = false;                   ///< It has the readiness gate rouse.dev/serving...

@@ -13,7 +13,7 @@ namespace {
 constexpr std::size_t kMaxPeers = 64;  // More than any agent tries; bounds the answer.
 
 bool CanBeAsked(const Instance& instance) {
-  return !instance.deleting && !instance.agent_down && instance.weights &&
+  return !instance.deleting && !instance.node_lost && !instance.agent_down && instance.weights &&
          !instance.address.empty() && instance.agent_state != AgentState::kFailed;
 }
 
@@ -76,7 +76,9 @@ Distance DistanceBetween(const Instance& a, const Instance& b) {
 
 bool IsComing(const Instance& instance, api::Fallback fallback, const Policy& policy,
               TimePoint now) {
-  if (instance.deleting || instance.leaving || IsServable(instance)) return false;
+  if (instance.deleting || instance.leaving || instance.node_lost || IsServable(instance)) {
+    return false;
+  }
   // A guard that sleeps has none, and takes them from others when it wakes.
   if (instance.agent_state == AgentState::kAsleep ||
       instance.agent_state == AgentState::kSleeping) {

@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::size_t kMaxMessage = 1024;
 constexpr char kTransportFallback[] = "TransportFallback";
+constexpr char kNodeLost[] = "NodeLost";
 
 struct Said {
   bool is_true = false;
@@ -144,6 +145,16 @@ Said Degraded(const Observed& observed, const Summary& summary) {
     }
     return {true, "InstancesFail", message};
   }
+  if (!summary.lost.empty()) {
+    const Instance& first = *summary.lost.front();
+    std::string message = first.name + " is on node " + first.node +
+                          ", which is not ready: another instance takes its place until the node "
+                          "is back";
+    if (const auto more = static_cast<int>(summary.lost.size()) - 1; more > 0) {
+      message += " (and " + Plural(more, "more instance") + " on lost nodes)";
+    }
+    return {true, kNodeLost, message};
+  }
   if (summary.failures.in_a_row == 0 && summary.guard_failures.in_a_row == 0) {
     if (const std::string slow = Fallbacks(summary); !slow.empty()) {
       return {true, kTransportFallback, slow};
@@ -253,7 +264,7 @@ api::ServiceStatus MakeStatus(const Observed& observed, const Summary& summary, 
   status.waking = summary.waking;
   for (const Instance& instance : observed.instances) {
     status.guards += instance.role == Role::kGuard && !instance.deleting && !instance.leaving &&
-                     instance.agent_state == AgentState::kAsleep;
+                     !instance.node_lost && instance.agent_state == AgentState::kAsleep;
   }
   status.selector = std::string(api::kLabelModelService) + "=" + observed.service.metadata.name +
                     "," + api::kLabelRole + "=Active";
@@ -315,9 +326,12 @@ std::vector<Note> MakeNotes(const Observed& observed, const Summary& summary,
   }
   was = api::FindCondition(before, api::kConditionDegraded);
   is = api::FindCondition(after.conditions, api::kConditionDegraded);
-  if (is != nullptr && is->reason == kTransportFallback &&
-      (was == nullptr || was->reason != is->reason)) {
-    notes.push_back({true, is->reason, "Pull", is->message});
+  if (is != nullptr && (was == nullptr || was->reason != is->reason)) {
+    if (is->reason == kTransportFallback) {
+      notes.push_back({true, is->reason, "Pull", is->message});
+    } else if (is->reason == kNodeLost) {
+      notes.push_back({true, is->reason, "Replace", is->message});
+    }
   }
   return notes;
 }

@@ -30,6 +30,7 @@ struct Summary {
   std::vector<const Instance*> guards;   ///< The same, of guards.
   std::vector<const Instance*> leaving;  ///< To be deleted once out of the endpoints.
   std::vector<const Instance*> going;    ///< Being deleted already.
+  std::vector<const Instance*> lost;     ///< On a node that is lost.
   std::vector<Failed> failed;
   std::set<const Instance*> uncounted;  ///< Failed ones that the observed status does not know.
 

@@ -53,7 +53,7 @@ class Simulation {
   std::vector<const Instance*> Working(Role role = Role::kActive) const {
     std::vector<const Instance*> out;
     for (const Instance& i : observed_.instances) {
-      if (i.role == role && !i.deleting && !i.leaving &&
+      if (i.role == role && !i.deleting && !i.leaving && !i.node_lost &&
           FailureOf(i, observed_.policy, now_).empty()) {
         out.push_back(&i);
       }
@@ -83,10 +83,13 @@ class Simulation {
   // Time passes; the world may do something to us. `kind`: see the switch.
   void Step(bool calm) {
     now_ += milliseconds(Pick(1, 4000));
-    if (calm) agents_answer_ = true;
+    if (calm) {
+      agents_answer_ = true;
+      lost_node_.clear();
+    }
     Progress();
     if (calm) return;
-    switch (Pick(0, 16)) {
+    switch (Pick(0, 18)) {
       case 0:
         Edit([&](api::Spec& s) { s.replicas = Pick(0, 6); });
         break;
@@ -125,6 +128,12 @@ class Simulation {
         break;
       case 13:
         Edit([&](api::Spec& s) { s.engine.port = Pick(8000, 8001); });
+        break;
+      case 14:
+        lost_node_ = "node-" + std::to_string(Pick(0, 2));
+        break;
+      case 15:
+        lost_node_.clear();
         break;
       case 11:  // A claim's command that was lost.
         Any([&](Instance& i) {
@@ -183,6 +192,7 @@ class Simulation {
   void Do(const ClaimGuard& action) {
     Instance* guard = Find(action.uid);
     REQUIRE(guard != nullptr);
+    REQUIRE_FALSE(guard->node_lost);
     REQUIRE((guard->role == Role::kGuard || IsClaimedAndSleepsOn(*guard)));
     REQUIRE_FALSE(guard->deleting);
     if (!agents_answer_ && action.wake) {
@@ -278,6 +288,11 @@ class Simulation {
   void Progress() {
     std::vector<std::string> gone;
     for (Instance& i : observed_.instances) {
+      i.node_lost = !i.node.empty() && i.node == lost_node_;
+      if (i.node_lost) {  // Nothing is heard of it, and it counts as not ready.
+        i.ready = false;
+        continue;
+      }
       // The kubelet.
       if (!i.may_serve || i.agent_state != AgentState::kServing) i.ready = false;
       if (i.deleting) {
@@ -288,6 +303,7 @@ class Simulation {
       if (ProgressGuard(i)) continue;
       if (i.node.empty()) {
         i.node = "node-" + std::to_string(Pick(0, 2));
+        if (i.node == lost_node_) i.node = "node-3";
         i.phase = "Running";
         i.started_at = now_;
         i.agent_state = AgentState::kReady;
@@ -329,6 +345,7 @@ class Simulation {
   Observed observed_;
   int created_ = 0;
   bool agents_answer_ = true;
+  std::string lost_node_;  ///< Empty: none is.
 };
 
 int Creates(const Plan& plan, Role role) {
@@ -359,6 +376,8 @@ void CheckPlan(const Simulation& before, const Observed& seen, const Plan& plan)
   const auto lose = [&](const std::string& uid, Cause cause) {
     REQUIRE(gone.insert(uid).second);
     const Instance& i = find(uid);
+    // Nobody is killed who may serve where we do not see it.
+    REQUIRE((!i.node_lost || i.leaving || cause == Cause::kFailed));
     // Whoever was told to leave before is not lost now.
     if (i.role != Role::kActive || i.leaving) return;
     losses.scale_in += cause == Cause::kScaleIn;

@@ -425,3 +425,53 @@ def test_with_an_api_server_that_takes_2_s_a_call_it_is_right_in_the_end(
     m.wait(1, 1, 120)
     proxy.rule = lambda request: None
     assert operator.exits == []
+
+
+# ---- nodes
+
+
+@pytest.fixture
+def three_nodes(world: World) -> Iterator[None]:
+    names = ["spare-0", "spare-1"]
+    world.cluster.add_nodes(names)
+    yield
+    world.cluster.kubectl("delete", "node", *names)
+
+
+def set_ready(world: World, node: str, value: str) -> None:
+    """What its kubelet says of itself, or the node's controller when it hears nothing of it."""
+    patch = {"status": {"conditions": [{"type": "Ready", "status": value, "reason": "Test"}]}}
+    answer = world.cluster.request(
+        "PATCH", f"/api/v1/nodes/{node}/status", patch, kind="application/strategic-merge-patch+json"
+    )
+    assert answer.status == 200, answer.text
+
+
+def test_a_guard_takes_the_place_of_a_replica_whose_node_is_lost_until_it_is_back(
+    world: World, operator: Operator, start: Start, three_nodes: None
+):
+    m = start(operator, replicas=2, guards=1)
+    before = m.wait(2)
+    guard = next(x for x in before if role(before[x]) == "Guard")
+    lost = next(
+        x for x in before if before[x]["spec"]["nodeName"] != before[guard]["spec"]["nodeName"]
+    )
+    node = before[lost]["spec"]["nodeName"]
+    set_ready(world, node, "Unknown")
+    begun = time.monotonic()
+    try:
+        m.wait_told("Active")
+        assert time.monotonic() - begun < 3
+        assert [x.pod for x in m.agents.told("Active")] == [guard]
+        degraded = condition(m.cluster, m.namespace, "Degraded")
+        assert degraded["reason"] == "NodeLost" and f"is on node {node}" in degraded["message"]
+        # Who may serve where we do not see it is not killed.
+        time.sleep(1)
+        there = m.pod(lost)
+        assert there["metadata"]["uid"] == before[lost]["metadata"]["uid"]
+        assert "deletionTimestamp" not in there["metadata"]
+    finally:
+        set_ready(world, node, "True")
+    after = m.wait(2)
+    assert condition(m.cluster, m.namespace, "Degraded")["status"] == "False"
+    assert after[lost]["metadata"]["uid"] == before[lost]["metadata"]["uid"]
