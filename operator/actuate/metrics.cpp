@@ -32,6 +32,10 @@ Metrics::Metrics()
                       "Instances of each ModelService by state")),
       reconciles_(Make(prometheus::BuildCounter(), registry_, "controller_runtime_reconcile_total",
                        "Reconciles by result")),
+      reconcile_errors_(Make(prometheus::BuildCounter(), registry_,
+                             "controller_runtime_reconcile_errors_total",
+                             "Reconciles that ended in an error")
+                            .Add({{"controller", "modelservice"}})),
       reconcile_seconds_(Make(prometheus::BuildHistogram(), registry_,
                               "controller_runtime_reconcile_time_seconds", "Seconds of a reconcile")
                              .Add({{"controller", "modelservice"}}, kReconcileBuckets)),
@@ -41,10 +45,20 @@ Metrics::Metrics()
       queue_retries_(Make(prometheus::BuildCounter(), registry_, "workqueue_retries_total",
                           "Keys added again after an error")
                          .Add({{"name", "modelservice"}})),
+      queue_seconds_(Make(prometheus::BuildHistogram(), registry_,
+                          "workqueue_queue_duration_seconds",
+                          "Seconds that a key waited for a worker")
+                         .Add({{"name", "modelservice"}}, kReconcileBuckets)),
+      work_seconds_(Make(prometheus::BuildHistogram(), registry_,
+                         "workqueue_work_duration_seconds", "Seconds that a worker held a key")
+                        .Add({{"name", "modelservice"}}, kReconcileBuckets)),
       reports_(Make(prometheus::BuildCounter(), registry_, "rouse_agent_reports_total",
                     "Reports of agents by the HTTP status of the answer")),
       requests_(Make(prometheus::BuildCounter(), registry_, "rest_client_requests_total",
                      "Requests to the API server by status code and method")),
+      request_seconds_(Make(prometheus::BuildHistogram(), registry_,
+                            "rest_client_request_duration_seconds",
+                            "Seconds until the API server's answer, by method; without watches")),
       scaler_calls_(Make(prometheus::BuildCounter(), registry_, "grpc_server_handled_total",
                          "Calls of KEDA's external scaler protocol that were answered, by code")),
       events_(Make(prometheus::BuildCounter(), registry_, "rouse_events_total",
@@ -107,6 +121,7 @@ void Metrics::ForgetInstances(const std::string& ns, const std::string& name) {
 
 void Metrics::Reconciled(const std::string& result, double seconds) {
   reconciles_.Add({{"controller", "modelservice"}, {"result", result}}).Increment();
+  if (result == "error") reconcile_errors_.Increment();
   reconcile_seconds_.Observe(seconds);
 }
 
@@ -114,9 +129,11 @@ void Metrics::Reported(int code) {
   reports_.Add({{"code", std::to_string(code)}}).Increment();
 }
 
-void Metrics::RequestAnswered(const std::string& method, int code) {
+void Metrics::RequestAnswered(const std::string& method, int code,
+                              std::optional<double> seconds) {
   const std::string text = code == 0 ? "<error>" : std::to_string(code);
   requests_.Add({{"code", text}, {"method", method}}).Increment();
+  if (seconds) request_seconds_.Add({{"verb", method}}, kReconcileBuckets).Observe(*seconds);
 }
 
 void Metrics::SetGauge(const std::string& name, const std::string& help,

@@ -11,6 +11,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -42,9 +43,11 @@ class Metrics {
   void Reconciled(const std::string& result, double seconds);
   void QueueAdded() { queue_adds_.Increment(); }
   void QueueRetried() { queue_retries_.Increment(); }
+  void QueueWaited(double seconds) { queue_seconds_.Observe(seconds); }
+  void QueueWorked(double seconds) { work_seconds_.Observe(seconds); }
   /// A report of an agent was answered with this HTTP status.
   void Reported(int code);
-  void RequestAnswered(const std::string& method, int code);
+  void RequestAnswered(const std::string& method, int code, std::optional<double> seconds);
   /// A call of KEDA's was answered.
   void ScalerAnswered(const std::string& method, const std::string& code);
   void Notes(bool warning) { (warning ? warnings_ : normals_).Increment(); }
@@ -69,11 +72,15 @@ class Metrics {
   prometheus::Family<prometheus::Counter>& actions_;
   prometheus::Family<prometheus::Gauge>& instances_;
   prometheus::Family<prometheus::Counter>& reconciles_;
+  prometheus::Counter& reconcile_errors_;
   prometheus::Histogram& reconcile_seconds_;
   prometheus::Counter& queue_adds_;
   prometheus::Counter& queue_retries_;
+  prometheus::Histogram& queue_seconds_;
+  prometheus::Histogram& work_seconds_;
   prometheus::Family<prometheus::Counter>& reports_;
   prometheus::Family<prometheus::Counter>& requests_;
+  prometheus::Family<prometheus::Histogram>& request_seconds_;
   prometheus::Family<prometheus::Counter>& scaler_calls_;
   prometheus::Family<prometheus::Counter>& events_;
   prometheus::Counter& normals_;

@@ -10,6 +10,8 @@ namespace {
 
 /// Plans of one pass, each after something turned out to be other than the caches show.
 constexpr int kMaxReplans = 3;
+/// Should the watch not bring what the cache lacked.
+constexpr std::chrono::milliseconds kBehind{1'000};
 
 // A status that is already as wanted is not written: the write would come back as a change, for
 // ever.
@@ -91,7 +93,13 @@ Result<std::optional<std::chrono::milliseconds>> Reconciler::Reconcile(const std
 
   // Before publishing, so that a scrape shows what runs even while the API server refuses writes.
   Count(service, plan);
-  ROUSE_RETURN_IF_ERROR(Publish(service, plan.status));
+  const Status published = Publish(service, plan.status);
+  // The cache is behind, as a rule by our own last write: what it lacks is on its way, and brings
+  // this key back.
+  if (published.code() == StatusCode::kConflict && outcome.errors.empty()) {
+    return std::optional(kBehind);
+  }
+  ROUSE_RETURN_IF_ERROR(published);
   // Told and counted only now: what is in the status is not told again after a restart.
   for (const plan::Note& note : plan.notes) tell_(service.metadata, note);
   for (const api::ScaleOut& scale_out : plan.new_scale_outs) metrics_.ScaleOutFinished(scale_out);

@@ -97,8 +97,15 @@ struct Client::Impl {
     return !stopped.wait_for(lock, wait, [this] { return stop; });
   }
 
-  void NoteAnswer(const std::string& method, int code) const {
-    if (options.on_answer) options.on_answer(method, code);
+  void NoteAnswer(const std::string& method, int code,
+                  std::optional<std::chrono::steady_clock::time_point> begun) const {
+    if (!options.on_answer) return;
+    std::optional<double> seconds;
+    if (begun) {
+      const auto took = std::chrono::steady_clock::now() - *begun;
+      seconds = std::chrono::duration<double>(took).count();
+    }
+    options.on_answer(method, code, seconds);
   }
 
   // Sends until there is an answer that stands.
@@ -112,8 +119,9 @@ struct Client::Impl {
       prepared->body = body;
       if (!content_type.empty()) prepared->headers["Content-Type"] = content_type;
       ++counters.requests;
+      const auto begun = std::chrono::steady_clock::now();
       auto answer = http->Send(*prepared, kMaxObjectBytes);
-      NoteAnswer(method, answer.ok() ? answer->status : 0);
+      NoteAnswer(method, answer.ok() ? answer->status : 0, begun);
       if (!answer.ok()) {
         ++counters.errors;
         return NotReached(answer.status(), what);
@@ -282,8 +290,9 @@ FetchedPage Client::FetchListPage(const Resource& resource, const std::string& n
   auto request = impl_->Prepare("GET", ListPath(resource, ns, options, continue_token));
   if (!request.ok()) return {.text = request.status().WithContext(what), .error = {}};
   ++impl_->counters.requests;
+  const auto begun = std::chrono::steady_clock::now();
   auto answer = impl_->http->Send(*request);
-  impl_->NoteAnswer("GET", answer.ok() ? answer->status : 0);
+  impl_->NoteAnswer("GET", answer.ok() ? answer->status : 0, begun);
   if (!answer.ok()) {
     ++impl_->counters.errors;
     return {.text = impl_->NotReached(answer.status(), what), .error = {}};
@@ -317,7 +326,7 @@ Status Client::Watch(const Resource& resource, const std::string& ns, const List
   http::Response refused;
   refused.status = 0;
   Status status = impl_->http->Stream(*request, cancel, on_line, &refused);
-  impl_->NoteAnswer("GET", status.ok() ? 200 : refused.status);
+  impl_->NoteAnswer("GET", status.ok() ? 200 : refused.status, std::nullopt);
   if (status.ok()) return status;
   if (refused.status != 0 && refused.status != 200) {
     ++impl_->counters.errors;

@@ -27,8 +27,9 @@ struct ClientOptions {
   std::chrono::milliseconds deadline{60'000};   ///< For the whole answer to one call, not a watch.
   int retries = 3;                              ///< Of calls that the server asks to repeat.
   std::chrono::milliseconds retry_wait{5'000};  ///< Longest wait before one of them.
-  /// Told of each answer: method and HTTP status, 0 when there was none. For metrics; any thread.
-  std::function<void(const std::string& method, int code)> on_answer;
+  /// Told of each answer: method, HTTP status (0 when there was none), and how long it took (absent
+  /// for a watch). For metrics; any thread.
+  std::function<void(const std::string& method, int code, std::optional<double> seconds)> on_answer;
 };
 
 /// Plain counters for metrics; readable at any time.

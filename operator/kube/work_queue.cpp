@@ -1,14 +1,27 @@
 #include "operator/kube/work_queue.h"
 
-namespace rouse::kube {
+#include <algorithm>
 
-WorkQueue::WorkQueue(BackoffPolicy backoff, Clock clock)
-    : state_(backoff), clock_(std::move(clock)), random_(std::random_device()()) {}
+namespace rouse::kube {
+namespace {
+
+double Seconds(SteadyTime::duration time) {
+  return std::chrono::duration<double>(time).count();
+}
+
+}  // namespace
+
+WorkQueue::WorkQueue(BackoffPolicy backoff, Clock clock, WorkQueueHooks hooks)
+    : state_(backoff),
+      clock_(std::move(clock)),
+      hooks_(std::move(hooks)),
+      random_(std::random_device()()) {}
 
 void WorkQueue::Add(const std::string& key) {
   {
     std::lock_guard lock(mutex_);
     state_.Add(key);
+    added_.try_emplace(key, clock_());
   }
   changed_.notify_one();
 }
@@ -45,6 +58,9 @@ std::optional<std::string> WorkQueue::Get() {
     if (auto key = state_.TryGet(now)) {
       // Whoever was woken for a key that this worker took must not sleep over the next one.
       if (state_.queued() > 0 || state_.NextDue()) changed_.notify_one();
+      const auto added = added_.extract(*key);
+      if (hooks_.on_waited) hooks_.on_waited(added ? Seconds(now - added.mapped()) : 0.0);
+      taken_[*key] = now;
       return key;
     }
     if (state_.drained()) {
@@ -63,6 +79,8 @@ void WorkQueue::Done(const std::string& key) {
   {
     std::lock_guard lock(mutex_);
     state_.Done(key);
+    const auto taken = taken_.extract(key);
+    if (taken && hooks_.on_worked) hooks_.on_worked(Seconds(clock_() - taken.mapped()));
   }
   changed_.notify_all();
 }
@@ -78,6 +96,19 @@ void WorkQueue::ShutDown() {
 std::size_t WorkQueue::depth() const {
   std::lock_guard lock(mutex_);
   return state_.queued();
+}
+
+UnfinishedWork WorkQueue::Unfinished() const {
+  std::lock_guard lock(mutex_);
+  UnfinishedWork out;
+  const SteadyTime now = clock_();
+  for (const auto& [key, since] : taken_) {
+    const double seconds = Seconds(now - since);
+    ++out.keys;
+    out.seconds += seconds;
+    out.longest_seconds = std::max(out.longest_seconds, seconds);
+  }
+  return out;
 }
 
 int WorkQueue::failures(const std::string& key) const {

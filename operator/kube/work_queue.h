@@ -77,12 +77,28 @@ class QueueState {
   std::unordered_map<std::string, int> failures_;
 };
 
+/// What metrics are made of; on the threads of Get and Done, with the queue's lock held.
+struct WorkQueueHooks {
+  /// A key is handed out, so long after it was added (0 for one that was delayed, when it is due).
+  std::function<void(double seconds)> on_waited;
+  /// A key is done with, so long after it was handed out.
+  std::function<void(double seconds)> on_worked;
+};
+
+/// Of the keys that workers hold, since they were handed out.
+struct UnfinishedWork {
+  int keys = 0;
+  double seconds = 0;  ///< All together.
+  double longest_seconds = 0;
+};
+
 /// Thread-safe.
 class WorkQueue {
  public:
   using Clock = std::function<SteadyTime()>;
 
-  explicit WorkQueue(BackoffPolicy backoff = {}, Clock clock = std::chrono::steady_clock::now);
+  explicit WorkQueue(BackoffPolicy backoff = {}, Clock clock = std::chrono::steady_clock::now,
+                     WorkQueueHooks hooks = {});
 
   void Add(const std::string& key);
   void AddAfter(const std::string& key, std::chrono::milliseconds delay);
@@ -99,6 +115,7 @@ class WorkQueue {
   /// Keys that wait for a worker, for metrics.
   std::size_t depth() const;
   int failures(const std::string& key) const;
+  UnfinishedWork Unfinished() const;
 
   /// Looks at the clock again. For tests with a clock of their own.
   void Wake() { changed_.notify_all(); }
@@ -108,6 +125,9 @@ class WorkQueue {
   std::condition_variable changed_;
   QueueState state_;
   Clock clock_;
+  const WorkQueueHooks hooks_;
+  std::unordered_map<std::string, SteadyTime> added_;  ///< Guarded: those that nobody took yet.
+  std::unordered_map<std::string, SteadyTime> taken_;  ///< Guarded: those that a worker holds.
   std::mt19937_64 random_;
 };
 

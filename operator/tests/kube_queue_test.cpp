@@ -221,6 +221,35 @@ TEST_CASE("the clock of a queue can be given") {
   mover.join();
 }
 
+TEST_CASE("how long keys wait and are held is told, and what is held now") {
+  std::int64_t ms = 0;
+  std::vector<double> waited, worked;
+  WorkQueue queue({}, [&] { return SteadyTime(std::chrono::milliseconds(ms)); },
+                  {.on_waited = [&](double seconds) { waited.push_back(seconds); },
+                   .on_worked = [&](double seconds) { worked.push_back(seconds); }});
+  queue.Add("a");
+  queue.AddAfter("b", 1500ms);
+  ms = 500;
+  queue.Add("a");  // It is in the queue already, and has waited since the first time.
+  ms = 1000;
+  CHECK(queue.Get() == "a");
+  ms = 2000;
+  queue.Add("a");  // It comes back when it is done.
+  CHECK(queue.Get() == "b");
+  CHECK(waited == std::vector<double>{1.0, 0.0});
+  ms = 2500;
+  const UnfinishedWork held = queue.Unfinished();
+  CHECK(held.keys == 2);
+  CHECK(held.seconds == Approx(2.0));
+  CHECK(held.longest_seconds == Approx(1.5));
+  queue.Done("a");
+  queue.Done("b");
+  CHECK(worked == std::vector<double>{1.5, 0.5});
+  CHECK(queue.Get() == "a");
+  CHECK(waited.back() == Approx(0.5));
+  CHECK(queue.Unfinished().keys == 1);
+}
+
 TEST_CASE("shutdown wakes every waiting worker") {
   WorkQueue queue;
   queue.AddAfter("never", 1h);
