@@ -8,6 +8,7 @@
 #include "agent/engine/document.h"
 #include "agent/server/clock.h"
 #include "agent/startup/engine_load.h"
+#include "agent/startup/gpu_fault.h"
 #include "agent/state/tree.h"
 #include "agent/transfer/host_context.h"
 #include "common/log.h"
@@ -43,7 +44,8 @@ Agent::Agent(AgentOptions options)
       files_(options_.model_dir),
       commands_([this] {
         if (engine_ != nullptr) engine_->Wake();
-      }) {}
+      }),
+      xids_("libnvidia-ml.so.1", [this](const nvml::XidEvent& event) { OnXid(event); }) {}
 
 Result<std::unique_ptr<Agent>> Agent::Start(AgentOptions options) {
   auto agent = std::unique_ptr<Agent>(new Agent(std::move(options)));
@@ -272,6 +274,7 @@ void Agent::OnRankConnected(const HelloRequest& hello, bool from_peer) {
                  {{"rank", hello.rank}, {"reason", hello.spawned}});
     metrics_.CountSpawn();
   }
+  if (!hello.gpu.empty()) xids_.Add(hello.gpu);
   store_->OnEngine(hello);
   Apply(event::RankConnected{hello.rank, NowUs()});
 }
@@ -353,6 +356,14 @@ void Agent::OnLoadedByEngine(std::uint32_t rank, const std::string& reason) {
   log::Warning("the engine loads the checkpoint by itself", {{"rank", rank}, {"reason", reason}});
   store_->AddTransport("storage/engine (" + reason + ")");
   if (reporter_ != nullptr) reporter_->Changed();
+}
+
+// On the watch's thread. A guard that sleeps on such a GPU is as useless as an engine that serves.
+void Agent::OnXid(const nvml::XidEvent& event) {
+  const std::string fault = FaultOf(event.gpu, event.xid);
+  metrics_.CountXid(event.xid);
+  log::Error("Xid", {{"gpu", event.gpu}, {"xid", event.xid}, {"fault", fault}});
+  if (!fault.empty()) Apply(event::Failure{fault});
 }
 
 // On the thread that reads.

@@ -5,7 +5,7 @@
 // is read from it.
 //
 // Threads: "engine-socket", "role" and "wake-pull" (role_driver.h), "report", "engine-probe",
-// "hydrate" and "pull" (both end when done), "weights" (digests), "storage" (the checkpoint), UCX's
+// "hydrate" and "pull" (both end when done), "weights" (digests), "storage" (the checkpoint), "xid", UCX's
 // and cpprestsdk's. One lock guards the machine.
 
 #pragma once
@@ -22,6 +22,7 @@
 
 #include "agent/engine/host.h"
 #include "agent/engine/server.h"
+#include "agent/nvml/xid_watch.h"
 #include "agent/server/canary.h"
 #include "agent/server/checkpoint_stream.h"
 #include "agent/server/commands.h"
@@ -141,6 +142,7 @@ class Agent final : private EngineHost {
   void OnCommandDone(CommandBook::Core core, const CommandDoneRequest& done) override;
   void OnCheckpointRead(const LoadOutcome& outcome);
   void OnLoadedByEngine(std::uint32_t rank, const std::string& reason);
+  void OnXid(const nvml::XidEvent& event);
 
   AgentOptions options_;
   Metrics metrics_;
@@ -172,6 +174,7 @@ class Agent final : private EngineHost {
   bool role_kept_ = false;  ///< Guarded: there is a file that says that it does not serve.
   std::unique_ptr<Reporter> reporter_;
   std::unique_ptr<CheckpointStream> stream_;
+  nvml::XidWatch xids_;  ///< Of the GPUs of the engine's ranks.
   std::unique_ptr<EngineServer> engine_;
   std::unique_ptr<EngineProbe> probe_;
   std::jthread hydrate_;

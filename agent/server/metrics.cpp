@@ -86,6 +86,10 @@ struct Metrics::Families {
                                 .Name("rouse_engine_spawns_total")
                                 .Help("Processes of the engine that could not be forked.")
                                 .Register(registry);
+  Family<Counter>& xids = BuildCounter()
+                              .Name("rouse_gpu_xids_total")
+                              .Help("Xids that the driver reported of the engine's GPUs; 0: lost.")
+                              .Register(registry);
   Family<Counter>& reports = BuildCounter()
                                  .Name("rouse_reports_total")
                                  .Help("Reports to the operator, by outcome.")
@@ -206,6 +210,10 @@ void Metrics::CountStorage(bool ok, std::uint64_t bytes, double seconds) {
 
 void Metrics::CountLease(bool opened) {
   families_->leases.Add({{"outcome", Outcome(opened)}}).Increment();
+}
+
+void Metrics::CountXid(std::uint64_t xid) {
+  families_->xids.Add({{"xid", std::to_string(xid)}}).Increment();
 }
 
 void Metrics::CountEngineRequest(std::string_view type, bool ok) {

@@ -35,6 +35,8 @@ class Metrics {
   void CountLease(bool opened);
   /// A rank's process was spawned although it was to be forked.
   void CountSpawn();
+  /// The driver reported a GPU's failure; 0: it is lost.
+  void CountXid(std::uint64_t xid);
   void CountEngineRequest(std::string_view type, bool ok);
   void CountReport(bool ok);
   void CountModelFiles(std::uint64_t fetched_bytes);

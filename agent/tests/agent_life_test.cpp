@@ -12,6 +12,7 @@
 #include "agent/tests/agent_process.h"
 #include "agent/tests/fake_engine.h"
 #include "agent/tests/fake_operator.h"
+#include "agent/tests/paths.h"
 
 using namespace rouse;
 using namespace rouse::agent;
@@ -44,7 +45,46 @@ void Load(const AgentProcess& agent, const std::string& bytes) {
   REQUIRE(engine->Phase("WeightsReady")->type() == "Ok");
 }
 
+/// An engine whose only rank computes on this GPU.
+FakeEngine OnGpu(const AgentProcess& agent, const std::string& gpu) {
+  auto engine = FakeEngine::Connect(agent.socket());
+  REQUIRE(engine.ok());
+  REQUIRE(engine->Ask({{"type", "Hello"},
+                       {"protocol", "rouse-engine"},
+                       {"version", 1},
+                       {"pid", ::getpid()},
+                       {"rank", 0},
+                       {"worldSize", 1},
+                       {"engine", "fake"},
+                       {"engineVersion", "1"},
+                       {"gpu", gpu},
+                       {"identity", ToJson(TestIdentity())}})
+              ->type() == "Welcome");
+  return *std::move(engine);
+}
+
 }  // namespace
+
+TEST_CASE("An instance whose GPU fails has failed, and says by which Xid") {
+  FakeOperator fake_operator;
+  TempFolder happens;
+  const std::string events = happens.path() + "/events";
+  AgentProcess agent("demo-0", fake_operator.url(),
+                     {{"LD_LIBRARY_PATH", kFakeNvmlFolder}, {"ROUSE_FAKE_NVML", events}});
+  const FakeEngine engine = OnGpu(agent, "GPU-1");
+  happens.Write("events", "GPU-1 31\nGPU-2 79\n");  // The engine's own doing, and another's GPU.
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  REQUIRE(fake_operator.Last("demo-0").has_value());
+  CHECK(fake_operator.Last("demo-0")->state != AgentState::kFailed);
+  happens.Write("events", "GPU-1 31\nGPU-2 79\nGPU-1 79\n");
+  REQUIRE(fake_operator.WaitForState("demo-0", AgentState::kFailed));
+  CHECK(fake_operator.Last("demo-0")->message ==
+        "GPU-1 has failed: Xid 79 (the GPU has fallen off the bus); look at its node's log and "
+        "NVIDIA's catalogue of Xids");
+  const std::string metrics = Get(fake_operator.Last("demo-0")->address, "/metrics").body;
+  CHECK(metrics.find("rouse_gpu_xids_total{xid=\"79\"} 1") != std::string::npos);
+  CHECK(metrics.find("rouse_gpu_xids_total{xid=\"31\"} 1") != std::string::npos);
+}
 
 TEST_CASE("A sanitizer's report in what a process wrote is found") {
   const std::string json = "{\"message\":\"all is well\"}\n";

@@ -8,6 +8,7 @@ namespace rouse {
 extern const char kAgentProgram[];
 extern const char kTransferPeerProgram[];
 extern const char kFakeNccl[];
+extern const char kFakeNvmlFolder[];
 extern const char kFuzzSeeds[];
 
 }  // namespace rouse

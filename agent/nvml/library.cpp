@@ -1,0 +1,58 @@
+#include "agent/nvml/library.h"
+
+#include <dlfcn.h>
+
+#include <type_traits>
+
+namespace rouse::nvml {
+namespace {
+
+StatusCode CodeOf(Code code) {
+  switch (code) {
+    case Code::kInvalidArgument:
+      return StatusCode::kInvalidArgument;
+    case Code::kNotFound:
+      return StatusCode::kNotFound;
+    case Code::kNotSupported:
+    case Code::kNoPermission:
+      return StatusCode::kFailedPrecondition;
+    case Code::kGpuIsLost:
+      return StatusCode::kUnavailable;
+    default:
+      return StatusCode::kInternal;
+  }
+}
+
+}  // namespace
+
+Result<Library> Library::Open(const std::string& path) {
+  void* const opened = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (opened == nullptr) return Unavailable(std::string("no NVML: ") + ::dlerror());
+  Library library;
+  const char* missing = nullptr;
+  const auto find = [&](auto& function, const char* name) {
+    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(::dlsym(opened, name));
+    if (function == nullptr) missing = name;
+  };
+  find(library.Init, "nvmlInit_v2");
+  find(library.Shutdown, "nvmlShutdown");
+  find(library.ErrorString, "nvmlErrorString");
+  find(library.DeviceByUuid, "nvmlDeviceGetHandleByUUID");
+  find(library.EventSetCreate, "nvmlEventSetCreate");
+  find(library.EventSetFree, "nvmlEventSetFree");
+  find(library.RegisterEvents, "nvmlDeviceRegisterEvents");
+  find(library.EventSetWait, "nvmlEventSetWait_v2");
+  if (missing != nullptr) {
+    return Unavailable("NVML is too old: " + path + " has no " + missing);
+  }
+  return library;
+}
+
+Status ToStatus(const Library& library, Code code, std::string_view what) {
+  if (code == Code::kSuccess) return {};
+  const char* const text = library.ErrorString(code);
+  return Status(CodeOf(code),
+                std::string(what) + ": NVML: " + (text != nullptr ? text : "unknown error"));
+}
+
+}  // namespace rouse::nvml
