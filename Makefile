@@ -26,7 +26,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 export LANG := C.UTF-8
 unexport LC_ALL LC_CTYPE LC_MESSAGES
 
-.PHONY: help all build deps test demo bench e2e fuzz lint format clean images \
+.PHONY: help all build deps test demo bench e2e chaos fuzz lint format clean images \
   test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-gpu test-rdma test-plugin
 
 help: ## List the targets
@@ -76,6 +76,9 @@ test: ## All tests: unit (release, asan, tsan), the plugin in a real vLLM, end t
 
 demo: build-release ## Show the main job on a real cluster (KEEP=1 leaves the cluster up)
 	@python=$$(e2e/install.sh) && "$$python" e2e/demo.py $(if $(filter-out 0,$(KEEP)),--keep)
+
+chaos: build-release ## Faults of every kind on a real cluster of two nodes (ARGS="--minutes 20 --seed N")
+	@python=$$(e2e/install.sh) && "$$python" e2e/chaos.py $(ARGS)
 
 images: deps ## Build the container images into the cache folder
 	@python=$$(e2e/install.sh) && cd e2e && "$$python" -m rouse_e2e images

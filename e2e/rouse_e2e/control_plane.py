@@ -54,7 +54,7 @@ class ControlPlane:
 
     def create_identities(self) -> None:
         pki.create(self.pki, self.options.node, [self.options.address])
-        for user in [*pki.USERS, "kubelet"]:
+        for user in [*pki.USERS, *map(pki.kubelet, range(pki.NODES))]:
             pki.write_kubeconfig(self.kubeconfig(user), self.pki, user, self.server)
 
     def kubeconfig(self, user: str = "admin") -> Path:

@@ -1,4 +1,4 @@
-"""PID 1 of a real node: network, container runtime, control plane, kubelet, kube-proxy.
+"""PID 1 of a real node: network, container runtime, kubelet, kube-proxy, and on the first the control plane.
 
     python -m rouse_e2e.node STATE      (started by node_init.sh, never by hand)
 
@@ -20,13 +20,13 @@ import time
 import traceback
 from pathlib import Path
 
-from . import paths
+from . import paths, pki
 from .control_plane import ControlPlane, Options
 from .processes import Processes, tail, wait_until
 
-ADDRESS = "10.200.0.1"  # the node's
-POD_NETWORK = "10.244.0.0/24"
 API_PORT = 6443
+#: Between the nodes: the first one's bridge, and the others' only link, which ends there.
+BRIDGE, UPLINK = "node0", "uplink"
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 
 CONTAINERD_CONFIG = """version = 2
@@ -44,22 +44,32 @@ CONTAINERD_CONFIG = """version = 2
     bin_dir = "/usr/lib/cni"
     conf_dir = "/run/cni"
 """
-NETWORK_CONFIG = {
-    "cniVersion": "0.4.0",
-    "name": "pods",
-    "plugins": [
-        {
-            "type": "ptp",
-            "mtu": 1500,
-            "ipMasq": False,
-            "ipam": {
-                "type": "host-local",
-                "ranges": [[{"subnet": POD_NETWORK}]],
-                "routes": [{"dst": "0.0.0.0/0"}],
-            },
-        }
-    ],
-}
+
+
+def name_of(number: int) -> str:
+    return f"node-{number}"
+
+
+def address_of(number: int) -> str:
+    return f"10.200.0.{number + 1}"
+
+
+def pods_of(number: int) -> str:
+    """The network of its pods."""
+    return f"10.244.{number}.0/24"
+
+
+ADDRESS = address_of(0)  # the API server's, too
+
+
+def network_config(number: int) -> dict:
+    ipam = {
+        "type": "host-local",
+        "ranges": [[{"subnet": pods_of(number)}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    }
+    plugin = {"type": "ptp", "mtu": 1500, "ipMasq": False, "ipam": ipam}
+    return {"cniVersion": "0.4.0", "name": "pods", "plugins": [plugin]}
 
 
 def command(*arguments: str) -> str:
@@ -69,15 +79,19 @@ def command(*arguments: str) -> str:
     return result.stdout
 
 
-def set_up_network() -> None:
+def set_up_network(number: int) -> None:
     command("ip", "link", "set", "lo", "up")
-    command("ip", "link", "add", "node0", "type", "bridge")
-    command("ip", "address", "add", f"{ADDRESS}/24", "dev", "node0")
-    command("ip", "link", "set", "node0", "up")
+    link = BRIDGE if number == 0 else UPLINK
+    if number == 0:
+        command("ip", "link", "add", BRIDGE, "type", "bridge")
+    else:
+        wait_until(f"the link {UPLINK}", 30, lambda: Path(f"/sys/class/net/{UPLINK}").exists())
+    command("ip", "address", "add", f"{address_of(number)}/24", "dev", link)
+    command("ip", "link", "set", link, "up")
     command("ip", "route", "add", "default", "via", ADDRESS)
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     Path("/run/cni").mkdir()
-    Path("/run/cni/10-pods.conflist").write_text(json.dumps(NETWORK_CONFIG))
+    Path("/run/cni/10-pods.conflist").write_text(json.dumps(network_config(number)))
 
 
 def forward(listener: socket.socket, target: tuple[str, int]) -> None:
@@ -113,7 +127,8 @@ class Node:
     def __init__(self, state: Path) -> None:
         self.state = state
         self.settings = json.loads((state / "node.json").read_text())
-        self.name = self.settings["name"]
+        self.number = self.settings["number"]
+        self.name, self.address = name_of(self.number), address_of(self.number)
         self.processes = Processes(state, keep=True)  # the pid namespace ends them
         self.began = time.monotonic()
 
@@ -121,19 +136,20 @@ class Node:
         print(f"{time.monotonic() - self.began:5.1f} s  {what}", flush=True)
 
     def boot(self) -> None:
-        set_up_network()
+        set_up_network(self.number)
         Path("/run/containerd").mkdir()
         Path("/run/containerd/config.toml").write_text(CONTAINERD_CONFIG)
         self.processes.start("containerd", ["containerd", "-c", "/run/containerd/config.toml"])
         control_plane = ControlPlane(
-            self.state,
+            Path(self.settings["controlPlane"]),  # whose keys and kubeconfigs all nodes use
             self.processes,
-            Options(self.name, ADDRESS, API_PORT, kwok=False),
+            Options(name_of(0), ADDRESS, API_PORT, kwok=False),
         )
-        listener = socket.socket(fileno=self.settings["listener"])
-        forward(listener, (ADDRESS, API_PORT))
-        control_plane.start()
-        self.say("control plane ready")
+        if self.number == 0:
+            listener = socket.socket(fileno=self.settings["listener"])
+            forward(listener, (ADDRESS, API_PORT))
+            control_plane.start()
+            self.say("control plane ready")
         wait_until("containerd's socket", 30, lambda: Path(CONTAINERD_SOCKET).exists())
         self.import_images()
         self.start_kubelet(control_plane)
@@ -154,7 +170,7 @@ class Node:
             "failCgroupV1": False,
             "cgroupDriver": "cgroupfs",
             "containerRuntimeEndpoint": f"unix://{CONTAINERD_SOCKET}",
-            "address": ADDRESS,
+            "address": self.address,
             "healthzBindAddress": "127.0.0.1",
             "readOnlyPort": 0,
             "authentication": {
@@ -185,8 +201,8 @@ class Node:
         path.write_text(json.dumps(config))
         self.processes.start(
             "kubelet",
-            [paths.tool("kubelet"), f"--config={path}", f"--node-ip={ADDRESS}", "--v=2"]
-            + [f"--kubeconfig={control_plane.kubeconfig('kubelet')}"]
+            [paths.tool("kubelet"), f"--config={path}", f"--node-ip={self.address}", "--v=2"]
+            + [f"--kubeconfig={control_plane.kubeconfig(pki.kubelet(self.number))}"]
             + [f"--hostname-override={self.name}"],
         )
 
@@ -198,7 +214,7 @@ class Node:
             "clientConnection": {"kubeconfig": str(control_plane.kubeconfig("kube-proxy"))},
             "hostnameOverride": self.name,
             "clusterCIDR": "10.244.0.0/16",
-            "bindAddress": ADDRESS,
+            "bindAddress": self.address,
             "healthzBindAddress": "127.0.0.1:10256",
             "metricsBindAddress": "127.0.0.1:10249",
             "conntrack": {
@@ -215,10 +231,11 @@ class Node:
     def await_ready(self, kubeconfig: Path) -> None:
         os.environ["KUBECONFIG"] = str(kubeconfig)
         kubectl = paths.tool("kubectl")
-        command(
-            *(kubectl, "create", "clusterrolebinding", "e2e-kube-proxy"),
-            *("--clusterrole=system:node-proxier", "--user=system:kube-proxy"),
-        )
+        if self.number == 0:
+            command(
+                *(kubectl, "create", "clusterrolebinding", "e2e-kube-proxy"),
+                *("--clusterrole=system:node-proxier", "--user=system:kube-proxy"),
+            )
 
         def exists() -> bool:
             for program in ("kubelet", "kube-proxy", "containerd"):
@@ -231,7 +248,8 @@ class Node:
         command(kubectl, "wait", "--for=condition=Ready", f"node/{self.name}", "--timeout=90s")
 
     def watch(self) -> None:
-        """Reaps what is re-parented to PID 1; says so when a part of the node ends."""
+        """Reaps what is re-parented to PID 1; starts a part of the node again when it ends, as an init
+        does."""
         names = {identity.pid: name for name, identity in self.processes.known.items()}
         while True:
             try:
@@ -240,7 +258,10 @@ class Node:
                 time.sleep(1)
                 continue
             if pid in names:
-                self.say(f"{names[pid]} ended: {os.waitstatus_to_exitcode(status)}")
+                name = names.pop(pid)
+                self.say(f"{name} ended: {os.waitstatus_to_exitcode(status)}; starting it again")
+                time.sleep(1)
+                names[self.processes.start_again(name).pid] = name
 
 
 def import_image(tar: str) -> None:

@@ -2,12 +2,12 @@
 # PID 1 of a node's namespaces: joins the node's cgroups, makes the node's own file system view and
 # becomes the Python program that runs the node (node.py). Started by real.py.
 set -euo pipefail
-state=$1 name=$2 python=$3 phase=${4:-join}
+state=$1 name=$2 address=$3 python=$4 phase=${5:-join}
 
 if [ "$phase" = join ]; then
   # /proc is still the machine's here. "0" is "the writer" in any pid namespace.
   while read -r _ path; do echo 0 > "$path/cgroup.procs"; done < "$state/cgroups"
-  exec unshare --cgroup --mount --propagation private -- "$0" "$state" "$name" "$python" mounts
+  exec unshare --cgroup --mount --propagation private -- "$0" "$state" "$name" "$address" "$python" mounts
 fi
 
 hostname "$name"
@@ -49,7 +49,7 @@ for pair in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/pani
   mount --bind "$file" "/proc/sys/${pair%%=*}"
 done
 # There is no way out of this network: no resolver of the machine's, only the node's own names.
-printf '127.0.0.1 localhost\n10.200.0.1 %s\n' "$name" > "$state/root/hosts"
+printf '127.0.0.1 localhost\n%s %s\n' "$address" "$name" > "$state/root/hosts"
 : > "$state/root/resolv.conf"
 mount --bind "$state/root/hosts" /etc/hosts
 mount --bind "$state/root/resolv.conf" "$(readlink -f /etc/resolv.conf || echo /etc/resolv.conf)" || true

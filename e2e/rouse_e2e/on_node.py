@@ -1,6 +1,7 @@
 """Faults on the node; runs in the node's namespaces (RealCluster.execute).
 
 on_node.py kill POD PROGRAM    SIGKILL to the program's processes in the pod
+on_node.py kill-one POD CHANCE SIGKILL to one of all processes in the pod, chosen by a number from 0 to 1
 on_node.py slow ADDRESS RATE   limits what the pod with this address sends, for example to 100mbit
 on_node.py fast ADDRESS        takes the limit away
 """
@@ -15,19 +16,35 @@ import sys
 from pathlib import Path
 
 
-def kill(pod: str, program: str) -> None:
-    killed = 0
+def processes_of(pod: str) -> list[tuple[int, str]]:
+    """Pid and program of each, but for the one that holds the pod's namespaces."""
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().split(b"\0")[0].decode()
             environment = (process / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if Path(command).name == program and f"HOSTNAME={pod}".encode() in environment:
-            os.kill(int(process.name), signal.SIGKILL)
-            killed += 1
-    if not killed:
+        if f"HOSTNAME={pod}".encode() in environment:
+            found.append((int(process.name), Path(command).name))
+    return sorted(found)
+
+
+def kill(pod: str, program: str) -> None:
+    pids = [pid for pid, name in processes_of(pod) if name == program]
+    if not pids:
         raise SystemExit(f"no process {program} in pod {pod}")
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def kill_one(pod: str, chance: str) -> None:
+    found = processes_of(pod)
+    if not found:
+        raise SystemExit(f"no process in pod {pod}")
+    pid, name = found[int(float(chance) * len(found))]
+    os.kill(pid, signal.SIGKILL)
+    print(f"{name} ({pid}) of {pod}, one of {len(found)}")
 
 
 def network_of(address: str) -> str:
@@ -57,4 +74,4 @@ def fast(address: str) -> None:
 
 
 if __name__ == "__main__":
-    {"kill": kill, "slow": slow, "fast": fast}[sys.argv[1]](*sys.argv[2:])
+    {"kill": kill, "kill-one": kill_one, "slow": slow, "fast": fast}[sys.argv[1]](*sys.argv[2:])

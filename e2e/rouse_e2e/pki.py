@@ -16,6 +16,14 @@ USERS = {
     "kube-proxy": ("system:kube-proxy", ""),
     "nobody": ("nobody-in-particular", ""),  # authenticated, no rights: for RBAC tests
 }
+NODES = 2  # that kubelets may be
+
+
+def kubelet(number: int) -> str:
+    """The user in the kubeconfig of a node's kubelet."""
+    return f"kubelet-{number}"
+
+
 NAMES = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
 
 
@@ -46,7 +54,8 @@ def _certificate(folder: Path, name: str, subject: str, extensions: str) -> None
 
 
 def create(folder: Path, node: str, addresses: list[str]) -> None:
-    """Fills `folder`; `addresses` are the IP addresses that the servers answer on."""
+    """Fills `folder`; `addresses` are the IP addresses that the servers answer on, `node` is the name of
+    the one where they are."""
     mask = os.umask(0o077)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +76,8 @@ def create(folder: Path, node: str, addresses: list[str]) -> None:
         _certificate(folder, "front-proxy", "/CN=front-proxy-client", client)
         _key(folder / "sa.key")
         _openssl("ec", "-in", str(folder / "sa.key"), "-pubout", "-out", str(folder / "sa.pub"))
-        users = {**USERS, "kubelet": (f"system:node:{node}", "system:nodes")}
+        kubelets = {kubelet(x): (f"system:node:node-{x}", "system:nodes") for x in range(NODES)}
+        users = {**USERS, **kubelets}
         lines = []
         for name, (user, group) in users.items():
             token = secrets.token_hex(16)

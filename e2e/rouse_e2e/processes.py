@@ -68,12 +68,14 @@ class Processes:
         self.folder, self.keep = folder, keep
         self.children: dict[str, subprocess.Popen] = {}
         self.known: dict[str, Identity] = {}
+        self._started: dict[str, tuple[list[str], dict]] = {}
         self._record = folder / "processes.json"
         if self._record.exists():
             for entry in json.loads(self._record.read_text()):
                 self.known[entry["name"]] = Identity(**entry)
 
     def start(self, name: str, command: list[str], **options) -> Identity:
+        given = command
         if not self.keep:
             command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
         with open(self.folder / f"{name}.log", "ab") as log:
@@ -90,8 +92,14 @@ class Processes:
             raise RuntimeError(f"{name} ended at once; see {self.folder / f'{name}.log'}")
         identity = Identity(name, child.pid, started)
         self.children[name], self.known[name] = child, identity
+        self._started[name] = (given, options)
         self._save()
         return identity
+
+    def start_again(self, name: str) -> Identity:
+        """One that has ended, as it was started."""
+        command, options = self._started[name]
+        return self.start(name, command, **options)
 
     def _save(self) -> None:
         partial = self._record.with_suffix(".partial")

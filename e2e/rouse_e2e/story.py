@@ -18,7 +18,7 @@ import yaml
 
 from . import images, paths
 from .cluster import Cluster, Object, wait_until
-from .real import RealCluster
+from .real import Machine, RealCluster
 
 sys.path.insert(0, str(paths.E2E))
 import make_checkpoint  # noqa: E402
@@ -156,11 +156,14 @@ class Story:
     def import_images(self) -> None:
         """On our own node; elsewhere the images come from where $ROUSE_*_IMAGE says."""
         if isinstance(self.cluster, RealCluster):
-            for name, tar in images.rouse_tars(self.say).items():
-                started = time.monotonic()
-                self.cluster.import_image(tar)
-                seconds = time.monotonic() - started
-                self.say(f"imported {images.rouse_reference(name)} ({seconds:.1f} s)")
+            self.import_images_on(self.cluster.machine)
+
+    def import_images_on(self, machine: Machine) -> None:
+        for name, tar in images.rouse_tars(self.say).items():
+            started = time.monotonic()
+            machine.import_image(tar)
+            seconds = time.monotonic() - started
+            self.say(f"imported {images.rouse_reference(name)} ({seconds:.1f} s)")
 
     def install(self, *more: str) -> None:
         """As a user would: helm install, with the images' names as values."""
@@ -188,14 +191,17 @@ class Story:
         """Puts the checkpoint where the samples' volume is: in a folder of the node."""
         if not isinstance(self.cluster, RealCluster):
             return  # a user's cluster has it there already
+        self.provide_checkpoint_on(self.cluster.machine)
+        megabytes = make_checkpoint.weight_bytes() / 1e6
+        self.say(f"checkpoint: Qwen3-MoE, random weights, {megabytes:.0f} MB, on the node")
+
+    def provide_checkpoint_on(self, machine: Machine) -> None:
         folder = make_checkpoint.cached()
         volume = self._sample("PersistentVolume")["spec"]["hostPath"]["path"]
         claim = self.service["spec"]["model"]["storage"]["persistentVolumeClaim"]
         target = f"{volume}/{claim.get('path', '')}"
-        self.cluster.execute("mkdir", "-p", target)
-        self.cluster.execute("mount", "--bind", str(folder), target)
-        megabytes = make_checkpoint.weight_bytes() / 1e6
-        self.say(f"checkpoint: Qwen3-MoE, random weights, {megabytes:.0f} MB, on the node")
+        machine.execute("mkdir", "-p", target)
+        machine.execute("mount", "--bind", str(folder), target)
 
     # ---- the ModelService
 
@@ -215,8 +221,11 @@ class Story:
         pods = self.cluster.list("pods", self.namespace, selector)
         return sorted(pods, key=lambda pod: pod["metadata"]["name"])
 
+    def instances(self) -> list[Instance]:
+        return [Instance(pod) for pod in self.pods()]
+
     def uids(self) -> set[str]:
-        return {Instance(pod).uid for pod in self.pods()}
+        return {x.uid for x in self.instances()}
 
     def guard(self, replicas: int) -> None:
         """Keeps so many guards from now on."""
@@ -276,7 +285,7 @@ class Story:
             shown[uid] = text
             self.say(f"  {instance.name}: {text}")
 
-    def ask(self, instance: Instance, prompt: str = PROMPT) -> list[int]:
+    def ask(self, instance: Instance, prompt: str = PROMPT, timeout: float = 60) -> list[int]:
         """The token ids of a greedy answer by vLLM's own OpenAI API."""
         answer = self.cluster.pod_request(
             instance.name,
@@ -291,6 +300,7 @@ class Story:
                 "return_token_ids": True,
             },
             self.namespace,
+            timeout,
         )
         if answer.status != 200:
             raise RuntimeError(f"{instance.name}: HTTP {answer.status}: {answer.text[:500]}")
@@ -312,7 +322,8 @@ class Story:
         if not isinstance(self.cluster, RealCluster):
             return left
         script = Path(__file__).with_name("leftovers.py")
-        left += self.cluster.execute(sys.executable, str(script)).splitlines()
+        for machine in self.cluster.machines():
+            left += machine.execute(sys.executable, str(script)).splitlines()
         return left
 
     # ---- telling
