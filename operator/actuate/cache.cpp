@@ -1,5 +1,7 @@
 #include "operator/actuate/cache.h"
 
+#include <set>
+
 #include <utility>
 
 #include "common/log.h"
@@ -60,5 +62,11 @@ Cache::Cache(OnChange on_change, OnPod on_pod)
             return std::make_shared<const plan::Endpoint>(plan::EndpointFromService(object));
           },
           {}, [on_change](const std::string& key, const auto&, const auto&) { on_change(key); }) {}
+
+std::vector<std::string> Cache::Namespaces() const {
+  std::set<std::string> found;
+  for (const auto& stored : services_.All()) found.insert(stored->service.metadata.ns);
+  return {found.begin(), found.end()};
+}
 
 }  // namespace rouse::actuate
