@@ -60,7 +60,7 @@ COPY --from=build /out/bin/rouse-operator /usr/bin/rouse-operator
 # A library that is missing shows here, not in the cluster.
 RUN rouse-operator --version
 USER 2000:2000
-EXPOSE 7480 7481
+EXPOSE 7480 7481 7482
 ENTRYPOINT ["/usr/bin/rouse-operator"]
 
 FROM runtime AS agent
@@ -71,5 +71,5 @@ COPY --from=build /out/share/rouse/plugin /usr/share/rouse/plugin
 COPY --from=build /out/bin/rouse-agent /usr/bin/rouse-agent
 RUN rouse-agent --version
 USER 2000:2000
-EXPOSE 7410
+EXPOSE 7410 7411
 ENTRYPOINT ["/usr/bin/rouse-agent"]

@@ -25,7 +25,7 @@ int main(int argc, char** argv) {
   if (const int* const status = std::get_if<int>(&parsed)) return *status;
   agent::ProgramOptions& options = std::get<agent::ProgramOptions>(parsed);
   log::Init("rouse-agent", options.log_level);
-  http::SetThreads(options.http_threads);
+  http::SetThreads(options.agent.http_threads);
 
   auto running = agent::Agent::Start(std::move(options.agent));
   if (!running.ok()) {

@@ -31,8 +31,16 @@ struct Raw {
 
 void AddPod(CLI::App& app, AgentOptions& agent, Raw& raw) {
   app.add_option("--operator-url", agent.operator_url,
-                 "Where reports go, http://HOST:7480; empty: nowhere")
+                 "Where reports go. https://HOST:7482: with mutual TLS, as peers and the operator then "
+                 "have to speak too; http://HOST:PORT: everybody is believed; empty: nowhere")
       ->envname("ROUSE_OPERATOR_URL");
+  app.add_option("--ca-file", agent.ca_file,
+                 "The certificate authorities to trust, PEM; needed with an operator at https")
+      ->envname("ROUSE_CA_FILE");
+  app.add_option("--token-file", agent.token_file,
+                 "A service account token of this pod for audience rouse, for which the operator "
+                 "gives a certificate; needed with an operator at https")
+      ->envname("ROUSE_TOKEN_FILE");
   app.add_option("--namespace", agent.self.pod_namespace, "Namespace of this pod")
       ->envname("ROUSE_NAMESPACE")
       ->required();
@@ -49,8 +57,12 @@ void AddPod(CLI::App& app, AgentOptions& agent, Raw& raw) {
   app.add_option("--listen-host", agent.listen_host, "Address to listen on")
       ->envname("ROUSE_LISTEN_HOST")
       ->capture_default_str();
-  app.add_option("--port", agent.port, "Port of probes, metrics and peers; 0: any")
+  app.add_option("--port", agent.port,
+                 "Port of probes and metrics; without TLS of peers too; 0: any")
       ->envname("ROUSE_PORT")
+      ->capture_default_str();
+  app.add_option("--tls-port", agent.tls_port, "Port of the operator and peers, with TLS; 0: any")
+      ->envname("ROUSE_TLS_PORT")
       ->capture_default_str();
 }
 
@@ -115,7 +127,7 @@ void AddTuning(CLI::App& app, ProgramOptions& options, Raw& raw) {
       ->envname("ROUSE_DIGEST_THREADS")
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
-  app.add_option("--http-threads", options.http_threads, "Threads that answer HTTP")
+  app.add_option("--http-threads", agent.http_threads, "Threads that answer HTTP")
       ->envname("ROUSE_HTTP_THREADS")
       ->check(CLI::Range(2, 64))
       ->capture_default_str();
@@ -183,6 +195,10 @@ std::string Contradiction(const AgentOptions& agent, const Raw& raw) {
   if (from_peers && agent.operator_url.empty()) {
     return "--operator-url: is needed to learn of peers (--path Peer or --model-files Peer)";
   }
+  const bool trusted = agent.operator_url.starts_with("https://");
+  if (trusted && (agent.ca_file.empty() || agent.token_file.empty() || agent.self.pod_uid.empty())) {
+    return "--ca-file, --token-file and --pod-uid: are needed with an --operator-url of https";
+  }
   if (raw.path == "Peer" && agent.launch_identity.empty()) {
     return "--launch-identity: is needed with --path Peer";
   }
@@ -195,9 +211,9 @@ std::string Contradiction(const AgentOptions& agent, const Raw& raw) {
   return "";
 }
 
-std::string Url(const std::string& host, std::uint16_t port) {
+std::string Url(const std::string& scheme, const std::string& host, std::uint16_t port) {
   const bool v6 = host.find(':') != std::string::npos;
-  return "http://" + (v6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
+  return scheme + "://" + (v6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
 }
 
 }  // namespace
@@ -226,7 +242,11 @@ std::variant<ProgramOptions, int> ParseOptions(int argc, const char* const* argv
   agent.plan.path = raw.path == "Peer" ? StartPath::kPeer : StartPath::kStorage;
   agent.plan.files_from_peer = raw.files == "Peer";
   agent.plan.fall_back_to_storage = raw.fallback == "Storage";
-  if (!raw.pod_ip.empty()) agent.self.address = Url(raw.pod_ip, agent.port);
+  const bool trusted = agent.operator_url.starts_with("https://");
+  const std::uint16_t port = trusted ? agent.tls_port : agent.port;
+  if (!raw.pod_ip.empty() && port != 0) {
+    agent.self.address = Url(trusted ? "https" : "http", raw.pod_ip, port);
+  }
   // Without a node folder nobody could read them there.
   if (raw.gpu_weights == "Auto" && !agent.publisher.node_folder.empty()) {
     agent.weights.gpus = cuda::Gpus();

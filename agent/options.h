@@ -14,7 +14,6 @@ namespace rouse::agent {
 
 struct ProgramOptions {
   AgentOptions agent;
-  int http_threads = 4;
   std::chrono::milliseconds drain{5'000};
   log::Level log_level = log::Level::kInfo;
 };

@@ -113,7 +113,7 @@ class Bench:
             stdout=subprocess.DEVNULL,
             env=dict(environment, PATH=self.cluster.environment()["PATH"]),
         )
-        (self.port,) = free_ports(1)
+        self.port, self.tls_port = free_ports(2)
         self.child: subprocess.Popen | None = None
 
     def close(self) -> None:
@@ -128,6 +128,7 @@ class Bench:
                 [
                     *("setpriv", "--pdeathsig", "KILL", "--", str(self.program)),
                     *(f"--kubeconfig={self.kubeconfig}", f"--port={self.port}"),
+                    *(f"--tls-port={self.tls_port}", "--authorities-secret=rouse-authorities"),
                     *("--agent-image=rouse-agent:bench", "--service-name=rouse-operator"),
                 ],
                 stdin=subprocess.DEVNULL,

@@ -1,7 +1,11 @@
-// HTTP as both programs use it: a blocking client and a small server, over cpprestsdk.
+// HTTP as both programs use it: a blocking client and a small server.
 //
-// cpprestsdk stays behind this header: its types appear nowhere else, its exceptions become Status.
-// It is in maintenance mode and its headers cost tens of seconds a file; this is the one seam.
+// cpprestsdk (the client) and Boost.Beast (the server, and the client among ourselves) stay behind
+// this header: their types appear nowhere else, their exceptions become Status. Their headers cost
+// tens of seconds a file; this is the one seam.
+//
+// cpprestsdk's own server does not tell a handler whose certificate it has seen, and its client reads
+// all authorities of the system for each TLS connection, 0.1 s, before it asks whom to trust instead.
 
 #pragma once
 
@@ -11,10 +15,12 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "common/result.h"
+#include "common/tls/context.h"
 
 namespace rouse::http {
 
@@ -35,6 +41,8 @@ struct Request {
   /// Longest time for the whole of a Send, from connecting to the last byte of the body: a server
   /// that sends a byte now and then is never silent. A Stream has no such end.
   std::chrono::milliseconds deadline{120'000};
+  /// On a server with TLS: who asks, by its certificate; none: it has shown none.
+  std::optional<tls::Identity> peer;
 };
 
 struct Response {
@@ -43,12 +51,19 @@ struct Response {
   std::string body;
 };
 
-/// How to speak TLS to a server; all files are PEM and are read anew for each connection, so
-/// rotated files are picked up.
+/// How to speak TLS to a server of others'; all files are PEM and are read anew for each connection,
+/// so rotated files are picked up.
 struct TlsOptions {
   std::string ca_file;           ///< CA bundle to trust; empty: the system's.
   std::string certificate_file;  ///< Client certificate chain; empty: none.
   std::string key_file;          ///< Its key.
+};
+
+/// How to speak to one of ourselves: with the certificate of this moment, to `peer` and nobody else.
+/// A connection that was made with other credentials is not used any more.
+struct MutualTls {
+  std::shared_ptr<const tls::CredentialStore> credentials;
+  tls::Identity peer;
 };
 
 /// Stops a Client::Stream from another thread. Copies share one state. Thread-safe.
@@ -73,6 +88,9 @@ class Client {
   /// `base` is "http://host:port" or "https://host:port", with an optional path prefix.
   static Result<std::unique_ptr<Client>> Create(const std::string& base,
                                                 const TlsOptions& tls = {});
+  /// For one of ourselves; `base` must be https. It can Send only. While there are no credentials,
+  /// Send is Unavailable.
+  static Result<std::unique_ptr<Client>> Create(const std::string& base, MutualTls tls);
   ~Client();
 
   /// Sends one request. When the connection breaks before any answer, as it does when the server
@@ -99,17 +117,32 @@ class Client {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Answers requests. Called on library threads, several at once; may block for a short time.
+/// Answers requests. Called on the server's threads, several at once; may block for a short time,
+/// in which nobody else is served by that thread.
 using Handler = std::function<Response(const Request&)>;
 
-/// Listens on one address until destroyed.
+struct ServerTls {
+  /// Read for each connection; while there are none, connections are closed at once.
+  std::shared_ptr<const tls::CredentialStore> credentials;
+  tls::ClientCertificate client = tls::ClientCertificate::kRequired;
+};
+
+struct ServerOptions {
+  /// Bodies over it are answered with 413 without being read whole.
+  std::size_t max_body_bytes = 4u << 20;
+  int threads = 4;
+  std::optional<ServerTls> tls;  ///< None: plain HTTP.
+};
+
+/// Listens on one address until destroyed. A connection ends after two minutes of silence, and with
+/// TLS at the latest when either side's certificate does.
 class Server {
  public:
-  /// `host` "0.0.0.0" and port 0 (any) are allowed. Bodies over `max_body_bytes` are answered with
-  /// 413 without being read whole. An exception out of the handler is answered with 500 and logged.
+  /// `host` "0.0.0.0" and port 0 (any) are allowed. An exception out of the handler is answered with
+  /// 500 and logged.
   static Result<std::unique_ptr<Server>> Listen(const std::string& host, std::uint16_t port,
-                                                Handler handler,
-                                                std::size_t max_body_bytes = 4u << 20);
+                                                Handler handler, const ServerOptions& options = {});
+  /// Waits for handlers that run, and a moment for their answers to be taken.
   ~Server();
 
   std::uint16_t port() const;
@@ -120,8 +153,7 @@ class Server {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Sets the number of cpprestsdk's threads, which all clients and servers share. Call first in
-/// main.
+/// Sets the number of cpprestsdk's threads, which all clients share. Call first in main.
 void SetThreads(int count);
 
 /// The error body of docs/protocols.md for `status`, with the HTTP status that goes with its code.

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "common/http.h"
+#include "common/http_peer_client.h"
 #include "common/line_buffer.h"
 
 namespace rouse::http {
@@ -136,6 +137,7 @@ struct Client::Impl {
   std::string base;
   TlsOptions tls;
   bool is_tls = false;
+  std::unique_ptr<PeerClient> peer;  // For one of ourselves: instead of all that follows.
   std::mutex mutex;
   // One cpprestsdk client a timeout, because it is a property of the client there. Guarded by
   // mutex.
@@ -215,7 +217,31 @@ Result<std::unique_ptr<Client>> Client::Create(const std::string& base, const Tl
   }
 }
 
+Result<std::unique_ptr<Client>> Client::Create(const std::string& base, MutualTls tls) {
+  const std::string refusal = "server address \"" + base + "\": expected https://HOST:PORT";
+  try {
+    const web::uri uri(base);
+    if (uri.scheme() != "https" || uri.host().empty() || uri.port() <= 0 || uri.port() > 65'535) {
+      return InvalidArgument(refusal);
+    }
+    std::string host = uri.host();
+    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+    auto impl = std::make_unique<Impl>();
+    impl->base = base;
+    while (impl->base.ends_with('/')) impl->base.pop_back();
+    std::string prefix = uri.path();
+    while (prefix.ends_with('/')) prefix.pop_back();
+    impl->peer =
+        std::make_unique<PeerClient>(std::move(host), static_cast<std::uint16_t>(uri.port()),
+                                     impl->base, std::move(prefix), std::move(tls));
+    return std::unique_ptr<Client>(new Client(std::move(impl)));
+  } catch (const std::exception& error) {
+    return InvalidArgument(refusal + ": " + error.what());
+  }
+}
+
 Result<Response> Client::Send(const Request& request, std::size_t max_body_bytes) {
+  if (impl_->peer != nullptr) return impl_->peer->Send(request, max_body_bytes);
   const Clock::time_point until = Clock::now() + request.deadline;
   bool answered = false;
   auto result = impl_->SendOnce(request, max_body_bytes, until, &answered);
@@ -307,6 +333,7 @@ Status Client::Impl::StreamOnce(const Request& request, const CancelSource& canc
 Status Client::Stream(const Request& request, const CancelSource& cancel,
                       const std::function<Status(std::string_view line)>& on_line,
                       Response* error_response, std::size_t max_line_bytes) {
+  if (impl_->peer != nullptr) return Internal("streams are not asked of one of ourselves");
   bool answered = false;
   const auto once = [&] {
     return impl_->StreamOnce(request, cancel, on_line, error_response, max_line_bytes, &answered);

@@ -21,6 +21,8 @@ int HttpStatusFor(StatusCode code) {
       return 409;
     case StatusCode::kFailedPrecondition:
       return 412;
+    case StatusCode::kPermissionDenied:
+      return 403;
     case StatusCode::kUnavailable:
       return 503;
     case StatusCode::kDeadlineExceeded:
@@ -38,6 +40,9 @@ int HttpStatusFor(StatusCode code) {
 
 StatusCode CodeForHttpStatus(int status) {
   switch (status) {
+    case 401:
+    case 403:
+      return StatusCode::kPermissionDenied;
     case 404:
     case 410:
       return StatusCode::kNotFound;

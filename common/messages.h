@@ -24,7 +24,8 @@ inline constexpr std::string_view kFilesProtocol = "rouse-files";
 inline constexpr int kFilesVersion = 1;
 
 inline constexpr std::uint16_t kOperatorPort = 7480;
-inline constexpr std::uint16_t kAgentPort = 7410;
+inline constexpr std::uint16_t kAgentPort = 7410;     ///< Probes and metrics.
+inline constexpr std::uint16_t kAgentTlsPort = 7411;  ///< The operator and peers.
 
 /// FailedPrecondition, naming both sides' versions, unless the document speaks protocol/version.
 Status CheckProtocol(json::Reader& in, std::string_view protocol, int version);
@@ -90,7 +91,7 @@ struct AgentReport {
   std::string pod;
   std::string pod_uid;
   std::string node;
-  std::string address;  ///< "http://10.244.0.7:7410"
+  std::string address;  ///< "https://10.244.0.7:7411"
   AgentState state = AgentState::kStarting;
   std::string message;
   std::optional<WeightsReport> weights;

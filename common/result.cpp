@@ -19,6 +19,7 @@ constexpr std::array kSpellings = {
     Spelling{StatusCode::kAlreadyExists, "AlreadyExists"},
     Spelling{StatusCode::kConflict, "Conflict"},
     Spelling{StatusCode::kFailedPrecondition, "FailedPrecondition"},
+    Spelling{StatusCode::kPermissionDenied, "PermissionDenied"},
     Spelling{StatusCode::kUnavailable, "Unavailable"},
     Spelling{StatusCode::kDeadlineExceeded, "DeadlineExceeded"},
     Spelling{StatusCode::kResourceExhausted, "ResourceExhausted"},

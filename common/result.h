@@ -25,6 +25,7 @@ enum class StatusCode {
   kAlreadyExists,       ///< The object is there already: success if it is ours.
   kConflict,            ///< Someone else wrote first: read again and retry at once.
   kFailedPrecondition,  ///< The two sides do not fit together: choose another way.
+  kPermissionDenied,    ///< Who asks may not: report it; another certificate is needed.
   kUnavailable,         ///< The peer is not there now: retry with backoff.
   kDeadlineExceeded,    ///< The peer is there and too slow: retry, or choose another peer.
   kResourceExhausted,   ///< Memory, disk or a bound is used up: report it, retry later.
@@ -74,6 +75,9 @@ inline Status NotFound(std::string message) {
 }
 inline Status FailedPrecondition(std::string message) {
   return Status(StatusCode::kFailedPrecondition, std::move(message));
+}
+inline Status PermissionDenied(std::string message) {
+  return Status(StatusCode::kPermissionDenied, std::move(message));
 }
 inline Status Unavailable(std::string message) {
   return Status(StatusCode::kUnavailable, std::move(message));

@@ -22,7 +22,7 @@ using rouse::actuate::App;
 using rouse::actuate::AppOptions;
 using std::chrono::milliseconds;
 
-// "300ms", "5s", "2m", "1h".
+// "300ms", "5s", "2m", "1h", "90d".
 std::string ParseDuration(const std::string& text, milliseconds* out) {
   long value = 0;
   const auto [unit, error] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -31,9 +31,10 @@ std::string ParseDuration(const std::string& text, milliseconds* out) {
                      : suffix == "s" ? 1'000
                      : suffix == "m" ? 60'000
                      : suffix == "h" ? 3'600'000
+                     : suffix == "d" ? 86'400'000
                                      : 0;
-  if (error != std::errc() || scale == 0 || value <= 0 || value > 86'400'000 / scale * 7) {
-    return "expected a time such as 500ms, 5s, 2m or 1h, at most a week";
+  if (error != std::errc() || scale == 0 || value <= 0 || value > 86'400'000 / scale * 3'650) {
+    return "expected a time such as 500ms, 5s, 2m, 1h or 90d, at most ten years";
   }
   *out = milliseconds(value * scale);
   return "";
@@ -43,7 +44,8 @@ void AddDuration(CLI::App& cli, const std::string& name, milliseconds& value,
                  const std::string& help) {
   const auto take = [&value](const std::string& text) { return ParseDuration(text, &value); };
   const auto ms = value.count();
-  const std::string shown = ms % 60'000 == 0  ? std::to_string(ms / 60'000) + "m"
+  const std::string shown = ms % 86'400'000 == 0 ? std::to_string(ms / 86'400'000) + "d"
+                            : ms % 60'000 == 0  ? std::to_string(ms / 60'000) + "m"
                             : ms % 1'000 == 0 ? std::to_string(ms / 1'000) + "s"
                                               : std::to_string(ms) + "ms";
   cli.add_option_function<std::string>(
@@ -57,6 +59,9 @@ struct Flags {
   std::string context;
   std::string log_level = "info";
   std::string agent_resources;
+  milliseconds authority_lifetime{std::chrono::days(90)};
+  milliseconds authority_propagation{std::chrono::minutes(5)};
+  milliseconds certificate_lifetime{std::chrono::hours(1)};
   AppOptions app;
 };
 
@@ -80,7 +85,10 @@ void Declare(CLI::App& cli, Flags& f) {
                  "of load; default: they do not")
       ->envname("POD_IP");
   cli.add_option("--listen", a.listen_host, "Address to listen on")->capture_default_str();
-  cli.add_option("--port", a.port, "Port for reports of agents, /metrics, /healthz and /readyz")
+  cli.add_option("--port", a.port, "Port for /metrics, /healthz and /readyz, plain HTTP")
+      ->check(CLI::Range(1, 65535))
+      ->capture_default_str();
+  cli.add_option("--tls-port", a.tls_port, "Port for agents and other replicas, with mutual TLS")
       ->check(CLI::Range(1, 65535))
       ->capture_default_str();
   cli.add_option("--scaler-port", a.scaler_port,
@@ -91,7 +99,7 @@ void Declare(CLI::App& cli, Flags& f) {
   cli.add_option("--service-name", a.service_name,
                  "The operator's Service, whose ClusterIP agents are told");
   cli.add_option("--agent-facing-url", pods.agent_facing_url,
-                 "What agents are told instead, for example http://10.0.0.7:7480");
+                 "What agents are told instead, for example https://10.0.0.7:7482");
   cli.add_option("--agent-image", pods.agent_image, "Image of the agent in each pod")
       ->required()
       ->envname("ROUSE_AGENT_IMAGE");
@@ -129,6 +137,15 @@ void Declare(CLI::App& cli, Flags& f) {
               "How long a guard that could not be woken is left alone; the second time it goes");
   AddDuration(cli, "--watch-silence", a.watch_silence,
               "A watch that sends nothing for so long, not even a bookmark, counts as dead");
+  cli.add_option("--authorities-secret", a.authorities_secret,
+                 "Secret in the operator's namespace that keeps the certificate authorities")
+      ->capture_default_str();
+  AddDuration(cli, "--authority-lifetime", f.authority_lifetime,
+              "How long a certificate authority is good; its successor is made after two thirds");
+  AddDuration(cli, "--authority-propagation", f.authority_propagation,
+              "How long a new authority is only trusted before it signs: until every agent knows it");
+  AddDuration(cli, "--certificate-lifetime", f.certificate_lifetime,
+              "How long a certificate is good; agents renew theirs after two thirds");
   cli.add_option("--lease-name", a.lease_name, "Lease for leader election")->capture_default_str();
   AddDuration(cli, "--lease-duration", a.lease.duration, "Others wait this long for a dead leader");
   AddDuration(cli, "--lease-renew-deadline", a.lease.renew_deadline,
@@ -150,8 +167,8 @@ std::string Check(Flags& f) {
     return "--service-name or --agent-facing-url: one of them is needed, or agents could not "
            "report";
   }
-  if (!f.app.pods.agent_facing_url.empty() && !f.app.pods.agent_facing_url.starts_with("http://")) {
-    return "--agent-facing-url: expected http://ADDRESS:PORT";
+  if (!f.app.pods.agent_facing_url.empty() && !f.app.pods.agent_facing_url.starts_with("https://")) {
+    return "--agent-facing-url: expected https://ADDRESS:PORT";
   }
   if (!f.agent_resources.empty()) {
     auto parsed = rouse::json::Parse(f.agent_resources, "--agent-resources");
@@ -160,6 +177,15 @@ std::string Check(Flags& f) {
     f.app.pods.agent_resources = *std::move(parsed);
   }
   f.app.pods.agent_startup = std::chrono::ceil<std::chrono::seconds>(f.app.policy.start_deadline);
+  const auto seconds = [](milliseconds time) {
+    return std::chrono::ceil<std::chrono::seconds>(time);
+  };
+  f.app.trust = {.authority_lifetime = seconds(f.authority_lifetime),
+                 .certificate_lifetime = seconds(f.certificate_lifetime),
+                 .propagation = seconds(f.authority_propagation)};
+  if (const auto trust = rouse::tls::Check(f.app.trust); !trust.ok()) {
+    return "--authority-lifetime: " + trust.message();
+  }
   const auto lease = rouse::kube::Check(f.app.lease);
   return lease.ok() ? "" : lease.message();
 }

@@ -61,30 +61,10 @@ Status Agent::Wire() {
   ROUSE_ASSIGN_OR_RETURN(auto publisher, transfer::Publisher::Create(options_.publisher));
   store_ = std::make_unique<WeightStore>(std::move(host.ucx), std::move(publisher),
                                          options_.weights, WhyNone(options_.plan));
-  ROUSE_ASSIGN_OR_RETURN(http_,
-                         http::Server::Listen(options_.listen_host, options_.port,
-                                              [this](const auto& in) { return Handle(in); }));
-  if (options_.self.address.empty()) {
-    options_.self.address = "http://127.0.0.1:" + std::to_string(http_->port());
-  }
+  ROUSE_RETURN_IF_ERROR(WireHttp());
   RestoreTimeline();
   WireRole();
-  if (!options_.operator_url.empty()) {
-    ROUSE_ASSIGN_OR_RETURN(
-        reporter_, Reporter::Start(
-                       options_.operator_url,
-                       [this] {
-                         Holdings holdings = store_->holdings();
-                         const std::scoped_lock lock(mutex_);
-                         holdings.transport_fallback = transport_fallback_;
-                         holdings.load = load_;
-                         AgentReport report = BuildReport(options_.self, StandingNow(), holdings);
-                         load_told_ = report.load;
-                         load_told_at_ = Clock::now();
-                         return report;
-                       },
-                       [this](const Status& sent) { metrics_.CountReport(sent.ok()); }));
-  }
+  if (!options_.operator_url.empty()) ROUSE_RETURN_IF_ERROR(WireReporter());
   if (!options_.plugin_dir.empty()) {
     const Status copied = CopyTree(options_.plugin_source, options_.plugin_dir);
     if (!copied.ok()) Apply(event::Failure{"put the plugin in place: " + copied.message()});
@@ -108,6 +88,76 @@ Status Agent::Wire() {
   NotifyWeights();
   up_ = true;
   return Status();
+}
+
+Status Agent::WireHttp() {
+  const bool trusted = options_.operator_url.starts_with("https://");
+  const Port plain = trusted ? Port::kPlain : Port::kOnly;
+  ROUSE_ASSIGN_OR_RETURN(
+      http_, http::Server::Listen(
+                 options_.listen_host, options_.port,
+                 [this, plain](const auto& in) { return Handle(plain, in); },
+                 {.threads = trusted ? 2 : options_.http_threads, .tls = std::nullopt}));
+  std::string address = "http://127.0.0.1:" + std::to_string(http_->port());
+  if (trusted) {
+    ROUSE_ASSIGN_OR_RETURN(
+        certifier_,
+        Certifier::Start({.operator_url = options_.operator_url,
+                          .ca_file = options_.ca_file,
+                          .token_file = options_.token_file,
+                          .self = tls::Agent(options_.self.pod_namespace, options_.self.pod,
+                                             options_.self.pod_uid)},
+                         {.on_asked = [this](bool ok) { metrics_.CountCertificate(ok); },
+                          .on_certificate =
+                              [this](tls::TimePoint end) {
+                                metrics_.SetCertificateEnd(end.time_since_epoch().count());
+                              }}));
+    ROUSE_ASSIGN_OR_RETURN(
+        tls_http_,
+        http::Server::Listen(
+            options_.listen_host, options_.tls_port,
+            [this](const auto& in) { return Handle(Port::kTrusted, in); },
+            {.threads = options_.http_threads,
+             .tls = http::ServerTls{.credentials = certifier_->credentials(),
+                                    .client = tls::ClientCertificate::kRequired}}));
+    address = "https://127.0.0.1:" + std::to_string(tls_http_->port());
+  } else if (!options_.operator_url.empty()) {
+    log::Warning("neither the operator nor peers prove who they are: its URL is not https",
+                 {{"operator", options_.operator_url}});
+  }
+  if (options_.self.address.empty()) options_.self.address = address;
+  return {};
+}
+
+Result<std::unique_ptr<http::Client>> Agent::ToOperator() const {
+  if (certifier_ == nullptr) return http::Client::Create(options_.operator_url);
+  return http::Client::Create(options_.operator_url,
+                              http::MutualTls{.credentials = certifier_->credentials(),
+                                              .peer = tls::Operator()});
+}
+
+Status Agent::WireReporter() {
+  ROUSE_ASSIGN_OR_RETURN(auto client, ToOperator());
+  reporter_ = std::make_unique<Reporter>(
+      std::move(client),
+      Reporter::Hooks{
+          .begin =
+              [this](const std::stop_token& stop) {
+                if (certifier_ != nullptr) certifier_->Await(stop);
+              },
+          .make =
+              [this] {
+                Holdings holdings = store_->holdings();
+                const std::scoped_lock lock(mutex_);
+                holdings.transport_fallback = transport_fallback_;
+                holdings.load = load_;
+                AgentReport report = BuildReport(options_.self, StandingNow(), holdings);
+                load_told_ = report.load;
+                load_told_at_ = Clock::now();
+                return report;
+              },
+          .on_sent = [this](const Status& sent) { metrics_.CountReport(sent.ok()); }});
+  return {};
 }
 
 Status Agent::WireEngine() {
@@ -138,6 +188,7 @@ Status Agent::WireEngine() {
 Agent::~Agent() {
   prepare_.request_stop();  // Ends a digest that is under way.
   up_ = false;
+  tls_http_.reset();
   http_.reset();
   for (std::jthread* thread : {&pull_, &hydrate_, &prepare_}) thread->request_stop();
   for (std::jthread* thread : {&pull_, &hydrate_, &prepare_}) {

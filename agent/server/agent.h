@@ -5,8 +5,8 @@
 // is read from it.
 //
 // Threads: "engine-socket", "role" and "wake-pull" (role_driver.h), "report", "engine-probe",
-// "hydrate" and "pull" (both end when done), "weights" (digests), "storage" (the checkpoint), "xid", UCX's
-// and cpprestsdk's. One lock guards the machine.
+// "hydrate" and "pull" (both end when done), "weights" (digests), "storage" (the checkpoint),
+// "xid", "certificate", UCX's, and those of HTTP clients and servers. One lock guards the machine.
 
 #pragma once
 
@@ -36,6 +36,8 @@
 #include "agent/startup/machine.h"
 #include "agent/startup/report.h"
 #include "agent/state/model_files.h"
+#include "agent/trust/access.h"
+#include "agent/trust/certifier.h"
 #include "common/http.h"
 #include "common/result.h"
 
@@ -44,8 +46,13 @@ namespace rouse::agent {
 struct AgentOptions {
   AgentIdentity self;  ///< `address` may be empty when the port is 0: 127.0.0.1 then.
   std::string operator_url;
+  /// With an operator at https: how this pod proves who it is, and whom it trusts.
+  std::string ca_file;
+  std::string token_file;
   std::string listen_host = "0.0.0.0";
-  std::uint16_t port = kAgentPort;  ///< 0: any.
+  std::uint16_t port = kAgentPort;         ///< 0: any.
+  std::uint16_t tls_port = kAgentTlsPort;  ///< 0: any. Used with an operator at https.
+  int http_threads = 4;
   StartPlan plan;
   std::string launch_identity;
   std::string model_dir;
@@ -78,7 +85,11 @@ class Agent final : private EngineHost {
  private:
   explicit Agent(AgentOptions options);
   Status Wire();
+  Status WireHttp();
+  Status WireReporter();
   Status WireEngine();
+  Result<std::unique_ptr<http::Client>> ToOperator() const;
+  Result<std::unique_ptr<http::Client>> ToPeer(const Peer& peer) const;
   void Apply(const Event& happened);
   Standing StandingNow() const;  ///< Requires mutex_.
   void Show();                   ///< Requires mutex_. Logs and keeps what has changed.
@@ -110,10 +121,11 @@ class Agent final : private EngineHost {
   http::Response HandleRole(const std::string& body);
 
   // HTTP (routes.cpp).
-  http::Response Handle(const http::Request& request);
+  http::Response Handle(Port port, const http::Request& request);
   http::Response HandleProbe(const std::string& path);
   http::Response HandleMetrics();
-  http::Response HandleWeights(const std::string& action, const std::string& body);
+  http::Response HandleWeights(const std::string& action, const http::Request& asked);
+  http::Response HandleOpen(const http::Request& asked);
   http::Response HandleFiles(const std::string& digest);
 
   // EngineHost.
@@ -172,6 +184,7 @@ class Agent final : private EngineHost {
   std::unique_ptr<http::Client> busy_client_;  ///< Of the thread of graphs_.
   std::mutex role_file_mutex_;
   bool role_kept_ = false;  ///< Guarded: there is a file that says that it does not serve.
+  std::unique_ptr<Certifier> certifier_;  ///< None: plain HTTP, everybody is believed.
   std::unique_ptr<Reporter> reporter_;
   std::unique_ptr<CheckpointStream> stream_;
   nvml::XidWatch xids_;  ///< Of the GPUs of the engine's ranks.
@@ -182,6 +195,7 @@ class Agent final : private EngineHost {
   std::jthread prepare_;
   std::atomic<bool> up_{false};  ///< All of the above are there: requests may be answered.
   std::unique_ptr<http::Server> http_;
+  std::unique_ptr<http::Server> tls_http_;  ///< With a certifier.
 };
 
 }  // namespace rouse::agent

@@ -55,7 +55,7 @@ Status Agent::HydrateFromPeers(const std::stop_token& stop) {
       continue;
     }
     const Peer& peer = std::get<PeerPicker::Take>(choice).peer;
-    const auto client = http::Client::Create(peer.address);
+    const auto client = ToPeer(peer);
     if (!client.ok()) {
       picker.OnFailed(peer, client.status(), false, Clock::now());
       continue;
@@ -90,9 +90,19 @@ void Agent::CheckTransport(const std::string& transport) {
   transport_fallback_ = reason.value_or("");
 }
 
+Result<std::unique_ptr<http::Client>> Agent::ToPeer(const Peer& peer) const {
+  if (certifier_ == nullptr) return http::Client::Create(peer.address);
+  // Peers are of one ModelService, and so of one namespace.
+  return http::Client::Create(
+      peer.address,
+      http::MutualTls{.credentials = certifier_->credentials(),
+                      .peer = tls::Agent(options_.self.pod_namespace, peer.pod)});
+}
+
 PeerPullSettings Agent::PullSettings() const {
   return {.launch_identity = options_.launch_identity,
           .requester = options_.self.pod_namespace + "/" + options_.self.pod,
+          .dial = [this](const Peer& peer) { return ToPeer(peer); },
           .picker = options_.picker,
           .transfer = options_.transfer,
           .node_folder = options_.publisher.node_folder};

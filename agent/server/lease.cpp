@@ -35,16 +35,15 @@ Status PostLease(http::Client& client, const std::string& target, const std::str
 
 }  // namespace
 
-Result<std::unique_ptr<Lease>> Lease::Open(const std::string& address, const OpenRequest& request,
-                                           milliseconds timeout) {
-  ROUSE_ASSIGN_OR_RETURN(auto client, http::Client::Create(address));
+Result<std::unique_ptr<Lease>> Lease::Open(std::unique_ptr<http::Client> client,
+                                           const OpenRequest& request, milliseconds timeout) {
   ROUSE_ASSIGN_OR_RETURN(const http::Response answer,
                          client->Send({.method = "POST",
                                        .target = "/v1/weights/open",
                                        .headers = {{"Content-Type", "application/json"}},
                                        .body = json::Dump(ToJson(request)),
                                        .timeout = timeout}));
-  if (answer.status != 200) return http::ToStatus(answer, "open weights at " + address);
+  if (answer.status != 200) return http::ToStatus(answer, "open weights of a peer");
   ROUSE_ASSIGN_OR_RETURN(const json::Json document, json::Parse(answer.body, "opened weights"));
   ROUSE_ASSIGN_OR_RETURN(OpenResponse opened, OpenResponseFromJson(document));
   return std::unique_ptr<Lease>(new Lease(std::move(client), std::move(opened)));

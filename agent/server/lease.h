@@ -17,10 +17,11 @@ namespace rouse::agent {
 
 class Lease {
  public:
-  /// POST /v1/weights/open. FailedPrecondition: the peer serves another launch, or speaks another
-  /// version. Unavailable: it cannot be reached, or has nothing complete to serve yet.
+  /// POST /v1/weights/open of the peer that `client` reaches. FailedPrecondition: the peer serves
+  /// another launch, or speaks another version. Unavailable: it cannot be reached, or has nothing
+  /// complete to serve yet.
   static Result<std::unique_ptr<Lease>> Open(
-      const std::string& address, const OpenRequest& request,
+      std::unique_ptr<http::Client> client, const OpenRequest& request,
       std::chrono::milliseconds timeout = std::chrono::seconds(10));
   /// Closes the lease at the peer, waiting a second for it at most.
   ~Lease();

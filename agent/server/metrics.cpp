@@ -94,6 +94,14 @@ struct Metrics::Families {
                                  .Name("rouse_reports_total")
                                  .Help("Reports to the operator, by outcome.")
                                  .Register(registry);
+  Family<Counter>& certificates = BuildCounter()
+                                      .Name("rouse_certificates_total")
+                                      .Help("Certificates asked of the operator, by outcome.")
+                                      .Register(registry);
+  Family<Gauge>& certificate_end = BuildGauge()
+                                       .Name("rouse_certificate_end_timestamp_seconds")
+                                       .Help("When this agent's certificate ends.")
+                                       .Register(registry);
   Family<Counter>& file_bytes = BuildCounter()
                                     .Name("rouse_model_file_bytes_total")
                                     .Help("Bytes of small model files fetched from peers.")
@@ -222,6 +230,14 @@ void Metrics::CountEngineRequest(std::string_view type, bool ok) {
 
 void Metrics::CountReport(bool ok) {
   families_->reports.Add({{"outcome", Outcome(ok)}}).Increment();
+}
+
+void Metrics::CountCertificate(bool ok) {
+  families_->certificates.Add({{"outcome", Outcome(ok)}}).Increment();
+}
+
+void Metrics::SetCertificateEnd(std::int64_t seconds) {
+  families_->certificate_end.Add({}).Set(static_cast<double>(seconds));
 }
 
 void Metrics::CountModelFiles(std::uint64_t fetched_bytes) {

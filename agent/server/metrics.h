@@ -39,6 +39,9 @@ class Metrics {
   void CountXid(std::uint64_t xid);
   void CountEngineRequest(std::string_view type, bool ok);
   void CountReport(bool ok);
+  /// The operator was asked for a certificate; it ends then, in seconds since 1970.
+  void CountCertificate(bool ok);
+  void SetCertificateEnd(std::int64_t seconds);
   void CountModelFiles(std::uint64_t fetched_bytes);
   /// A wake has ended; a sleep has, well.
   void CountWake(bool ok);

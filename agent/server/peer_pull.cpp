@@ -268,7 +268,7 @@ Result<transfer::PullReport> Attempt::PullFromSwarm(const RemoteRank& rank,
 Result<transfer::PullReport> Attempt::PullCopies(const RemoteRank& rank,
                                                  const WeightStore::Arriving& arriving,
                                                  const transfer::ProgressCallback& on_progress) {
-  ROUSE_ASSIGN_OR_RETURN(const auto client, http::Client::Create(peer_.address));
+  ROUSE_ASSIGN_OR_RETURN(const auto client, settings_.dial(peer_));
   log::Info("weights in a peer's GPU memory are copied through host memory",
             {{"peer", peer_.pod}, {"rank", rank.manifest.rank}});
   return transfer::PullStaged(

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <stop_token>
 #include <string>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "agent/server/weights.h"
 #include "agent/startup/peer_picker.h"
 #include "agent/transfer/pull.h"
+#include "common/http.h"
 #include "common/messages.h"
 
 namespace rouse::agent {
@@ -20,6 +22,8 @@ namespace rouse::agent {
 struct PeerPullSettings {
   std::string launch_identity;
   std::string requester;  ///< "namespace/pod"
+  /// Reaches a peer, and nobody who only has its address.
+  std::function<Result<std::unique_ptr<http::Client>>(const Peer&)> dial;
   PeerPickerLimits picker;
   transfer::PullOptions transfer;
   /// The folder that all agents of this node have; empty: none. A peer whose socket is there is

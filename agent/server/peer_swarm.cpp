@@ -50,7 +50,8 @@ Status PeerSwarm::Open(const Peer& peer) {
 }
 
 Status PeerSwarm::Join(const Peer& peer, milliseconds timeout) {
-  ROUSE_ASSIGN_OR_RETURN(auto lease, Lease::Open(peer.address,
+  ROUSE_ASSIGN_OR_RETURN(auto client, settings_.dial(peer));
+  ROUSE_ASSIGN_OR_RETURN(auto lease, Lease::Open(std::move(client),
                                                  {.launch_identity = settings_.launch_identity,
                                                   .requester = settings_.requester,
                                                   .partial = true},

@@ -18,19 +18,11 @@ constexpr milliseconds kGather{10};
 
 }  // namespace
 
-Result<std::unique_ptr<Reporter>> Reporter::Start(const std::string& operator_url,
-                                                  std::function<AgentReport()> make,
-                                                  std::function<void(const Status&)> on_sent) {
-  ROUSE_ASSIGN_OR_RETURN(auto client, http::Client::Create(operator_url));
-  return std::unique_ptr<Reporter>(
-      new Reporter(std::move(client), std::move(make), std::move(on_sent)));
-}
-
-Reporter::Reporter(std::unique_ptr<http::Client> client, std::function<AgentReport()> make,
-                   std::function<void(const Status&)> on_sent)
-    : client_(std::move(client)), make_(std::move(make)), on_sent_(std::move(on_sent)) {
+Reporter::Reporter(std::unique_ptr<http::Client> client, Hooks hooks)
+    : client_(std::move(client)), hooks_(std::move(hooks)) {
   thread_ = std::jthread([this](const std::stop_token& stop) {
     pthread_setname_np(pthread_self(), "report");
+    hooks_.begin(stop);
     Run(stop);
   });
 }
@@ -58,7 +50,7 @@ Status Reporter::Send() {
                          client_->Send({.method = "POST",
                                         .target = "/v1/agents/report",
                                         .headers = {{"Content-Type", "application/json"}},
-                                        .body = json::Dump(ToJson(make_())),
+                                        .body = json::Dump(ToJson(hooks_.make())),
                                         .timeout = kReportTimeout,
                                         .deadline = kReportTimeout},
                                        4u << 20));
@@ -82,7 +74,7 @@ void Reporter::Run(const std::stop_token& stop) {
     }
     const Status sent = Send();
     if (stop.stop_requested()) return;
-    on_sent_(sent);
+    hooks_.on_sent(sent);
     failures = sent.ok() ? 0 : failures + 1;
     if (!sent.ok() && sent.message() != last_error) {
       log::Warning("report to the operator failed, trying again", {{"error", sent.ToString()}});

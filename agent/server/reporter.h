@@ -22,11 +22,15 @@ namespace rouse::agent {
 
 class Reporter {
  public:
-  /// `make` builds the report of this moment, `on_sent` hears of each attempt; both are called on
-  /// the reporter's thread. InvalidArgument when the URL is none.
-  static Result<std::unique_ptr<Reporter>> Start(const std::string& operator_url,
-                                                 std::function<AgentReport()> make,
-                                                 std::function<void(const Status&)> on_sent);
+  /// `client` reaches the operator. `begin` waits until there is somebody to report as, or the
+  /// thread shall stop; `make` builds the report of this moment, `on_sent` hears of each attempt.
+  /// All are called on the reporter's thread.
+  struct Hooks {
+    std::function<void(const std::stop_token&)> begin;
+    std::function<AgentReport()> make;
+    std::function<void(const Status&)> on_sent;
+  };
+  Reporter(std::unique_ptr<http::Client> client, Hooks hooks);
   ~Reporter();
 
   /// Something has changed: report soon.
@@ -38,14 +42,11 @@ class Reporter {
   bool expecting() const;
 
  private:
-  Reporter(std::unique_ptr<http::Client> client, std::function<AgentReport()> make,
-           std::function<void(const Status&)> on_sent);
   void Run(const std::stop_token& stop);
   Status Send();
 
   const std::unique_ptr<http::Client> client_;
-  const std::function<AgentReport()> make_;
-  const std::function<void(const Status&)> on_sent_;
+  const Hooks hooks_;
   mutable std::mutex mutex_;
   std::condition_variable_any changed_;
   bool pending_ = true;

@@ -1,4 +1,4 @@
-// The agent's HTTP port: probes, metrics, and what peers ask for.
+// The agent's HTTP ports: probes and metrics; what the operator says, and what peers ask for.
 
 #include "agent/server/agent.h"
 #include "common/log.h"
@@ -40,12 +40,14 @@ Result<StageRequest> ReadStage(const std::string& body) {
 
 }  // namespace
 
-http::Response Agent::Handle(const http::Request& request) {
+http::Response Agent::Handle(Port port, const http::Request& request) {
   if (!up_) return http::ErrorResponse(Unavailable("the agent is starting or ending"));
   const std::string path = request.target.substr(0, request.target.find_first_of("?#"));
+  const Status may = MayAsk(port, path, request.peer, options_.self.pod_namespace);
+  if (!may.ok()) return http::ErrorResponse(may);
   if (path.starts_with(kWeightsPrefix)) {
     if (request.method != "POST") return WrongMethod(request, "POST");
-    return HandleWeights(path.substr(kWeightsPrefix.size()), request.body);
+    return HandleWeights(path.substr(kWeightsPrefix.size()), request);
   }
   if (path == "/v1/role") {
     if (request.method != "POST") return WrongMethod(request, "POST");
@@ -65,8 +67,13 @@ http::Response Agent::HandleProbe(const std::string& path) {
   const Standing now = StandingNow();
   const bool good =
       path == "/readyz" ? now.state == AgentState::kServing : machine_.engine_may_start();
-  const std::string state(ToString(now.state));
-  return Text(good ? 200 : 503, now.message.empty() ? state : state + ": " + now.message);
+  std::string text(ToString(now.state));
+  if (!now.message.empty()) text += ": " + now.message;
+  if (certifier_ != nullptr) {
+    const std::string waits = certifier_->waiting_for();
+    if (!waits.empty()) text += "; it has no certificate yet: " + waits;
+  }
+  return Text(good ? 200 : 503, text);
 }
 
 http::Response Agent::HandleMetrics() {
@@ -76,22 +83,28 @@ http::Response Agent::HandleMetrics() {
           .body = metrics_.Text()};
 }
 
-http::Response Agent::HandleWeights(const std::string& action, const std::string& body) {
-  if (action == "open") {
-    const auto request = ReadOpen(body);
-    if (!request.ok()) return http::ErrorResponse(request.status());
-    Result<OpenResponse> opened =
-        request->launch_identity == options_.launch_identity
-            ? store_->Open(request->requester, request->partial)
-            : FailedPrecondition("this agent serves launch identity " + options_.launch_identity +
-                                 ", " + request->launch_identity.substr(0, 64) + " was asked for");
-    metrics_.CountLease(opened.ok());
-    log::Info("peer asks for the weights", {{"peer", request->requester},
-                                            {"opened", opened.ok()},
-                                            {"error", opened.status().message()}});
-    if (!opened.ok()) return http::ErrorResponse(opened.status());
-    return http::JsonResponse(json::Dump(ToJson(*opened)));
+http::Response Agent::HandleOpen(const http::Request& asked) {
+  const auto request = ReadOpen(asked.body);
+  if (!request.ok()) return http::ErrorResponse(request.status());
+  if (const Status is = CheckRequester(request->requester, asked.peer); !is.ok()) {
+    return http::ErrorResponse(is);
   }
+  Result<OpenResponse> opened =
+      request->launch_identity == options_.launch_identity
+          ? store_->Open(request->requester, request->partial)
+          : FailedPrecondition("this agent serves launch identity " + options_.launch_identity +
+                               ", " + request->launch_identity.substr(0, 64) + " was asked for");
+  metrics_.CountLease(opened.ok());
+  log::Info("peer asks for the weights", {{"peer", request->requester},
+                                          {"opened", opened.ok()},
+                                          {"error", opened.status().message()}});
+  if (!opened.ok()) return http::ErrorResponse(opened.status());
+  return http::JsonResponse(json::Dump(ToJson(*opened)));
+}
+
+http::Response Agent::HandleWeights(const std::string& action, const http::Request& asked) {
+  const std::string& body = asked.body;
+  if (action == "open") return HandleOpen(asked);
   if (action == "stage") {
     const auto request = ReadStage(body);
     if (!request.ok()) return http::ErrorResponse(request.status());

@@ -237,6 +237,7 @@ struct Pulling {
       if (when_opened) when_opened();
     };
     hooks.on_placed = [] {};
+    settings.dial = [](const Peer& peer) { return http::Client::Create(peer.address); };
     hooks.on_complete = [] {};
     hooks.on_progress = [] {};
     hooks.on_verified = [](std::uint64_t) {};

@@ -103,7 +103,7 @@ TEST_CASE("a request reaches the handler whole and the answer comes back whole")
 TEST_CASE("bodies over the bound are refused on both sides") {
   auto server = Server::Listen(
       "127.0.0.1", 0, [](const Request&) { return Response{.body = std::string(5000, 'x')}; },
-      1000);
+      {.max_body_bytes = 1000});
   REQUIRE(server.ok());
   auto client = ClientFor("http://127.0.0.1:" + std::to_string((*server)->port()));
   const auto refused =
@@ -152,7 +152,8 @@ TEST_CASE("clients that never finish their body do not keep others from being an
 
 TEST_CASE("a body without a length is taken up to the bound, and no further") {
   auto server = Server::Listen(
-      "127.0.0.1", 0, [](const Request& in) { return Response{.body = in.body}; }, 10);
+      "127.0.0.1", 0, [](const Request& in) { return Response{.body = in.body}; },
+      {.max_body_bytes = 10});
   REQUIRE(server.ok());
   for (const auto& [body, expected] : std::vector<std::pair<std::string, std::string>>{
            {"a\r\n0123456789\r\n", "200 OK"}, {"b\r\n0123456789x\r\n", "413"}}) {

@@ -1,12 +1,37 @@
 #include "operator/actuate/agents.h"
 
-#include "common/http.h"
+#include <algorithm>
 
 namespace rouse::actuate {
+namespace {
 
-Result<RoleResponse> HttpAgents::TellRole(const std::string& address, const RoleRequest& request) {
+/// Agents are told something seldom, but then several at once, and the same ones again.
+constexpr std::size_t kMaxClients = 256;
+
+}  // namespace
+
+Result<std::shared_ptr<http::Client>> HttpAgents::ClientFor(const AgentName& agent) {
+  const std::string key = agent.uid + " " + agent.address;
+  const std::lock_guard lock(mutex_);
+  const auto found = std::find_if(clients_.begin(), clients_.end(),
+                                  [&](const auto& each) { return each.first == key; });
+  if (found != clients_.end()) {
+    clients_.splice(clients_.begin(), clients_, found);
+    return found->second;
+  }
+  ROUSE_ASSIGN_OR_RETURN(
+      std::shared_ptr<http::Client> client,
+      http::Client::Create(agent.address,
+                           http::MutualTls{.credentials = credentials_,
+                                           .peer = tls::Agent(agent.ns, agent.pod, agent.uid)}));
+  clients_.emplace_front(key, client);
+  if (clients_.size() > kMaxClients) clients_.pop_back();
+  return client;
+}
+
+Result<RoleResponse> HttpAgents::TellRole(const AgentName& agent, const RoleRequest& request) {
   constexpr std::size_t kMaxAnswer = 64 << 10;
-  ROUSE_ASSIGN_OR_RETURN(const auto client, http::Client::Create(address));
+  ROUSE_ASSIGN_OR_RETURN(const auto client, ClientFor(agent));
   http::Request post{.method = "POST",
                      .target = "/v1/role",
                      .headers = {{"Content-Type", "application/json"}},
@@ -14,7 +39,7 @@ Result<RoleResponse> HttpAgents::TellRole(const std::string& address, const Role
                      .timeout = timeout_,
                      .deadline = timeout_};
   ROUSE_ASSIGN_OR_RETURN(const http::Response answer, client->Send(post, kMaxAnswer));
-  if (answer.status != 202) return http::ToStatus(answer, "POST " + address + "/v1/role");
+  if (answer.status != 202) return http::ToStatus(answer, "POST " + agent.address + "/v1/role");
   ROUSE_ASSIGN_OR_RETURN(const json::Json body, json::Parse(answer.body, "role", kMaxAnswer));
   return RoleResponseFromJson(body);
 }

@@ -19,6 +19,8 @@ using std::chrono::milliseconds;
 constexpr milliseconds kListDeadline{60'000};
 /// An agent waits for its report's answer meanwhile.
 constexpr milliseconds kReportTimeout{5'000};
+/// More than reports and token reviews together may hold while the API server thinks.
+constexpr int kTlsThreads = 16;
 
 api::TimePoint Now() {
   return std::chrono::time_point_cast<std::chrono::microseconds>(std::chrono::system_clock::now());
@@ -57,8 +59,7 @@ App::App(AppOptions options, std::shared_ptr<Metrics> metrics)
           [this](const plan::Instance* before, const plan::Instance* after) {
             const plan::Instance& pod = after != nullptr ? *after : *before;
             pending_.Seen(ServiceKey(pod), pod.uid, after);
-          }),
-      agents_(options_.agent_timeout) {}
+          }) {}
 
 Result<std::unique_ptr<App>> App::Create(const kube::Config& config, AppOptions options) {
   auto metrics = std::make_shared<Metrics>();
@@ -77,7 +78,11 @@ Result<std::unique_ptr<App>> App::Create(const kube::Config& config, AppOptions 
   ROUSE_ASSIGN_OR_RETURN(app->client_, client(app->options_.call_timeout, kListDeadline, 3));
   ROUSE_ASSIGN_OR_RETURN(app->lease_client_, client(lease_timeout, lease_timeout, 0));
   ROUSE_ASSIGN_OR_RETURN(app->report_client_, client(kReportTimeout, kReportTimeout, 0));
-  app->relay_ = std::make_unique<LoadRelay>([raw = app.get()] { return raw->LeaderUrl(); });
+  app->WireTrust();
+  app->agents_ =
+      std::make_unique<HttpAgents>(app->keeper_->credentials(), app->options_.agent_timeout);
+  app->relay_ = std::make_unique<LoadRelay>([raw = app.get()] { return raw->LeaderUrl(); },
+                                            app->keeper_->credentials());
   app->reports_ =
       std::make_unique<Reports>(*app->report_client_, app->cache_, *metrics, app->options_.policy,
                                 &Now, [raw = app.get()](const PodLoad& l) { raw->TakeLoad(l); });
@@ -89,12 +94,69 @@ Result<std::unique_ptr<App>> App::Create(const kube::Config& config, AppOptions 
       app->server_,
       http::Server::Listen(
           app->options_.listen_host, app->options_.port,
-          [raw = app.get()](const http::Request& r) { return raw->Answer(r); }, 1u << 20));
+          [raw = app.get()](const http::Request& r) { return raw->Answer(r); },
+          {.max_body_bytes = 4u << 10, .threads = 2, .tls = std::nullopt}));
+  ROUSE_ASSIGN_OR_RETURN(
+      app->tls_server_,
+      http::Server::Listen(
+          app->options_.listen_host, app->options_.tls_port,
+          [raw = app.get()](const http::Request& r) { return raw->AnswerTrusted(r); },
+          {.max_body_bytes = 1u << 20,
+           .threads = kTlsThreads,
+           .tls = http::ServerTls{.credentials = app->keeper_->credentials(),
+                                  .client = tls::ClientCertificate::kOptional}}));
+  app->keeper_->Start();
   return app;
 }
 
+void App::WireTrust() {
+  bundles_ = std::make_unique<trust::Bundles>(*client_);
+  trust::KeeperOptions keeper{
+      .secret = {options_.own_namespace, options_.authorities_secret},
+      .policy = options_.trust,
+      .addresses = {},
+      .hosts = {},
+      .now = [] { return std::chrono::time_point_cast<std::chrono::seconds>(Now()); },
+      .leads = [this] { return Leading(); },
+      .namespaces = [this] { return cache_.Namespaces(); }};
+  if (!options_.own_ip.empty()) keeper.addresses.push_back(options_.own_ip);
+  if (!options_.service_name.empty()) {
+    const std::string name = options_.service_name + "." + options_.own_namespace;
+    keeper.hosts = {name + ".svc", name};
+  }
+  keeper_ = std::make_unique<trust::Keeper>(*report_client_, *bundles_, std::move(keeper));
+  issuer_ = std::make_unique<trust::Issuer>(
+      *keeper_,
+      trust::Issuer::Hooks{
+          .review =
+              [this](const Json& review) {
+                return report_client_->Create(kube::TokenReviews(), review);
+              },
+          .pod = [this](const std::string& key) { return cache_.Pod(key); },
+          .managed =
+              [this](const plan::Instance& pod) {
+                const auto owner = cache_.Service(ServiceKey(pod));
+                return owner && owner->service.metadata.uid == pod.owner_uid;
+              },
+          .on_outcome = [this](std::string_view outcome) { metrics_->CertificateAsked(outcome); }});
+}
+
+// The leader makes them; without them no agent of a pod could be reached.
+bool App::AwaitAuthorities() {
+  for (;;) {
+    const Status done = keeper_->Step();
+    std::unique_lock lock(mutex_);
+    if (stopping_ || !lost_.empty()) return false;
+    if (done.ok()) return true;
+    log::Warning("waiting for the certificate authorities", {{"error", done.ToString()}});
+    changed_.wait_for(lock, milliseconds(500), [this] { return stopping_ || !lost_.empty(); });
+  }
+}
+
 App::~App() {
+  tls_server_.reset();
   server_.reset();
+  if (keeper_) keeper_->Stop();  // It asks whether we lead.
   relay_.reset();
   metrics_->OnScrape({});
   if (services_) services_->Stop();
@@ -133,10 +195,13 @@ Status App::Run() {
   malloc_trim(0);  // The first full list is in the stores; its text and trees are not needed again.
 
   reconciler_ = std::make_unique<Reconciler>(
-      *client_, agents_, cache_, pending_, *metrics_,
+      *client_, *agents_, cache_, pending_, *metrics_,
       [this](const api::ObjectMeta& service, const plan::Note& note) { Tell(service, note); },
       [this] { return Leading(); },
-      ReconcilerOptions{.policy = options_.policy, .pods = options_.pods, .clock = Now});
+      ReconcilerOptions{.policy = options_.policy,
+                        .pods = options_.pods,
+                        .clock = Now,
+                        .prepare = [this](const std::string& ns) { return keeper_->Prepare(ns); }});
 
   kube::LeaderOptions leader;
   leader.lease = {options_.own_namespace, options_.lease_name};
@@ -161,8 +226,10 @@ Status App::Run() {
     changed_.wait(lock, [this] { return stopping_ || elected_; });
     if (elected_ && !stopping_) {
       lock.unlock();
-      StartWorkers();
-      scaler = StartScaler();
+      if (AwaitAuthorities()) {
+        StartWorkers();
+        scaler = StartScaler();
+      }
       lock.lock();
     }
     changed_.wait(lock, [&] { return stopping_ || !lost_.empty() || !scaler.ok(); });
@@ -209,7 +276,7 @@ std::string App::FindAgentFacingUrl() {
   const kube::ObjectName name{options_.own_namespace, options_.service_name};
   auto service = client_->Get(kube::Services(), name);
   if (!service.ok()) return unknown + service.status().ToString();
-  const auto url = plan::AgentFacingUrl(*service, name.Key(), options_.port);
+  const auto url = plan::AgentFacingUrl(*service, name.Key(), options_.tls_port);
   if (!url.ok()) return unknown + url.status().message();
   options_.pods.agent_facing_url = *url;
   log::Info("agents report to", {{"url", options_.pods.agent_facing_url}});
@@ -278,8 +345,11 @@ void App::Tell(const api::ObjectMeta& service, const plan::Note& note) {
 }
 
 std::string App::NotReady() const {
-  std::lock_guard lock(mutex_);
-  return not_ready_;
+  {
+    std::lock_guard lock(mutex_);
+    if (!not_ready_.empty()) return not_ready_;
+  }
+  return keeper_->facts().not_ready;
 }
 
 Status App::StartScaler() {
@@ -321,6 +391,9 @@ void App::TakeLoad(const PodLoad& load) {
 }
 
 http::Response App::TakeLoads(const http::Request& request) {
+  if (!request.peer || request.peer->kind != tls::Identity::Kind::kOperator) {
+    return http::ErrorResponse(PermissionDenied("only another operator may say what loads are"));
+  }
   if (!Leading()) return http::ErrorResponse(Unavailable("this operator does not lead"));
   const auto body = json::Parse(request.body, "loads", 1u << 20);
   const auto loads = body.ok() ? PodLoadsFromJson(*body) : body.status();
@@ -344,8 +417,8 @@ Result<plan::ServiceLoad> App::LookAtLoad(const std::string& key) const {
 std::string App::OwnUrl() const {
   if (options_.own_ip.empty()) return "";
   const bool ipv6 = options_.own_ip.find(':') != std::string::npos;
-  return "http://" + (ipv6 ? "[" + options_.own_ip + "]" : options_.own_ip) + ":" +
-         std::to_string(server_->port());
+  return "https://" + (ipv6 ? "[" + options_.own_ip + "]" : options_.own_ip) + ":" +
+         std::to_string(tls_server_->port());
 }
 
 std::string App::LeaderUrl() const {
@@ -354,20 +427,25 @@ std::string App::LeaderUrl() const {
   return elector_->holder_address();
 }
 
+// The port of agents: all but /v1/certificates looks at who asks.
+http::Response App::AnswerTrusted(const http::Request& request) {
+  const std::string path = request.target.substr(0, request.target.find('?'));
+  const bool known = path == "/v1/agents/report" || path == "/v1/operators/loads" ||
+                     path == "/v1/certificates";
+  if (!known) {
+    return Text(404, "there is /v1/certificates, /v1/agents/report and /v1/operators/loads\n");
+  }
+  if (request.method != "POST") return Text(405, "only POST is answered here\n");
+  if (path == "/v1/operators/loads") return TakeLoads(request);
+  if (const std::string why = NotReady(); !why.empty()) {
+    return http::ErrorResponse(Unavailable("the operator is not ready: " + why));
+  }
+  return path == "/v1/certificates" ? issuer_->Handle(request) : reports_->Handle(request);
+}
+
 http::Response App::Answer(const http::Request& request) {
   const std::string path = request.target.substr(0, request.target.find('?'));
   const bool get = request.method == "GET" || request.method == "HEAD";
-  if (path == "/v1/agents/report") {
-    if (request.method != "POST") return Text(405, "POST a report here\n");
-    if (const std::string why = NotReady(); !why.empty()) {
-      return http::ErrorResponse(Unavailable("the operator is not ready: " + why));
-    }
-    return reports_->Handle(request);
-  }
-  if (path == "/v1/operators/loads") {
-    if (request.method != "POST") return Text(405, "POST loads here\n");
-    return TakeLoads(request);
-  }
   if (!get) return Text(405, "only GET is answered here\n");
   if (path == "/healthz") return Text(200, "ok\n");
   if (path == "/readyz") {
@@ -379,7 +457,7 @@ http::Response App::Answer(const http::Request& request) {
     response.headers["Content-Type"] = "text/plain; version=0.0.4; charset=utf-8";
     return response;
   }
-  return Text(404, "there is /metrics, /healthz, /readyz and /v1/agents/report\n");
+  return Text(404, "there is /metrics, /healthz and /readyz; agents ask the port with TLS\n");
 }
 
 void App::Scrape(Metrics& metrics) const {
@@ -408,6 +486,18 @@ void App::Scrape(Metrics& metrics) const {
                    static_cast<double>(cache_.node_count()));
   metrics.SetGauge("rouse_nodes_lost", "Nodes that are not ready", {},
                    static_cast<double>(cache_.lost_node_count()));
+  const trust::Keeper::Facts trust = keeper_->facts();
+  const auto ends = [&](const char* of, tls::TimePoint at) {
+    metrics.SetGauge("rouse_certificate_end_timestamp_seconds",
+                     "When a certificate ends, seconds since 1970", {{"certificate", of}},
+                     static_cast<double>(at.time_since_epoch().count()));
+  };
+  if (trust.not_ready.empty()) {
+    ends("own", trust.own_ends);
+    ends("authority", trust.authority_ends);
+  }
+  metrics.SetGauge("rouse_trusted_authorities", "Certificate authorities that agents trust", {},
+                   static_cast<double>(trust.trusted));
   const auto informer = [&](const char* resource, const kube::InformerCounters& c) {
     const std::map<std::string, std::string> labels = {{"resource", resource}};
     const auto counter = [&](const char* name, const char* help, std::uint64_t value) {

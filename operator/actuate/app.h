@@ -1,9 +1,10 @@
 // The operator as one object: caches, queue, workers, leader election, HTTP server.
 //
 // Threads: four informers, the leader elector, the event recorder, `workers` reconcilers, the load
-// relay, the scaler's, and the HTTP library's. Every replica watches and answers agents; only the
-// leader reconciles and answers KEDA: the port of its scaler is closed on the others, so that
-// clients of the Service end up at the leader, and no connection stays at another.
+// relay, "trust", the scaler's, and those of HTTP clients and servers. Every replica watches and
+// answers agents; only the leader reconciles and answers KEDA: the port of its scaler is closed on
+// the others, so that clients of the Service end up at the leader, and no connection stays at
+// another.
 
 #pragma once
 
@@ -31,12 +32,16 @@
 #include "operator/kube/leader.h"
 #include "operator/kube/work_queue.h"
 #include "operator/scaler/server.h"
+#include "operator/trust/bundles.h"
+#include "operator/trust/issuer.h"
+#include "operator/trust/keeper.h"
 
 namespace rouse::actuate {
 
 struct AppOptions {
   std::string listen_host = "0.0.0.0";
-  std::uint16_t port = 7480;
+  std::uint16_t port = 7480;         ///< Probes and metrics, plain HTTP.
+  std::uint16_t tls_port = 7482;     ///< Agents and other replicas.
   std::uint16_t scaler_port = 7481;  ///< For KEDA; 0: none.
   std::string own_ip;                ///< Where other replicas reach this one; empty: they do not.
   std::string watch_namespace;       ///< Empty: all.
@@ -46,6 +51,8 @@ struct AppOptions {
                                      ///< pods.agent_facing_url is set.
   std::string lease_name = "rouse-operator";
   kube::LeaseTiming lease;
+  std::string authorities_secret = "rouse-authorities";
+  tls::RotationPolicy trust;
   std::chrono::milliseconds watch_silence{90'000};
   std::chrono::milliseconds call_timeout{10'000};
   std::chrono::milliseconds agent_timeout{2'000};
@@ -68,6 +75,7 @@ class App {
   void Stop();
 
   std::uint16_t port() const { return server_->port(); }
+  std::uint16_t tls_port() const { return tls_server_->port(); }
 
  private:
   App(AppOptions options, std::shared_ptr<Metrics> metrics);
@@ -88,7 +96,10 @@ class App {
   std::string LeaderUrl() const;
   bool Stopping() const;
   http::Response Answer(const http::Request& request);
+  http::Response AnswerTrusted(const http::Request& request);
   std::string NotReady() const;
+  void WireTrust();
+  bool AwaitAuthorities();
   void Scrape(Metrics& metrics) const;
   void Tell(const api::ObjectMeta& service, const plan::Note& note);
 
@@ -101,7 +112,10 @@ class App {
   std::unique_ptr<kube::Client> client_;        ///< Watches and writes.
   std::unique_ptr<kube::Client> lease_client_;  ///< Gives up in time to notice a lost lease.
   std::unique_ptr<kube::Client> report_client_;
-  HttpAgents agents_;
+  std::unique_ptr<trust::Bundles> bundles_;
+  std::unique_ptr<trust::Keeper> keeper_;
+  std::unique_ptr<trust::Issuer> issuer_;
+  std::unique_ptr<HttpAgents> agents_;
   std::unique_ptr<LoadRelay> relay_;
   std::unique_ptr<Reports> reports_;
   std::unique_ptr<kube::EventRecorder> events_;
@@ -121,7 +135,9 @@ class App {
   std::unique_ptr<kube::LeaderElector> elector_;  ///< Guarded by mutex_.
   std::mutex scaler_mutex_;
   std::unique_ptr<scaler::Server> scaler_;  ///< Guarded by scaler_mutex_; while it leads.
-  std::unique_ptr<http::Server> server_;    ///< Last: answers use everything above.
+  // Last: answers use everything above.
+  std::unique_ptr<http::Server> server_;
+  std::unique_ptr<http::Server> tls_server_;
 };
 
 }  // namespace rouse::actuate

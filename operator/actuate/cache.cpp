@@ -108,4 +108,10 @@ std::vector<std::shared_ptr<const plan::Instance>> Cache::PodsOf(const std::stri
   return pods;
 }
 
+std::vector<std::string> Cache::Namespaces() const {
+  std::set<std::string> found;
+  for (const auto& stored : services_.All()) found.insert(stored->service.metadata.ns);
+  return {found.begin(), found.end()};
+}
+
 }  // namespace rouse::actuate

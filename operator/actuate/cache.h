@@ -55,6 +55,9 @@ class Cache {
     return endpoints_.Get(key);
   }
 
+  /// The namespaces that have ModelServices, each once.
+  std::vector<std::string> Namespaces() const;
+
   std::size_t service_count() const { return services_.size(); }
   std::size_t pod_count() const { return pods_.size(); }
   std::size_t node_count() const { return nodes_.size(); }

@@ -31,6 +31,14 @@ struct Executor::Run {
 
   kube::ObjectName Name(const std::string& pod) const { return {service.metadata.ns, pod}; }
 
+  template <typename Action>
+  AgentName AgentOf(const Action& action) const {
+    return {.ns = service.metadata.ns,
+            .pod = action.pod,
+            .uid = action.uid,
+            .address = action.address};
+  }
+
   void Fail(const Status& status) { outcome.errors.push_back(status.ToString()); }
 
   void Remember(const Json& pod) const {
@@ -90,6 +98,10 @@ struct Executor::Run {
 
   void Do(const plan::CreateInstance& action) {
     if (create_failed) return;
+    if (const Status ready = self.prepare_(service.metadata.ns); !ready.ok()) {
+      create_failed = true;
+      return Fail(ready);
+    }
     auto created = self.api_.Create(kube::Pods(), plan::RenderPod(service, action, pods));
     if (created.ok()) {
       Remember(*created);
@@ -130,7 +142,7 @@ struct Executor::Run {
       return out;
     }
     if (action.wake) {
-      const auto told = self.agents_.TellRole(action.address,
+      const auto told = self.agents_.TellRole(AgentOf(action),
                                               {.role = Role::kActive,
                                                .peers = action.peers,
                                                .decided_at_us = api::ToMicros(action.decided_at)});
@@ -213,7 +225,7 @@ struct Executor::Run {
   }
 
   void Do(const plan::PutToSleep& action) {
-    const auto told = self.agents_.TellRole(action.address, {.role = Role::kGuard});
+    const auto told = self.agents_.TellRole(AgentOf(action), {.role = Role::kGuard});
     if (told.ok()) return;
     log::Info("guard not asleep yet",
               {{"modelservice", key}, {"pod", action.pod}, {"why", told.status().message()}});

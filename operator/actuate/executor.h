@@ -32,15 +32,19 @@ struct Outcome {
 
 class Executor {
  public:
+  /// Makes what the pods of a namespace need there, before any is created.
+  using Prepare = std::function<Status(const std::string& ns)>;
+
   /// `may_act` is asked before each call: false once this process does not lead any more.
   /// References must outlive the executor.
   Executor(kube::Api& api, Agents& agents, const Cache& cache, Pending& pending,
-           std::function<bool()> may_act)
+           std::function<bool()> may_act, Prepare prepare)
       : api_(api),
         agents_(agents),
         cache_(cache),
         pending_(pending),
-        may_act_(std::move(may_act)) {}
+        may_act_(std::move(may_act)),
+        prepare_(std::move(prepare)) {}
 
   /// Performs all actions in order (claims of guards side by side), deletions whatever else failed;
   /// after a creation that failed no other is tried. Blocks. Thread-safe.
@@ -55,6 +59,7 @@ class Executor {
   const Cache& cache_;
   Pending& pending_;
   const std::function<bool()> may_act_;
+  const Prepare prepare_;
 };
 
 }  // namespace rouse::actuate

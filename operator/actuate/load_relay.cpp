@@ -52,7 +52,9 @@ Result<std::vector<PodLoad>> PodLoadsFromJson(const json::Json& value) {
   return out;
 }
 
-LoadRelay::LoadRelay(std::function<std::string()> leader) : leader_(std::move(leader)) {
+LoadRelay::LoadRelay(std::function<std::string()> leader,
+                     std::shared_ptr<const tls::CredentialStore> credentials)
+    : leader_(std::move(leader)), credentials_(std::move(credentials)) {
   thread_ = std::jthread([this](const std::stop_token& stop) {
     pthread_setname_np(pthread_self(), "load-relay");
     Run(stop);
@@ -105,7 +107,9 @@ void LoadRelay::Run(const std::stop_token& stop) {
 
 Status LoadRelay::Send(const std::string& url, const std::vector<Waiting>& loads) {
   if (url != url_ || client_ == nullptr) {
-    ROUSE_ASSIGN_OR_RETURN(client_, http::Client::Create(url));
+    ROUSE_ASSIGN_OR_RETURN(client_,
+                           http::Client::Create(url, http::MutualTls{.credentials = credentials_,
+                                                                     .peer = tls::Operator()}));
     url_ = url;
   }
   std::vector<PodLoad> message;

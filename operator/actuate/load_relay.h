@@ -41,9 +41,10 @@ Result<std::vector<PodLoad>> PodLoadsFromJson(const json::Json& value);
 
 class LoadRelay {
  public:
-  /// `leader`: the URL of who leads, "http://10.0.0.7:7480"; empty while there is none. Called on
+  /// `leader`: the URL of who leads, "https://10.0.0.7:7482"; empty while there is none. Called on
   /// the relay's thread.
-  explicit LoadRelay(std::function<std::string()> leader);
+  LoadRelay(std::function<std::string()> leader,
+            std::shared_ptr<const tls::CredentialStore> credentials);
   ~LoadRelay();
 
   /// Passes this on, at once if nothing is under way. Thread-safe, quick.
@@ -61,6 +62,7 @@ class LoadRelay {
   Status Send(const std::string& url, const std::vector<Waiting>& loads);
 
   const std::function<std::string()> leader_;
+  const std::shared_ptr<const tls::CredentialStore> credentials_;
   // The thread's own:
   std::string url_;
   std::unique_ptr<http::Client> client_;

@@ -61,6 +61,8 @@ Metrics::Metrics()
                             "Seconds until the API server's answer, by method; without watches")),
       scaler_calls_(Make(prometheus::BuildCounter(), registry_, "grpc_server_handled_total",
                          "Calls of KEDA's external scaler protocol that were answered, by code")),
+      certificates_(Make(prometheus::BuildCounter(), registry_, "rouse_certificates_total",
+                         "Certificates that agents asked for, by outcome")),
       events_(Make(prometheus::BuildCounter(), registry_, "rouse_events_total",
                    "Kubernetes Events emitted, by type")),
       normals_(events_.Add({{"type", "Normal"}})),
@@ -127,6 +129,10 @@ void Metrics::Reconciled(const std::string& result, double seconds) {
 
 void Metrics::Reported(int code) {
   reports_.Add({{"code", std::to_string(code)}}).Increment();
+}
+
+void Metrics::CertificateAsked(std::string_view outcome) {
+  certificates_.Add({{"outcome", std::string(outcome)}}).Increment();
 }
 
 void Metrics::RequestAnswered(const std::string& method, int code,

@@ -48,6 +48,8 @@ class Metrics {
   /// A report of an agent was answered with this HTTP status.
   void Reported(int code);
   void RequestAnswered(const std::string& method, int code, std::optional<double> seconds);
+  /// A certificate was asked for: "signed", or the status code of why not.
+  void CertificateAsked(std::string_view outcome);
   /// A call of KEDA's was answered.
   void ScalerAnswered(const std::string& method, const std::string& code);
   void Notes(bool warning) { (warning ? warnings_ : normals_).Increment(); }
@@ -82,6 +84,7 @@ class Metrics {
   prometheus::Family<prometheus::Counter>& requests_;
   prometheus::Family<prometheus::Histogram>& request_seconds_;
   prometheus::Family<prometheus::Counter>& scaler_calls_;
+  prometheus::Family<prometheus::Counter>& certificates_;
   prometheus::Family<prometheus::Counter>& events_;
   prometheus::Counter& normals_;
   prometheus::Counter& warnings_;

@@ -50,7 +50,7 @@ Reconciler::Reconciler(kube::Api& api, Agents& agents, const Cache& cache, Pendi
       tell_(std::move(tell)),
       may_act_(std::move(may_act)),
       options_(std::move(options)),
-      executor_(api, agents, cache, pending, may_act_) {}
+      executor_(api, agents, cache, pending, may_act_, options_.prepare) {}
 
 Result<std::optional<std::chrono::milliseconds>> Reconciler::Reconcile(const std::string& key) {
   const auto stored = cache_.Service(key);

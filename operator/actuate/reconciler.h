@@ -32,6 +32,7 @@ struct ReconcilerOptions {
   /// Look at every ModelService this often even if nothing changed.
   std::chrono::milliseconds resync{600'000};
   std::function<api::TimePoint()> clock;
+  Executor::Prepare prepare;
 };
 
 class Reconciler {

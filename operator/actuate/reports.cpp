@@ -22,9 +22,18 @@ Status NotOurs(const AgentReport& report, const std::string& why) {
 Status CheckAddress(const AgentReport& report, const plan::Instance& pod) {
   if (report.address.empty() || pod.ip.empty()) return Status();
   const std::string host = pod.ip.find(':') == std::string::npos ? pod.ip : "[" + pod.ip + "]";
-  if (report.address.starts_with("http://" + host + ":")) return Status();
+  if (report.address.starts_with("https://" + host + ":")) return Status();
   return InvalidArgument("address: " + report.address +
                          " is not an address of the pod, whose IP is " + pod.ip);
+}
+
+// Whose report it is says the certificate; what the report says of that is only compared.
+Status CheckSender(const AgentReport& report, const tls::Identity& sender) {
+  if (sender == tls::Agent(report.pod_namespace, report.pod, report.pod_uid)) return Status();
+  return PermissionDenied("the report is of pod " + report.pod_namespace + "/" + report.pod +
+                          ", uid " + report.pod_uid + ", but comes from " +
+                          tls::Describe(sender) +
+                          (sender.pod_uid.empty() ? "" : ", uid " + sender.pod_uid));
 }
 
 }  // namespace
@@ -84,8 +93,12 @@ http::Response Reports::Handle(const http::Request& request) {
 }
 
 Result<Assignment> Reports::Take(const http::Request& request) {
+  if (!request.peer) {
+    return PermissionDenied("a report needs the certificate of its pod: POST /v1/certificates");
+  }
   ROUSE_ASSIGN_OR_RETURN(const Json body, json::Parse(request.body, "report", kMaxReport));
   ROUSE_ASSIGN_OR_RETURN(const AgentReport report, AgentReportFromJson(body));
+  ROUSE_RETURN_IF_ERROR(CheckSender(report, *request.peer));
   const auto pod = cache_.Pod(kube::ObjectName{report.pod_namespace, report.pod}.Key());
   if (!pod || pod->owner_uid.empty()) return NotOurs(report, "not a pod of a ModelService");
   if (pod->uid != report.pod_uid) {

@@ -65,7 +65,9 @@ Engine ReadEngine(json::Reader& spec) {
                 .env = ReadEnv(in),
                 .port = static_cast<int>(in.IntOr("port", 8000, 1, 65535)),
                 .resources = in.ObjectOrEmpty("resources")};
-  if (engine.port == kAgentPort) in.Fail("port", "must not be 7410, which is the agent's own");
+  if (engine.port == kAgentPort || engine.port == kAgentTlsPort) {
+    in.Fail("port", "must not be 7410 or 7411, which are the agent's own");
+  }
   spec.Take(in.status());
   return engine;
 }

@@ -48,6 +48,10 @@ inline constexpr char kAnnotationTimeline[] = "rouse.dev/timeline";
 inline constexpr char kFieldManagerReport[] = "rouse-agent-report";
 inline constexpr char kFieldManager[] = "rouse-operator";
 
+/// Whom the agents of a namespace trust: a ConfigMap there, and its key.
+inline constexpr char kTrustConfigMap[] = "rouse-ca";
+inline constexpr char kTrustBundleKey[] = "ca.crt";
+
 inline constexpr char kAgentContainer[] = "agent";
 inline constexpr char kEngineContainer[] = "engine";
 

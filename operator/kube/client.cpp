@@ -222,7 +222,7 @@ Result<ObjectList> Client::List(const Resource& resource, const std::string& ns,
 
 Result<Json> Client::Create(const Resource& resource, const Json& object) {
   const ObjectName name = NameOf(object);
-  ROUSE_RETURN_IF_ERROR(CheckName(resource, name, "create"));
+  if (resource.named) ROUSE_RETURN_IF_ERROR(CheckName(resource, name, "create"));
   return impl_->Call("POST", resource.Path(name.ns), WithType(resource, object), "application/json",
                      "create " + Describe(resource, name));
 }

@@ -18,6 +18,7 @@ struct Resource {
   std::string plural;
   std::string kind;
   bool namespaced = true;
+  bool named = true;  ///< False of what is asked and answered by creating it, and kept nowhere.
 
   /// "v1", "apps/v1".
   std::string ApiVersion() const;
@@ -42,6 +43,12 @@ inline Resource Services() {
 }
 inline Resource ConfigMaps() {
   return {"", "v1", "configmaps", "ConfigMap", true};
+}
+inline Resource Secrets() {
+  return {"", "v1", "secrets", "Secret", true};
+}
+inline Resource TokenReviews() {
+  return {"authentication.k8s.io", "v1", "tokenreviews", "TokenReview", false, false};
 }
 inline Resource Events() {
   return {"events.k8s.io", "v1", "events", "Event", true};

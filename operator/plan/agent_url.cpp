@@ -29,10 +29,10 @@ Result<std::string> AgentFacingUrl(const Json& service, const std::string& name,
   std::int64_t number = port;
   for (const Json& entry : At(spec, "ports")) {
     const Json& given = At(entry, "port");
-    if (Text(At(entry, "name")) == "http" && given.is_number_integer()) number = given;
+    if (Text(At(entry, "name")) == "agents" && given.is_number_integer()) number = given;
   }
   const std::string host = ip.find(':') == std::string::npos ? ip : "[" + ip + "]";
-  return "http://" + host + ":" + std::to_string(number);
+  return "https://" + host + ":" + std::to_string(number);
 }
 
 }  // namespace rouse::plan

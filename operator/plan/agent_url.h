@@ -11,7 +11,7 @@
 namespace rouse::plan {
 
 /// The URL of the operator's Service by its address (a pod may have no DNS): its ClusterIP and its
-/// port named "http", or `port` when it has none of that name. FailedPrecondition says what to
+/// port named "agents", or `port` when it has none of that name. FailedPrecondition says what to
 /// change about a Service that has no address.
 Result<std::string> AgentFacingUrl(const json::Json& service, const std::string& name,
                                    std::uint16_t port);

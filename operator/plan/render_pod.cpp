@@ -1,5 +1,6 @@
 #include "operator/plan/render_pod.h"
 
+#include "common/certificates.h"
 #include "common/messages.h"
 #include "operator/api/names.h"
 #include "operator/plan/model_place.h"
@@ -10,6 +11,9 @@ namespace rouse::plan {
 namespace {
 
 constexpr int kUser = 2000;
+constexpr char kTokenFile[] = "token";
+/// The shortest that Kubernetes gives; the kubelet renews it in time.
+constexpr int kTokenSeconds = 600;
 
 // A target that may not fall back gets no checkpoint volume at all: its files come from a peer.
 bool HasModelVolume(const api::ModelService& service, const CreateInstance& action) {
@@ -98,6 +102,9 @@ Json AgentEnv(const api::ModelService& service, const CreateInstance& action,
       FieldEnv("ROUSE_NODE", "spec.nodeName"),
       Env("ROUSE_OPERATOR_URL", config.agent_facing_url),
       Env("ROUSE_PORT", std::to_string(kAgentPort)),
+      Env("ROUSE_TLS_PORT", std::to_string(kAgentTlsPort)),
+      Env("ROUSE_CA_FILE", std::string(kTrustDir) + "/" + api::kTrustBundleKey),
+      Env("ROUSE_TOKEN_FILE", std::string(kTrustDir) + "/" + kTokenFile),
       Env("ROUSE_DECIDED_AT_US", std::to_string(api::ToMicros(action.decided_at))),
       Env("ROUSE_PATH", std::string(ToString(action.path))),
       Env("ROUSE_LAUNCH_IDENTITY", action.launch_identity),
@@ -133,7 +140,9 @@ Json Agent(const api::ModelService& service, const CreateInstance& action,
       {"image", config.agent_image},
       {"restartPolicy", "Always"},  // A native sidecar: starts before the engine, ends after it.
       {"env", AgentEnv(service, action, config)},
-      {"ports", {{{"name", "rouse-agent"}, {"containerPort", kAgentPort}, {"protocol", "TCP"}}}},
+      {"ports",
+       {{{"name", "rouse-agent"}, {"containerPort", kAgentPort}, {"protocol", "TCP"}},
+        {{"name", "rouse-peers"}, {"containerPort", kAgentTlsPort}, {"protocol", "TCP"}}}},
       {"startupProbe", Probe("/startupz", 1, static_cast<int>(config.agent_startup.count()))},
       {"readinessProbe", Probe("/readyz", 1, 3)},
       {"livenessProbe", Probe("/healthz", 10, 6)},
@@ -142,7 +151,7 @@ Json Agent(const api::ModelService& service, const CreateInstance& action,
       {"volumeMounts",
        {Mount("rouse-plugin", kPluginDir), Mount("rouse-run", kRunDir),
         ModelMount(service, action, /*read_only=*/false), Mount("dshm", "/dev/shm"),
-        Mount("tmp", "/tmp")}}};
+        Mount("tmp", "/tmp"), Mount("rouse-trust", kTrustDir, true)}}};
   if (!config.agent_image_pull_policy.empty()) {
     agent["imagePullPolicy"] = config.agent_image_pull_policy;
   }
@@ -198,6 +207,18 @@ Json Engine(const api::ModelService& service, const CreateInstance& action) {
   return container;
 }
 
+// What the agent proves by who it is, and whom it believes. Never the engine's: it runs the user's
+// image and the model's code.
+Json TrustVolume() {
+  const Json token = {{"audience", kTokenAudience},
+                      {"expirationSeconds", kTokenSeconds},
+                      {"path", kTokenFile}};
+  const Json bundle = {{"name", api::kTrustConfigMap},
+                       {"items", {{{"key", api::kTrustBundleKey}, {"path", api::kTrustBundleKey}}}}};
+  return {{"name", "rouse-trust"},
+          {"projected", {{"sources", {{{"serviceAccountToken", token}}, {{"configMap", bundle}}}}}}};
+}
+
 Json Volumes(const api::ModelService& service, const CreateInstance& action,
              const PodConfig& config) {
   const auto empty = [](const char* name) {
@@ -206,7 +227,7 @@ Json Volumes(const api::ModelService& service, const CreateInstance& action,
   Json volumes = Json::array(
       {empty("rouse-plugin"), empty("rouse-run"), ModelVolume(service, action), empty("home"),
        Json{{"name", "dshm"}, {"emptyDir", {{"medium", "Memory"}, {"sizeLimit", "1Gi"}}}},
-       empty("tmp")});
+       empty("tmp"), TrustVolume()});
   if (!config.agent_node_folder.empty()) {
     // Where a node lacks it, agents there use the network, and say so.
     volumes.push_back(

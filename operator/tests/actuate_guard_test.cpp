@@ -30,7 +30,7 @@ Json PodOf(const std::string& name, const std::string& role, const std::string& 
           {"rouse.dev/revision", api::Revision(spec)},
           {"rouse.dev/agent-state", state},
           {"llm-d.ai/active-ports", ""},
-          {"rouse.dev/agent-address", "http://" + name + ":7410"}}},
+          {"rouse.dev/agent-address", "https://" + name + ":7411"}}},
         {"ownerReferences", {{{"uid", kube::MetaString(service, "uid")}, {"controller", true}}}}}},
       {"spec",
        {{"nodeName", "node-a"}, {"readinessGates", {{{"conditionType", "rouse.dev/serving"}}}}}},
@@ -86,7 +86,8 @@ TEST_CASE("a guard is claimed on its pod, then its agent is told") {
   process.Sync();
   REQUIRE(process.reconciler->Reconcile(kKey).ok());
   REQUIRE(process.agents.told.size() == 1);
-  CHECK(process.agents.told[0].first == "http://demo-1:7410");
+  CHECK(process.agents.told[0].first ==
+        AgentName{"default", "demo-1", "uid-demo-1", "https://demo-1:7411"});
   CHECK(process.agents.told[0].second.role == Role::kActive);
   CHECK(process.agents.told[0].second.decided_at_us == api::ToMicros(kNow));
   REQUIRE(process.agents.told[0].second.peers.size() == 1);
@@ -252,7 +253,7 @@ TEST_CASE("a hundred guards are claimed side by side, each once") {
   process.Sync();
   REQUIRE(process.reconciler->Reconcile(kKey).ok());
   std::set<std::string> told;
-  for (const auto& [address, request] : process.agents.told) told.insert(address);
+  for (const auto& [agent, request] : process.agents.told) told.insert(agent.address);
   CHECK(told.size() == 100);
   CHECK(process.agents.told.size() == 100);
 }

@@ -249,6 +249,22 @@ TEST_CASE("a pod that the API server refuses is told in the status until it is a
   CHECK(StatusOf(api).dump().find("ActionFailed") == std::string::npos);
 }
 
+TEST_CASE("no pod is made in a namespace that lacks what its pods need") {
+  kube::FakeApi api;
+  PutService(api, 2);
+  Process process(api);
+  process.Sync();
+  process.prepare_answer = Unavailable("the certificate authorities: forbidden");
+  CHECK_FALSE(process.reconciler->Reconcile(kKey).ok());
+  CHECK(PodNames(api).empty());
+  CHECK(process.prepared == Lines{"default"});
+  CHECK(StatusOf(api).dump().find("certificate authorities: forbidden") != std::string::npos);
+  process.prepare_answer = Status();
+  process.Sync();
+  REQUIRE(process.reconciler->Reconcile(kKey).ok());
+  CHECK(PodNames(api) == Lines{"demo-0", "demo-1"});
+}
+
 TEST_CASE("an operator that does not lead any more writes nothing") {
   kube::FakeApi api;
   PutService(api, 2);

@@ -25,15 +25,15 @@ inline constexpr char kKey[] = "default/demo";
 /// Agents in memory: keeps what they are told, and answers as it is set.
 class FakeAgents : public Agents {
  public:
-  Result<RoleResponse> TellRole(const std::string& address, const RoleRequest& request) override {
+  Result<RoleResponse> TellRole(const AgentName& agent, const RoleRequest& request) override {
     std::lock_guard lock(mutex_);
-    told.emplace_back(address, request);
+    told.emplace_back(agent, request);
     if (!answer.ok()) return answer;
     return RoleResponse{.state = request.role == Role::kActive ? AgentState::kWaking
                                                                : AgentState::kSleeping};
   }
 
-  std::vector<std::pair<std::string, RoleRequest>> told;
+  std::vector<std::pair<AgentName, RoleRequest>> told;
   Status answer;
 
  private:
@@ -55,8 +55,12 @@ class Process {
         api_(api) {
     ReconcilerOptions options;
     options.pods.agent_image = "agent:1";
-    options.pods.agent_facing_url = "http://10.96.0.7:7480";
+    options.pods.agent_facing_url = "https://10.96.0.7:7482";
     options.clock = [this] { return now; };
+    options.prepare = [this](const std::string& ns) {
+      prepared.push_back(ns);
+      return prepare_answer;
+    };
     reconciler = std::make_unique<Reconciler>(
         api, agents, cache, pending, metrics,
         [this](const api::ObjectMeta&, const plan::Note& note) { notes.push_back(note); },
@@ -84,6 +88,8 @@ class Process {
   Reports reports;
   std::unique_ptr<Reconciler> reconciler;
   std::vector<plan::Note> notes;
+  std::vector<std::string> prepared;  ///< Namespaces, before pods were made there.
+  Status prepare_answer;
   api::TimePoint now = kNow;
   bool leads = true;
 

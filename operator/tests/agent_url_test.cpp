@@ -8,17 +8,17 @@ namespace {
 using json::Json;
 
 std::string UrlOf(const Json& spec) {
-  const auto url = AgentFacingUrl({{"spec", spec}}, "rouse-system/rouse-operator", 7480);
+  const auto url = AgentFacingUrl({{"spec", spec}}, "rouse-system/rouse-operator", 7482);
   return url.ok() ? *url : url.status().message();
 }
 
-TEST_CASE("agents are told the Service's address and its port named http") {
-  CHECK(UrlOf({{"clusterIP", "10.96.0.7"}}) == "http://10.96.0.7:7480");
+TEST_CASE("agents are told the Service's address and its port named agents") {
+  CHECK(UrlOf({{"clusterIP", "10.96.0.7"}}) == "https://10.96.0.7:7482");
   CHECK(
       UrlOf({{"clusterIP", "10.96.0.7"},
-             {"ports", {{{"name", "metrics"}, {"port", 9}}, {{"name", "http"}, {"port", 80}}}}}) ==
-      "http://10.96.0.7:80");
-  CHECK(UrlOf({{"clusterIP", "fd00::7"}}) == "http://[fd00::7]:7480");
+             {"ports", {{{"name", "metrics"}, {"port", 9}}, {{"name", "agents"}, {"port", 80}}}}}) ==
+      "https://10.96.0.7:80");
+  CHECK(UrlOf({{"clusterIP", "fd00::7"}}) == "https://[fd00::7]:7482");
 }
 
 TEST_CASE("a Service without an address is refused with what to change") {
@@ -32,8 +32,8 @@ TEST_CASE("a Service without an address is refused with what to change") {
 }
 
 TEST_CASE("ports of an odd form are passed over") {
-  CHECK(UrlOf({{"clusterIP", "10.96.0.7"}, {"ports", {{{"name", "http"}, {"port", "x"}}, 7}}}) ==
-        "http://10.96.0.7:7480");
+  CHECK(UrlOf({{"clusterIP", "10.96.0.7"}, {"ports", {{{"name", "agents"}, {"port", "x"}}, 7}}}) ==
+        "https://10.96.0.7:7482");
 }
 
 }  // namespace

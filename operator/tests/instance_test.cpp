@@ -13,7 +13,7 @@ Json PodJson() {
       "labels": {"rouse.dev/modelservice": "demo", "rouse.dev/role": "Active", "rouse.dev/launch-identity": "id",
         "topology.kubernetes.io/zone": "zone-1", "topology.kubernetes.io/rack": "rack-7"},
       "annotations": {"rouse.dev/path": "Peer", "rouse.dev/decided-at-us": "1800000000000001",
-        "rouse.dev/agent-state": "Serving", "rouse.dev/agent-address": "http://10.0.0.1:7410",
+        "rouse.dev/agent-state": "Serving", "rouse.dev/agent-address": "https://10.0.0.1:7411",
         "rouse.dev/weights": "{\"form\":\"Loaded\",\"identity\":\"x\",\"bytes\":9,\"ranks\":1,\"servable\":true}",
         "rouse.dev/bytes-by-source": "{\"peer\":9,\"storage\":0}",
         "rouse.dev/timeline": "{\"path\":\"Peer\",\"decidedAtUs\":5,\"phases\":[{\"name\":\"Schedule\",\"startUs\":0,\"endUs\":7}],\"lanes\":[],\"totalUs\":7}"},

@@ -4,6 +4,7 @@
 #include <mutex>
 #include <thread>
 
+#include "common/tests/tls_authority.h"
 #include "operator/actuate/load_relay.h"
 
 using namespace rouse;
@@ -25,8 +26,12 @@ PodLoad Of(const std::string& pod, std::uint64_t running) {
 /// The leader's end.
 class Leader {
  public:
+  // All operators have the same.
+  static inline const auto credentials = tls::testing::Authority().StoreFor(tls::Operator());
+
   Leader() {
     auto server = http::Server::Listen("127.0.0.1", 0, [this](const http::Request& request) {
+      if (request.peer != tls::Operator()) return http::Response{.status = 403};
       const auto body = json::Parse(request.body, "loads");
       const auto loads = body.ok() ? PodLoadsFromJson(*body) : body.status();
       std::unique_lock lock(mutex_);
@@ -36,11 +41,11 @@ class Leader {
       ++messages_;
       for (const PodLoad& load : *loads) got_[load.pod] = load;
       return http::JsonResponse("{}");
-    });
+    }, {.tls = http::ServerTls{.credentials = credentials}});
     REQUIRE(server.ok());
     server_ = *std::move(server);
   }
-  std::string url() const { return "http://127.0.0.1:" + std::to_string(server_->port()); }
+  std::string url() const { return "https://127.0.0.1:" + std::to_string(server_->port()); }
   void Block(bool blocked) {
     std::lock_guard lock(mutex_);
     blocked_ = blocked;
@@ -112,10 +117,12 @@ TEST_CASE("load is passed on to who leads; of what waits, the last of each pod")
   Leader leader;
   std::mutex mutex;
   std::string url;
-  LoadRelay relay([&] {
-    std::lock_guard lock(mutex);
-    return url;
-  });
+  LoadRelay relay(
+      [&] {
+        std::lock_guard lock(mutex);
+        return url;
+      },
+      leader.credentials);
   relay.Add(Of("a", 1));  // There is no leader yet.
   std::this_thread::sleep_for(50ms);
   {

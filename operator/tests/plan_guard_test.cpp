@@ -54,7 +54,7 @@ TEST_CASE("a missing replica is woken, nearest to weights first, and nothing is 
   REQUIRE(Printed(plan) == Lines{"wake demo-2 (this guard slept; weights of demo-0 (Node))"});
   const auto& claim = std::get<ClaimGuard>(plan.actions[0]);
   CHECK(claim.resource_version == "42");
-  CHECK(claim.address == "http://demo-2:7410");
+  CHECK(claim.address == "https://demo-2:7411");
   CHECK(claim.decided_at == kNow);
   REQUIRE(claim.peers.size() == 1);
   CHECK(claim.peers[0].pod == "demo-0");

@@ -307,7 +307,7 @@ class Simulation {
         i.phase = "Running";
         i.started_at = now_;
         i.agent_state = AgentState::kReady;
-        i.address = "http://x:7410";
+        i.address = "https://x:7411";
         continue;
       }
       if (!i.weights && i.path == StartPath::kPeer && !SourceFor(i)) {

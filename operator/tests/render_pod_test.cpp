@@ -14,7 +14,7 @@ namespace {
 PodConfig Config() {
   PodConfig config;
   config.agent_image = "rouse-agent:1";
-  config.agent_facing_url = "http://10.96.0.7:7480";
+  config.agent_facing_url = "https://10.96.0.7:7482";
   return config;
 }
 
@@ -104,7 +104,10 @@ TEST_CASE("the agent is a native sidecar with probes, and knows all it needs wit
   CHECK(agent["ports"] ==
         Json::parse(R"([{"name": "rouse-agent", "containerPort": 7410, "protocol": "TCP"}])"));
   CHECK(agent["resources"] == Json::object());
-  CHECK(EnvOf(agent, "ROUSE_OPERATOR_URL") == "http://10.96.0.7:7480");
+  CHECK(EnvOf(agent, "ROUSE_CA_FILE") == "/rouse/trust/ca.crt");
+  CHECK(EnvOf(agent, "ROUSE_TOKEN_FILE") == "/rouse/trust/token");
+  CHECK(EnvOf(agent, "ROUSE_TLS_PORT") == "7411");
+  CHECK(EnvOf(agent, "ROUSE_OPERATOR_URL") == "https://10.96.0.7:7482");
   CHECK(EnvOf(agent, "ROUSE_DECIDED_AT_US") == std::to_string(kNowUs));
   CHECK(EnvOf(agent, "ROUSE_PATH") == "Peer");
   CHECK(EnvOf(agent, "ROUSE_LAUNCH_IDENTITY") == "identity");
@@ -404,4 +407,17 @@ TEST_CASE("a guard is made as a replica is, out of every endpoint, and away from
   const Json& apart = guard["spec"]["affinity"]["podAntiAffinity"]
                            ["preferredDuringSchedulingIgnoredDuringExecution"];
   CHECK(apart[0]["podAffinityTerm"]["labelSelector"]["matchLabels"]["rouse.dev/role"] == "Guard");
+}
+
+TEST_CASE("the agent alone has the pod's token, of its own audience, and whom to trust") {
+  const Json pod = Render(StartPath::kStorage);
+  CHECK(Find(pod["spec"]["volumes"], "rouse-trust") ==
+        Json::parse(R"({"name": "rouse-trust", "projected": {"sources": [
+          {"serviceAccountToken": {"audience": "rouse", "expirationSeconds": 600, "path": "token"}},
+          {"configMap": {"name": "rouse-ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]}}]}})"));
+  const Json mount = Find(AgentOf(pod)["volumeMounts"], "rouse-trust");
+  CHECK(mount["mountPath"] == "/rouse/trust");
+  CHECK(mount["readOnly"] == true);
+  for (const Json& other : EngineOf(pod)["volumeMounts"]) CHECK(other["name"] != "rouse-trust");
+  CHECK(pod["spec"]["automountServiceAccountToken"] == false);
 }

@@ -37,7 +37,7 @@ struct ReportingAgents {
             {"pod", pod},
             {"podUid", object["metadata"]["uid"]},
             {"node", object["spec"]["nodeName"]},
-            {"address", "http://" + object["status"]["podIP"].get<std::string>() + ":7410"},
+            {"address", "https://" + object["status"]["podIP"].get<std::string>() + ":7411"},
             {"state", state},
             {"message", ""},
             {"weights",
@@ -51,12 +51,17 @@ struct ReportingAgents {
             {"timeline", nullptr}};
   }
 
-  http::Response Send(const Json& report) { return SendText(report.dump()); }
-  http::Response SendText(const std::string& text) {
+  /// By the agent of the pod that it says it is of.
+  http::Response Send(const Json& report) {
+    return SendText(report.dump(), tls::Agent(report["namespace"], report["pod"], report["podUid"]));
+  }
+  http::Response SendText(const std::string& text,
+                          const std::optional<tls::Identity>& sender = tls::Agent("a", "b", "c")) {
     http::Request request;
     request.method = "POST";
     request.target = "/v1/agents/report";
     request.body = text;
+    request.peer = sender;
     return process->reports.Handle(request);
   }
   std::size_t Applies() {
@@ -81,7 +86,7 @@ TEST_CASE("a report is kept on the pod and answered with the other instances, ne
   }
   const Json annotations = PodJson(agents.api, "demo-0")["metadata"]["annotations"];
   CHECK(annotations["rouse.dev/agent-state"] == "Serving");
-  CHECK(annotations["rouse.dev/agent-address"] == "http://10.0.0.0:7410");
+  CHECK(annotations["rouse.dev/agent-address"] == "https://10.0.0.0:7411");
   CHECK(annotations["rouse.dev/path"] == "Storage");
   agents.process->Sync();
 
@@ -91,8 +96,8 @@ TEST_CASE("a report is kept on the pod and answered with the other instances, ne
   REQUIRE(assignment.ok());
   CHECK(assignment->path == StartPath::kStorage);
   CHECK(assignment->peers ==
-        std::vector<Peer>{{"demo-0", "node-a", "http://10.0.0.0:7410", false, Distance::kNode},
-                          {"demo-2", "node-b", "http://10.0.0.2:7410", false, Distance::kFarther}});
+        std::vector<Peer>{{"demo-0", "node-a", "https://10.0.0.0:7411", false, Distance::kNode},
+                          {"demo-2", "node-b", "https://10.0.0.2:7411", false, Distance::kFarther}});
   CHECK(assignment->report_after_ms == 10'000);
 }
 
@@ -225,8 +230,8 @@ TEST_CASE("a report of a pod that is not there, or was another, is NotFound and 
 TEST_CASE("an agent may not send others to an address that is not its own") {
   ReportingAgents agents;
   for (const char* address :
-       {"http://10.0.0.1:7410", "http://10.0.0.0", "http://10.0.0.0.evil:7410",
-        "https://10.0.0.0:7410", "http://evil"}) {
+       {"https://10.0.0.1:7411", "https://10.0.0.0", "https://10.0.0.0.evil:7411",
+        "http://10.0.0.0:7411", "https://evil"}) {
     Json report = agents.Report("demo-0");
     report["address"] = address;
     const auto response = agents.Send(report);
@@ -235,6 +240,25 @@ TEST_CASE("an agent may not send others to an address that is not its own") {
     CHECK(response.body.find("address") != std::string::npos);
   }
   CHECK(agents.Applies() == 0);
+}
+
+TEST_CASE("a report is taken from the agent of its pod, and from nobody else") {
+  ReportingAgents agents;
+  const Json report = agents.Report("demo-0");
+  const std::string uid = report["podUid"];
+  for (const std::optional<tls::Identity>& sender :
+       std::vector<std::optional<tls::Identity>>{std::nullopt, tls::Operator(),
+                                                 tls::Agent("default", "demo-1", uid),
+                                                 tls::Agent("other", "demo-0", uid),
+                                                 tls::Agent("default", "demo-0", uid + "-before")}) {
+    const auto response = agents.SendText(report.dump(), sender);
+    INFO(response.body);
+    CHECK(response.status == 403);
+    CHECK(Code(response) == "PermissionDenied");
+  }
+  CHECK(agents.Applies() == 0);
+  CHECK(agents.process->loads.empty());
+  CHECK(agents.Send(report).status == 200);
 }
 
 TEST_CASE("nonsense is refused by name, and never written") {

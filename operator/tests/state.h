@@ -86,7 +86,7 @@ class State {
     i.phase = "Running";
     i.started_at = i.decided_at + std::chrono::seconds(1);
     i.agent_state = state;
-    i.address = "http://10.0.0.1:7410";
+    i.address = "https://10.0.0.1:7411";
     return Add(std::move(i));
   }
 
@@ -98,7 +98,7 @@ class State {
     i.ready = true;
     i.started_at = i.decided_at + std::chrono::seconds(1);
     i.agent_state = AgentState::kServing;
-    i.address = "http://" + name + ":7410";
+    i.address = "https://" + name + ":7411";
     i.weights = WeightsReport{.form = WeightForm::kLoaded,
                               .identity = std::string(64, 'a'),
                               .bytes = 1000,

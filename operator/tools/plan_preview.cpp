@@ -86,7 +86,7 @@ int main(int argc, char** argv) {
     if (show_pods && create != nullptr) {
       rouse::plan::PodConfig config;
       config.agent_image = "AGENT_IMAGE";
-      config.agent_facing_url = "http://OPERATOR:7480";
+      config.agent_facing_url = "https://OPERATOR:7482";
       std::cout << rouse::plan::RenderPod(observed->service, *create, config).dump(2) << "\n";
     }
   }

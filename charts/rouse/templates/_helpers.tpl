@@ -21,6 +21,11 @@
 {{ include "rouse.fullname" . }}-operator
 {{- end }}
 
+{{/* The Secret of the certificate authorities. */}}
+{{- define "rouse.authorities" -}}
+{{ include "rouse.fullname" . }}-authorities
+{{- end }}
+
 {{- define "rouse.selector" -}}
 app.kubernetes.io/name: {{ include "rouse.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}

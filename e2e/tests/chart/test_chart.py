@@ -56,7 +56,7 @@ EVERYTHING = {
     "imagePullSecrets": [{"name": "pull"}],
     "serviceAccount": {"create": True, "name": "someone", "annotations": {"a": "b"}},
     "rbac": {"create": True, "aggregate": True},
-    "service": {"port": 80, "scalerPort": 81, "annotations": {"prometheus.io/scrape": "true"}},
+    "service": {"port": 80, "agentsPort": 82, "scalerPort": 81, "annotations": {"prometheus.io/scrape": "true"}},
     "fullnameOverride": "wake",
 }
 
@@ -122,6 +122,7 @@ def test_every_value_arrives_where_it_belongs():
     assert "--agent-image=registry.example.com/rouse/agent:1.3" in container["args"]
     assert "--agent-pull-policy=Never" in container["args"]
     assert "--service-name=wake-operator" in container["args"]
+    assert "--authorities-secret=wake-authorities" in container["args"]
     assert "--log-level=debug" in container["args"]
     assert "--namespace=default" in container["args"]
     assert "--image-pull-secret=agents" in container["args"]
@@ -133,7 +134,8 @@ def test_every_value_arrives_where_it_belongs():
     assert '--agent-resources={"limits":{"memory":"64Gi","rdma/hca":1}}' in container["args"]
     assert container["args"][-1] == "--some-flag=some value"
     service = one(objects, "Service")
-    assert {x["name"]: x["port"] for x in service["spec"]["ports"]} == {"http": 80, "scaler": 81}
+    ports = {x["name"]: x["port"] for x in service["spec"]["ports"]}
+    assert ports == {"http": 80, "agents": 82, "scaler": 81}
     named = {x["name"]: x["containerPort"] for x in container["ports"]}
     assert {x["targetPort"] for x in service["spec"]["ports"]} == named.keys()
     assert service["metadata"]["annotations"] == {"prometheus.io/scrape": "true"}
@@ -142,7 +144,7 @@ def test_every_value_arrives_where_it_belongs():
         "a": "b"
     }
     bindings = [x for x in objects if x["kind"] in ("RoleBinding", "ClusterRoleBinding")]
-    assert [x["subjects"][0]["name"] for x in bindings] == ["someone"] * 2
+    assert [x["subjects"][0]["name"] for x in bindings] == ["someone"] * 3
 
 
 def test_agents_see_gpus_by_default_and_it_can_be_switched_off():
@@ -156,7 +158,10 @@ def test_agents_see_gpus_by_default_and_it_can_be_switched_off():
 
 def test_for_one_namespace_there_is_no_right_in_others():
     objects = render({"operator": {"watchNamespace": "models"}, "rbac": {"aggregate": False}})
-    assert not [x for x in objects if x["kind"].startswith("ClusterRole")]
+    # Token reviews are of no namespace.
+    (cluster_wide,) = [x for x in objects if x["kind"] == "ClusterRole"]
+    review = {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"]}
+    assert cluster_wide["rules"] == [{**review, "verbs": ["create"]}]
     places = {x["metadata"]["namespace"] for x in objects if x["kind"] == "RoleBinding"}
     assert places == {"models", NAMESPACE}
     role = one(objects, "Role", "rouse-operator-instances")
@@ -219,6 +224,7 @@ BAD_VALUES: dict[str, tuple[Object, str]] = {
         "/operator/image/repository",
     ),
     "a port out of range": ({"service": {"port": 70000}}, "/service/port"),
+    "no port for agents": ({"service": {"agentsPort": 0}}, "/service/agentsPort"),
     "no port for KEDA": ({"service": {"scalerPort": 0}}, "/service/scalerPort"),
     "a label that is a number": ({"operator": {"podLabels": {"a": 1}}}, "/operator/podLabels/a"),
     "a pull secret that is no object": ({"imagePullSecrets": ["pull"]}, "/imagePullSecrets/0"),

@@ -196,8 +196,8 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["spec.engine.env[0].name", "should match"],
     ),
     "the agent's port": (
-        {"spec.engine.port": 7410},
-        ["spec.engine.port", "must not be 7410", "choose another"],
+        {"spec.engine.port": 7411},
+        ["spec.engine.port", "must not be 7410 or 7411", "choose another"],
     ),
     "a port out of range": (
         {"spec.engine.port": 70000},

@@ -110,6 +110,7 @@ class Operator:
         self.world, self.name, self.flags = world, name, flags
         self.port = free_port()
         self.scaler_port = free_port()
+        self.tls_port = free_port()
         self.log = folder / f"{name}.log"
         self.kubeconfig = world.kubeconfig(folder / f"{name}.kubeconfig", server)
         self.starts = 0
@@ -141,6 +142,8 @@ class Operator:
                     f"--kubeconfig={self.kubeconfig}",
                     f"--port={self.port}",
                     f"--scaler-port={self.scaler_port}",
+                    f"--tls-port={self.tls_port}",
+                    "--authorities-secret=rouse-authorities",
                     "--agent-image=rouse-agent:test",
                     "--service-name=rouse-operator",
                     "--log-level=debug",

@@ -2,15 +2,15 @@
 
 For every pod that kwok has made Running, one report is sent to the operator: that its engine
 serves and, unless told otherwise, that its weights can be pulled. What the operator answers is kept.
+Each is sent with a certificate of the pod, which the operator has signed (rouse_e2e.certificates).
 """
 
 from __future__ import annotations
 
-import http.client
-import json
 import threading
 from typing import Any
 
+from rouse_e2e import certificates
 from rouse_e2e.cluster import Cluster, Object
 
 IDENTITY = "9f" * 32
@@ -31,7 +31,7 @@ def report(pod: Object, state: str = "Serving", **changes: Any) -> Object:
         "pod": meta["name"],
         "podUid": meta["uid"],
         "node": pod["spec"].get("nodeName", ""),
-        "address": f"http://{pod['status'].get('podIP', '10.244.0.1')}:7410",
+        "address": f"https://{pod['status'].get('podIP', '10.244.0.1')}:7411",
         "state": state,
         "message": "",
         "weights": {
@@ -65,23 +65,13 @@ def timeline(path: str, decided_at_us: int) -> Object:
     return {**result, "totalUs": at}
 
 
-def send(port: int, body: Any, timeout: float = 5) -> tuple[int, Any]:
-    """Status and answer; OSError if there is none. A string is sent as it is."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-    try:
-        text = body if isinstance(body, str) else json.dumps(body)
-        headers = {"Content-Type": "application/json"}
-        connection.request("POST", "/v1/agents/report", text.encode(), headers)
-        answer = connection.getresponse()
-        content = answer.read()
-        try:
-            return answer.status, json.loads(content)
-        except ValueError:
-            return answer.status, content.decode(errors="replace")
-    except http.client.HTTPException as error:
-        raise OSError(str(error)) from error
-    finally:
-        connection.close()
+def send(
+    cluster: Cluster, port: int, pod: Object, body: Any, timeout: float = 5
+) -> tuple[int, Any]:
+    """Status and answer of the operator at `port` (TLS) to a report that the agent of `pod` sends;
+    OSError if there is none. A string is sent as it is."""
+    tls = certificates.of(cluster).context_of(pod, port)
+    return certificates.post(port, "/v1/agents/report", body, tls, timeout)
 
 
 class FakeAgents:
@@ -121,7 +111,10 @@ class FakeAgents:
                     continue
                 name = pod["metadata"]["name"]
                 try:
-                    status, answer = send(self.port, report(pod, **self.states.get(name, self.all)))
+                    body = report(pod, **self.states.get(name, self.all))
+                    status, answer = send(self.cluster, self.port, pod, body)
+                except certificates.Refused:
+                    continue
                 except OSError:
                     break  # no operator now
                 if status == 200:

@@ -1,13 +1,15 @@
 """Fake agents that can be told a role, where no kubelet starts any (docs/protocols.md §3, Roles).
 
 One HTTP server plays those of all pods: kwok's pods have addresses on loopback, and whom a request
-is for is the address that it was sent to. An engine serves as soon as its pod runs, falls asleep and
+is for is the address that it was sent to. It speaks TLS with that pod's own certificate, which the
+operator has signed (rouse_e2e.certificates), and listens to the operator only. An engine serves as soon as its pod runs, falls asleep and
 wakes when told, and every change is reported as an agent would; how each of them answers can be set.
 """
 
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from rouse_e2e import certificates
 from rouse_e2e.cluster import Cluster, Object
 
 from .fake_agent_reports import report, send
@@ -58,7 +61,7 @@ def timeline(path: str, names: tuple[str, ...], decided_at_us: int) -> Object:
 
 
 class FakeRoleAgents:
-    """Reports to whichever operator `port` names, until closed."""
+    """Reports to whichever operator `port` (TLS) names, until closed."""
 
     def __init__(self, cluster: Cluster, namespace: str, port: int, every: float = 0.2) -> None:
         self.cluster, self.namespace, self.port, self.every = cluster, namespace, port, every
@@ -77,6 +80,14 @@ class FakeRoleAgents:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                self.request.settimeout(60)
+                tls = fake._server_context(self.request.getsockname()[0])
+                self.request = tls.wrap_socket(self.request, server_side=True)
+                if certificates.uri_of(self.request) != certificates.OPERATOR:
+                    raise OSError("only the operator may say what an instance is to be")
+                super().setup()
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -122,6 +133,14 @@ class FakeRoleAgents:
         return [x for x in self.commands[begun:] if x.role == role]
 
     # ---- what it is told
+
+    def _server_context(self, address: str) -> ssl.SSLContext:
+        with self._lock:
+            agent = self._agents.get(address)
+        if agent is None:
+            raise OSError(f"no pod is at {address}")
+        of_cluster = certificates.of(self.cluster)
+        return of_cluster.context_of(agent.pod, self.port, ssl.PROTOCOL_TLS_SERVER)
 
     def _told(self, handler: BaseHTTPRequestHandler, text: bytes) -> None:
         at = time.time()
@@ -225,7 +244,7 @@ class FakeRoleAgents:
 
     def _report(self, agent: Agent) -> bool:
         """False: there is no operator now."""
-        address = f"http://{agent.pod['status']['podIP']}:{self.agent_port}"
+        address = f"https://{agent.pod['status']['podIP']}:{self.agent_port}"
         state = agent.state
         if state == "Serving" and agent.timeline is None:
             notes = agent.pod["metadata"]["annotations"]
@@ -233,7 +252,9 @@ class FakeRoleAgents:
             agent.timeline = timeline(notes["rouse.dev/path"], STARTED, decided)
         changes: Object = {"address": address, "timeline": agent.timeline}
         try:
-            send(self.port, report(agent.pod, state, **changes))
+            send(self.cluster, self.port, agent.pod, report(agent.pod, state, **changes))
+        except certificates.Refused:
+            return True
         except OSError:
             return False
         return True

@@ -95,7 +95,7 @@ def start(world: World, namespace: str) -> Iterator[Start]:
 
     def make(operator: Operator, replicas: int = 1, guards: int = 1) -> Guarded:
         world.cluster.apply(guarded(namespace, replicas, guards))
-        made.append(FakeRoleAgents(world.cluster, namespace, operator.port))
+        made.append(FakeRoleAgents(world.cluster, namespace, operator.tls_port))
         return Guarded(world, namespace, made[-1])
 
     yield make
@@ -352,7 +352,7 @@ def test_killed_at_any_write_of_a_claim_or_beside_its_command_nothing_is_woken_t
         proxy.rule = lambda request: None
         m.agents.on_command = m.agents.on_answered = lambda command: None
         world.forget_lease()
-        m.agents.port = healthy.port
+        m.agents.port = healthy.tls_port
         healthy.start()
         after = m.wait(2, 1, 60)
         told = m.agents.told("Active")
@@ -361,7 +361,7 @@ def test_killed_at_any_write_of_a_claim_or_beside_its_command_nothing_is_woken_t
         assert uids(before) < uids(after) and len(after) == 3, where
         healthy.stop()
         world.forget_lease()
-        m.agents.port = victim.port
+        m.agents.port = victim.tls_port
         victim.start()
     assert kills >= len(moments) - 2, "hardly any kill happened"
 
@@ -391,7 +391,7 @@ def test_of_two_operators_only_one_claims_even_if_the_first_wakes_up_late(
         return Hook(before=hold) if is_claim(request) and not held.is_set() else None
 
     proxies[0].rule = rule
-    m.agents.port = second.port
+    m.agents.port = second.tls_port
     m.scale(2)
     wait_until("the first's claim", 20, held.is_set)
     world.forget_lease()

@@ -39,7 +39,7 @@ def keda(namespace: str) -> Iterator[Callable[..., FakeKeda]]:
 def serve(world: World, namespace: str, operator: Operator, replicas: int = 1) -> dict[str, Object]:
     """The pods of ModelService m, once they serve, as their agents have told; no agent reports on."""
     world.cluster.apply(modelservice(namespace, replicas))
-    with FakeAgents(world.cluster, namespace, operator.port) as agents:
+    with FakeAgents(world.cluster, namespace, operator.tls_port) as agents:
         agents.all = {"load": load(0)}
         found = wait_pods(world.cluster, namespace, replicas)
         wait_until("all to report", 20, lambda: agents.answers.keys() >= found.keys())
@@ -47,7 +47,8 @@ def serve(world: World, namespace: str, operator: Operator, replicas: int = 1) -
 
 
 def tell(operator: Operator, pod: Object, **changes: object) -> None:
-    status, answer = send(operator.port, report(pod, **changes))
+    cluster = operator.world.cluster
+    status, answer = send(cluster, operator.tls_port, pod, report(pod, **changes))
     assert status == 200, answer
 
 
@@ -152,7 +153,7 @@ def test_with_no_replicas_nothing_is_active_and_a_replica_that_is_wanted_is_at_o
     k.wait_heard(True, at, 5)
     code, why = k.error(k.metric)
     assert code == grpc.StatusCode.UNAVAILABLE and "none of 1 replicas serves yet" in why
-    with FakeAgents(world.cluster, namespace, operator.port) as agents:
+    with FakeAgents(world.cluster, namespace, operator.tls_port) as agents:
         agents.all = {"load": load(0)}
         k.wait_heard(False, time.monotonic())
     assert k.metric() == 0

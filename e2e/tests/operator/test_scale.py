@@ -50,7 +50,7 @@ def test_a_modelservice_gets_its_pod_with_agent_engine_and_owner(
     assert agent["image"] == "rouse-agent:test"
     env = {x["name"]: x.get("value") for x in agent["env"]}
     service = cluster.get("service", "rouse-operator", "rouse-system")
-    assert env["ROUSE_OPERATOR_URL"] == f"http://{service['spec']['clusterIP']}:7480"
+    assert env["ROUSE_OPERATOR_URL"] == f"https://{service['spec']['clusterIP']}:7482"
 
     (engine,) = pod["spec"]["containers"]
     assert engine["image"] == "engine:test"
@@ -128,7 +128,7 @@ def test_a_second_instance_waits_for_the_firsts_weights_and_then_starts_by_peer(
     assert waiting["reason"] == "WaitingForWeightSource"
     assert pods(cluster, namespace).keys() == {"m-0"}
 
-    with FakeAgents(cluster, namespace, operator.port) as agents:
+    with FakeAgents(cluster, namespace, operator.tls_port) as agents:
         found = wait_pods(cluster, namespace, {"m-0", "m-1", "m-2"})
         wait_until(
             "everybody's first token",
@@ -163,7 +163,7 @@ def test_where_storage_is_allowed_peers_are_still_preferred_and_the_volume_is_th
     cluster = world.cluster
     cluster.apply(modelservice(namespace, 1, fastStart=peer("Storage")))
     wait_pods(cluster, namespace, {"m-0"})
-    with FakeAgents(cluster, namespace, operator.port):
+    with FakeAgents(cluster, namespace, operator.tls_port):
         wait_until("weights of m-0", 20, lambda: status(cluster, namespace).get("lastPath"))
         scale(cluster, namespace, 2)
         pod = wait_pods(cluster, namespace, {"m-0", "m-1"})["m-1"]
@@ -176,7 +176,7 @@ def test_metrics_tell_the_scale_outs_by_path_and_phase(
 ):
     cluster = world.cluster
     cluster.apply(modelservice(namespace, 2, fastStart=peer()))
-    with FakeAgents(cluster, namespace, operator.port):
+    with FakeAgents(cluster, namespace, operator.tls_port):
         wait_pods(cluster, namespace, 2)
         wait_until(
             "both first tokens",
@@ -202,7 +202,7 @@ def test_events_tell_what_was_done(world: World, namespace: str, operator: Opera
     cluster = world.cluster
     cluster.apply(modelservice(namespace, 1))
     wait_pods(cluster, namespace, 1)
-    with FakeAgents(cluster, namespace, operator.port):
+    with FakeAgents(cluster, namespace, operator.tls_port):
         wait_until("the first token", 20, lambda: status(cluster, namespace).get("lastPath"))
     wait_until(
         "the event InstanceServes",
@@ -243,7 +243,7 @@ def test_an_agent_that_gave_up_has_its_pod_replaced_and_the_reason_told(
     cluster = world.cluster
     cluster.apply(modelservice(namespace, 1))
     before = uids(wait_pods(cluster, namespace, {"m-0"}))
-    with FakeAgents(cluster, namespace, operator.port) as agents:
+    with FakeAgents(cluster, namespace, operator.tls_port) as agents:
         agents.states["m-0"] = {"state": "Failed", "message": "the checkpoint is corrupt: shard 3"}
         wait_until(
             "the event InstanceFailed to name the reason",
@@ -281,7 +281,7 @@ def test_agents_that_always_give_up_are_replaced_more_and_more_slowly(
             and x["responseStatus"]["code"] == 201
         ]
 
-    with FakeAgents(cluster, namespace, operator.port) as agents:
+    with FakeAgents(cluster, namespace, operator.tls_port) as agents:
         agents.all = {"state": "Failed", "message": "no such GPU"}
         agents.phases = {"Pending"}
 

@@ -1,0 +1,42 @@
+// The client among ourselves: HTTP over mutual TLS, blocking, over Boost.Beast. Private to
+// rouse_http; common/http.h has the contract.
+
+#pragma once
+
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "common/http.h"
+
+namespace rouse::http {
+
+class PeerClient {
+ public:
+  /// `what` is what messages call the server, `prefix` comes before each target.
+  PeerClient(std::string host, std::uint16_t port, std::string what, std::string prefix,
+             MutualTls tls);
+  ~PeerClient();
+
+  Result<Response> Send(const Request& request, std::size_t max_body_bytes);
+
+ private:
+  struct Connection;
+
+  Result<Response> SendOnce(const Request& request, std::size_t max_body_bytes,
+                            std::chrono::steady_clock::time_point until, bool fresh,
+                            bool* answered);
+  Result<std::unique_ptr<Connection>> Connect(std::chrono::steady_clock::time_point until,
+                                              std::chrono::milliseconds silence);
+  std::unique_ptr<Connection> TakeIdle();
+
+  const std::string host_;
+  const std::uint16_t port_;
+  const std::string what_;
+  const std::string prefix_;
+  const MutualTls tls_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Connection>> idle_;  ///< Guarded by mutex_.
+};
+
+}  // namespace rouse::http
