@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -36,6 +37,8 @@ class Reporter {
   std::vector<Peer> peers() const;
   /// Whether there may come to be others, by the same answer.
   bool expecting() const;
+  /// The other instances of this launch, by the same answer; nullopt before the first one.
+  std::optional<std::vector<Sibling>> siblings() const;
 
  private:
   Reporter(std::unique_ptr<http::Client> client, std::function<AgentReport()> make,
@@ -49,6 +52,7 @@ class Reporter {
   mutable std::mutex mutex_;
   std::condition_variable_any changed_;
   bool pending_ = true;
+  bool answered_ = false;
   Assignment assignment_;
   std::jthread thread_;
 };
