@@ -17,9 +17,9 @@ Json Value(const std::string& name, const std::string& value) {
   return {{"name", name}, {"value", value}};
 }
 
-api::Spec SpecWith(std::initializer_list<Json> env, const Json& pod_template = Json::object()) {
+api::Spec SpecWith(std::vector<Json> env, const Json& pod_template = Json::object()) {
   api::Spec spec = Service(1).spec;
-  spec.engine.env = Json::array(env);
+  spec.engine.env = Json(std::move(env));
   spec.pod_template = pod_template;
   return spec;
 }
