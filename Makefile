@@ -12,7 +12,7 @@ KEEP ?=
 ARGS ?=
 # How long `make fuzz` runs each of its fuzzers, and which.
 FUZZ_SECONDS ?= 600
-FUZZERS ?= manifest safetensors engine_socket peer_messages
+FUZZERS ?= manifest safetensors engine_socket peer_messages bundle
 
 # The compiler cache lies beside the others. Paths in it are relative to the tree, so that the image
 # build, which sees the tree elsewhere, shares it.

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <map>
 
+#include "agent/cuda/device.h"
 #include "agent/cuda/gpus.h"
 #include "agent/server/clock.h"
 #include "common/version.h"
@@ -27,6 +28,8 @@ struct Raw {
   std::int64_t sleep_drain_s = 30;
   std::int64_t sleep_deadline_s = 120;
   std::int64_t wake_deadline_s = 120;
+  std::int64_t state_store_mib = 16'384;
+  std::int64_t state_deadline_s = 120;
 };
 
 void AddPod(CLI::App& app, AgentOptions& agent, Raw& raw) {
@@ -186,6 +189,34 @@ void AddRole(CLI::App& app, Raw& raw) {
       ->capture_default_str();
 }
 
+void AddState(CLI::App& app, AgentOptions& agent, Raw& raw) {
+  app.add_option("--state-dir", agent.state.folder,
+                 "The folder that the engine keeps its compile caches in; empty: they are not "
+                 "reused")
+      ->envname("ROUSE_STATE_DIR");
+  app.add_option("--state-store", agent.state.store.folder,
+                 "Where compile caches are kept for peers; all agents of a node may have the same "
+                 "folder. Needed with --state-dir")
+      ->envname("ROUSE_STATE_STORE");
+  app.add_option("--state-store-mib", raw.state_store_mib,
+                 "Most that is kept there, MiB; what was used longest ago goes first")
+      ->envname("ROUSE_STATE_STORE_MIB")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--engine-identity", agent.state.engine_identity,
+                 "Kernels that do not depend on the launch are shared with equal ones")
+      ->envname("ROUSE_ENGINE_IDENTITY");
+  app.add_option("--state-deadline-seconds", raw.state_deadline_s,
+                 "How long another instance that compiles is waited for before the engine starts "
+                 "without its caches")
+      ->envname("ROUSE_STATE_DEADLINE_SECONDS")
+      ->check(CLI::Range(0, 86'400))
+      ->capture_default_str();
+  app.add_flag("--state-required", agent.state.required,
+               "Fail when there are no caches to install, unless no other instance runs")
+      ->envname("ROUSE_STATE_REQUIRED");
+}
+
 /// What one flag says about another; empty when all fits.
 std::string Contradiction(const AgentOptions& agent, const Raw& raw) {
   if (raw.path == "Wake") {
@@ -207,6 +238,9 @@ std::string Contradiction(const AgentOptions& agent, const Raw& raw) {
   }
   if (!agent.probe.url.empty() && agent.probe.served_model.empty()) {
     return "--served-model: is needed for the canary at --engine-url";
+  }
+  if (!agent.state.folder.empty() && agent.state.store.folder.empty()) {
+    return "--state-store: is needed with --state-dir";
   }
   return "";
 }
@@ -231,6 +265,7 @@ std::variant<ProgramOptions, int> ParseOptions(int argc, const char* const* argv
   AddEngine(app, agent);
   AddTuning(app, options, raw);
   AddRole(app, raw);
+  AddState(app, agent, raw);
   try {
     app.parse(argc, argv);
     if (const std::string wrong = Contradiction(agent, raw); !wrong.empty()) {
@@ -258,8 +293,19 @@ std::variant<ProgramOptions, int> ParseOptions(int argc, const char* const* argv
   agent.publisher.leases.duration = std::chrono::seconds(raw.lease_s);
   agent.publisher.node_socket =
       (agent.self.pod_uid.empty() ? agent.self.pod : agent.self.pod_uid) + ".sock";
+  agent.plan.reuse_state = !agent.state.folder.empty();
+  agent.state.launch_identity = agent.launch_identity;
+  agent.state.pod = agent.self.pod;
+  agent.state.decided_at_us = agent.plan.decided_at_us;
+  agent.state.store.max_bytes = static_cast<std::uint64_t>(raw.state_store_mib) << 20;
+  agent.state.store.owner = agent.self.pod_uid.empty() ? agent.self.pod : agent.self.pod_uid;
+  agent.state.limits.deadline = std::chrono::seconds(raw.state_deadline_s);
+  agent.state.gpus = cuda::DeviceNames;
   options.drain = std::chrono::seconds(raw.drain_s);
-  if (raw.graph_capture == "Lazy") agent.graphs.mode = GraphCaptureMode::kLazy;
+  if (raw.graph_capture == "Lazy") {
+    agent.graphs.mode = GraphCaptureMode::kLazy;
+    agent.state.startup_plan = false;
+  }
   if (raw.graph_trigger == "FirstRequest") {
     agent.graphs.trigger = GraphCaptureTrigger::kFirstRequest;
   }

@@ -176,6 +176,8 @@ json::Json ToJson(const AgentReport& report) {
   out["bytesBySource"] = ToJson(report.bytes_by_source);
   out["transport"] = report.transport;
   out["transportFallback"] = report.transport_fallback;
+  if (!report.state_origin.empty()) out["stateOrigin"] = report.state_origin;
+  if (!report.state_miss.empty()) out["stateMiss"] = report.state_miss;
   out["timeline"] = report.timeline ? ToJson(*report.timeline) : json::Json();
   if (report.load) out["load"] = ToJson(*report.load);
   return out;
@@ -199,6 +201,11 @@ json::Json ToJson(const Assignment& assignment) {
   out["peers"] = PeersToJson(assignment.peers);
   out["reportAfterMs"] = assignment.report_after_ms;
   if (!assignment.expecting) out["expecting"] = false;
+  for (const Sibling& sibling : assignment.siblings) {
+    out["siblings"].push_back({{"pod", sibling.pod},
+                               {"address", sibling.address},
+                               {"decidedAtUs", sibling.decided_at_us}});
+  }
   return out;
 }
 
@@ -302,9 +309,12 @@ Result<AgentReport> AgentReportFromJson(const json::Json& value) {
                      .bytes_by_source = {},
                      .transport = in.StringOr("transport", ""),
                      .transport_fallback = in.StringOr("transportFallback", ""),
+                     .state_origin = in.StringOr("stateOrigin", ""),
+                     .state_miss = in.StringOr("stateMiss", ""),
                      .timeline = std::nullopt,
                      .load = std::nullopt};
-  for (const char* key : {"message", "address", "node", "transport", "transportFallback"}) {
+  for (const char* key : {"message", "address", "node", "transport", "transportFallback",
+                          "stateOrigin", "stateMiss"}) {
     if (in.StringOr(key, "").size() > kMaxMessage) in.Fail(key, "is over 4096 bytes");
   }
   auto bytes = BytesBySourceFromJson(in.Object("bytesBySource"), in.Path("bytesBySource"));
@@ -348,6 +358,16 @@ Result<Assignment> AssignmentFromJson(const json::Json& value) {
   assignment.report_after_ms = in.Int("reportAfterMs", 10, 3'600'000);
   assignment.expecting = in.BoolOr("expecting", true);
   assignment.peers = ReadPeers(in, "peers");
+  const json::Json& siblings = in.ArrayOrEmpty("siblings");
+  if (siblings.size() > kMaxPeers) in.Fail("siblings", "has more than 1024 entries");
+  for (const json::Json& item : siblings) {
+    if (!in.status().ok()) break;
+    json::Reader entry(item, Index(in, "siblings", assignment.siblings.size()));
+    assignment.siblings.push_back({.pod = entry.String("pod"),
+                                   .address = entry.String("address"),
+                                   .decided_at_us = entry.Int("decidedAtUs")});
+    in.Take(entry.status());
+  }
   ROUSE_RETURN_IF_ERROR(in.status());
   return assignment;
 }

@@ -99,6 +99,11 @@ struct AgentReport {
   std::string transport;
   /// Why that was TCP on a node with RDMA, and what may help; empty when it was not.
   std::string transport_fallback;
+  /// Where compile caches came from, or why the engine started without; empty: not known yet, or
+  /// they are not reused.
+  std::string state_origin;
+  /// Which lookup found nothing although caches had been installed, and why; empty: none.
+  std::string state_miss;
   std::optional<Timeline> timeline;
   std::optional<EngineLoad> load;  ///< Of an engine that serves and tells it.
 
@@ -126,6 +131,15 @@ json::Json PeersToJson(const std::vector<Peer>& peers);
 /// A list of peers that is a member of `in`.
 std::vector<Peer> ReadPeers(json::Reader& in, std::string_view key);
 
+/// Another instance of the same launch, whatever it is at.
+struct Sibling {
+  std::string pod;
+  std::string address;  ///< Empty while its agent has not reported.
+  std::int64_t decided_at_us = 0;
+
+  bool operator==(const Sibling&) const = default;
+};
+
 /// The operator's answer to a report.
 struct Assignment {
   StartPath path = StartPath::kStorage;
@@ -133,6 +147,8 @@ struct Assignment {
   std::int64_t report_after_ms = 2000;
   /// Whether other instances have weights, or may come to: else waiting for a peer is of no use.
   bool expecting = true;
+  /// Who may have compile caches, or come to have them; nearest first.
+  std::vector<Sibling> siblings;
 
   bool operator==(const Assignment&) const = default;
 };

@@ -112,6 +112,14 @@ void Declare(CLI::App& cli, Flags& f) {
       "--agent-node-folder", pods.agent_node_folder,
       "A folder of every node, writable for the agents (mode 1777), through which those of "
       "one node copy weights directly; default: none");
+  cli.add_option("--agent-state-folder", pods.agent_state_folder,
+                 "A folder of every node, writable for the agents (mode 1777), in which compile "
+                 "caches are kept "
+                 "for all instances of the node; default: each instance keeps its own");
+  cli.add_option("--agent-state-mib", pods.agent_state_mib,
+                 "Most that is kept there, or by each instance, MiB")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
   cli.add_option("--gpu-resource", pods.gpu_resources,
                  "An engine that asks for this resource, for example nvidia.com/gpu, has an agent "
                  "that sees all of the node's GPUs; repeatable; default: none");
@@ -162,6 +170,10 @@ std::string Check(Flags& f) {
   if (const std::string& folder = f.app.pods.agent_node_folder;
       !folder.empty() && !folder.starts_with("/")) {
     return "--agent-node-folder: expected an absolute path";
+  }
+  if (const std::string& folder = f.app.pods.agent_state_folder;
+      !folder.empty() && !folder.starts_with("/")) {
+    return "--agent-state-folder: expected an absolute path";
   }
   if (f.app.service_name.empty() && f.app.pods.agent_facing_url.empty()) {
     return "--service-name or --agent-facing-url: one of them is needed, or agents could not "

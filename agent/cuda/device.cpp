@@ -43,6 +43,22 @@ Result<std::string> DeviceUuid(int ordinal) {
   return UuidText(uuid);
 }
 
+std::vector<std::string> DeviceNames() {
+  std::vector<std::string> names;
+  const auto driver = Driver::Get();
+  const auto count = driver.ok() ? DeviceCount() : driver.status();
+  for (int ordinal = 0; count.ok() && ordinal < *count; ++ordinal) {
+    CUdevice device = 0;
+    std::array<char, 128> text{};
+    if ((*driver)->cuDeviceGet(&device, ordinal) == CUDA_SUCCESS &&
+        (*driver)->cuDeviceGetName(text.data(), static_cast<int>(text.size()), device) ==
+            CUDA_SUCCESS) {
+      names.emplace_back(text.data());
+    }
+  }
+  return names;
+}
+
 Result<std::shared_ptr<const Device>> Device::Open(int ordinal) {
   ROUSE_ASSIGN_OR_RETURN(const Driver* const found, Driver::Get());
   const Driver& driver = *found;

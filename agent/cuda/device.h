@@ -12,6 +12,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "agent/memory/memory.h"
 #include "common/result.h"
@@ -25,6 +26,9 @@ Result<int> DeviceCount();
 
 /// The UUID of one of them, as Device::uuid; makes no context.
 Result<std::string> DeviceUuid(int ordinal);
+
+/// What models of GPUs this process sees ("NVIDIA H200"); none without a driver. Makes no context.
+std::vector<std::string> DeviceNames();
 
 /// One GPU, its primary context held for as long as this object lives (it costs about 0.3 s and
 /// some hundred MB of the GPU's memory).

@@ -55,6 +55,8 @@ class EngineHost {
                                                      std::size_t count) = 0;
   /// Bytes of this GPU's memory that are held for the pod's engine, be it there or not.
   virtual std::uint64_t HeldOn(const std::string& gpu) = 0;
+  /// What a rank has looked for in its compile caches, once its model is compiled.
+  virtual void OnCacheUse(const CacheUseRequest& use) = 0;
   /// Checks the manifest, seals the arena, and has the digests taken later.
   virtual Status Publish(const HelloRequest& hello, const memory::OwnedFd& manifest,
                          std::uint64_t manifest_bytes) = 0;

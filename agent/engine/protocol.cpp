@@ -24,7 +24,8 @@ enum class Type {
   kAttach,
   kAwaitCommand,
   kCommandDone,
-  kHeldMemory
+  kHeldMemory,
+  kCacheUse
 };
 constexpr json::EnumName<Type> kTypes[] = {{Type::kHello, "Hello"},
                                            {Type::kPhase, "Phase"},
@@ -40,7 +41,8 @@ constexpr json::EnumName<Type> kTypes[] = {{Type::kHello, "Hello"},
                                            {Type::kAttach, "Attach"},
                                            {Type::kAwaitCommand, "AwaitCommand"},
                                            {Type::kCommandDone, "CommandDone"},
-                                           {Type::kHeldMemory, "HeldMemory"}};
+                                           {Type::kHeldMemory, "HeldMemory"},
+                                           {Type::kCacheUse, "CacheUse"}};
 
 std::uint32_t Rank(json::Reader& in) {
   return static_cast<std::uint32_t>(in.Int("rank", 0, kMaxWorldSize - 1));
@@ -157,6 +159,10 @@ Result<EngineRequest> Decode(Type type, json::Reader& in) {
       in.Only({"type", "protocol", "version", "gpu"});
       request = HeldMemoryRequest{.gpu = Gpu(in)};
       break;
+    case Type::kCacheUse: {
+      ROUSE_ASSIGN_OR_RETURN(request, ReadCacheUse(in));
+      break;
+    }
   }
   ROUSE_RETURN_IF_ERROR(in.status());
   return request;

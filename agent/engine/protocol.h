@@ -10,6 +10,7 @@
 #include <variant>
 #include <vector>
 
+#include "agent/engine/cache_use.h"
 #include "agent/engine/command.h"
 #include "agent/startup/machine.h"
 #include "common/json.h"
@@ -102,7 +103,7 @@ using EngineRequest =
     std::variant<HelloRequest, PhaseRequest, AwaitWeightsRequest, CreateArenaRequest,
                  GetSlabsRequest, PublishRequest, OpenStreamRequest, NextBatchRequest,
                  CloseStreamRequest, ReleaseArenaRequest, AwaitArenaRequest, AttachRequest,
-                 AwaitCommandRequest, CommandDoneRequest, HeldMemoryRequest>;
+                 AwaitCommandRequest, CommandDoneRequest, HeldMemoryRequest, CacheUseRequest>;
 
 /// How an arena is cut; the slabs' sizes add up to its own.
 struct ArenaShape {

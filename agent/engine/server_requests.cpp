@@ -189,6 +189,9 @@ void EngineServer::Loop::Perform(Connection& connection, EngineStep step,
     LookForArena(connection, now);
   } else if (auto* tell = std::get_if<step::TellHeld>(&step)) {
     SendReply(connection, "HeldMemory", HeldReply(host_.HeldOn(tell->request.gpu)));
+  } else if (auto* use = std::get_if<step::NoteCacheUse>(&step)) {
+    host_.OnCacheUse(use->request);
+    SendReply(connection, "CacheUse", OkReply());
   }
 }
 

@@ -36,7 +36,10 @@ std::optional<Status> EngineSession::OutOfTurn(const EngineRequest& request) con
     if (hello_) return FailedPrecondition("Hello came twice on one connection");
     return std::nullopt;
   }
-  if (std::holds_alternative<HeldMemoryRequest>(request)) return std::nullopt;
+  if (std::holds_alternative<HeldMemoryRequest>(request) ||
+      std::holds_alternative<CacheUseRequest>(request)) {
+    return std::nullopt;
+  }
   if (!hello_) return FailedPrecondition(name + " before Hello: begin the connection with Hello");
   if (const auto rank = RankOf(request); rank && *rank != hello_->rank) {
     return InvalidArgument("rank: " + name + " names rank " + std::to_string(*rank) +
@@ -126,6 +129,7 @@ EngineStep EngineSession::OnRequest(const Result<EngineRequest>& request,
         if constexpr (std::is_same_v<Body, ReleaseArenaRequest>) return step::ReleaseArena{body};
         if constexpr (std::is_same_v<Body, AwaitArenaRequest>) return step::AwaitArena{body};
         if constexpr (std::is_same_v<Body, HeldMemoryRequest>) return step::TellHeld{body};
+        if constexpr (std::is_same_v<Body, CacheUseRequest>) return step::NoteCacheUse{body};
         return step::Reply{ErrorReply(Internal("unexpected request"))};
       },
       *request);

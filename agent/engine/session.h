@@ -81,12 +81,16 @@ struct AwaitArena {
 struct TellHeld {
   HeldMemoryRequest request;
 };
+struct NoteCacheUse {
+  CacheUseRequest request;
+};
 }  // namespace step
 
-using EngineStep = std::variant<step::Reply, step::Welcome, step::Refuse, step::RecordPhase,
-                                step::AwaitWeights, step::CreateArena, step::SendSlabs,
-                                step::Publish, step::OpenStream, step::NextBatch, step::CloseStream,
-                                step::ReleaseArena, step::AwaitArena, step::TellHeld>;
+using EngineStep =
+    std::variant<step::Reply, step::Welcome, step::Refuse, step::RecordPhase, step::AwaitWeights,
+                 step::CreateArena, step::SendSlabs, step::Publish, step::OpenStream,
+                 step::NextBatch, step::CloseStream, step::ReleaseArena, step::AwaitArena,
+                 step::TellHeld, step::NoteCacheUse>;
 
 /// A client that gets this many requests wrong is not one of ours.
 inline constexpr int kMaxSessionErrors = 16;

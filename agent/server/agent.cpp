@@ -64,6 +64,7 @@ Status Agent::Wire() {
   ROUSE_RETURN_IF_ERROR(WireHttp());
   RestoreTimeline();
   WireRole();
+  WireState();
   if (!options_.operator_url.empty()) ROUSE_RETURN_IF_ERROR(WireReporter());
   if (!options_.plugin_dir.empty()) {
     const Status copied = CopyTree(options_.plugin_source, options_.plugin_dir);
@@ -79,6 +80,7 @@ Status Agent::Wire() {
           .on_read = [this](const LoadOutcome& outcome) { OnCheckpointRead(outcome); }});
   ROUSE_RETURN_IF_ERROR(WireGraphs());
   ROUSE_RETURN_IF_ERROR(WireEngine());
+  BeginState();
   hydrate_ = NamedThread("hydrate", [this](const auto& stop) { Hydrate(stop); });
   if (options_.plan.path != StartPath::kStorage) {
     pull_ = NamedThread("pull", [this](const auto& stop) { Pull(stop); });
@@ -148,6 +150,10 @@ Status Agent::WireReporter() {
           .make =
               [this] {
                 Holdings holdings = store_->holdings();
+                if (state_ != nullptr) {
+                  holdings.state_origin = state_->origin();
+                  holdings.state_miss = state_->miss();
+                }
                 const std::scoped_lock lock(mutex_);
                 holdings.transport_fallback = transport_fallback_;
                 holdings.load = load_;
@@ -176,7 +182,11 @@ Status Agent::WireEngine() {
         EngineProbe::Start(
             options_.probe,
             {.on_healthy = [this](std::int64_t at) { Apply(event::EngineHealthy{at}); },
-             .on_unhealthy = [this](const auto& why) { Apply(event::EngineUnhealthy{why}); },
+             .on_unhealthy =
+                 [this](const auto& why) {
+                   if (state_ != nullptr) state_->SetServing(false);
+                   Apply(event::EngineUnhealthy{why});
+                 },
              .on_first_token = [this](std::int64_t at) { Apply(event::FirstToken{at}); },
              .on_serving = [this](bool anew) { OnServing(anew); },
              .on_canary_failed = [this](const auto& why) { Apply(event::CanaryFailed{why}); },
@@ -194,6 +204,7 @@ Agent::~Agent() {
   for (std::jthread* thread : {&pull_, &hydrate_, &prepare_}) {
     if (thread->joinable()) thread->join();
   }
+  if (state_ != nullptr) state_->Stop();
   if (stream_ != nullptr) stream_->End();  // It wakes the engine's thread, which asks it.
   if (graphs_ != nullptr) graphs_->Stop();
   if (role_ != nullptr) role_->Stop();  // It commands the engine; the socket's thread tells it.

@@ -5,8 +5,9 @@
 // is read from it.
 //
 // Threads: "engine-socket", "role" and "wake-pull" (role_driver.h), "report", "engine-probe",
-// "hydrate" and "pull" (both end when done), "weights" (digests), "storage" (the checkpoint),
-// "xid", "certificate", UCX's, and those of HTTP clients and servers. One lock guards the machine.
+// "hydrate" and "pull" (both end when done), "state" (state_reuse.h), "weights" (digests),
+// "storage" (the checkpoint), "xid", "certificate", UCX's, and those of HTTP clients and servers.
+// One lock guards the machine.
 
 #pragma once
 
@@ -32,6 +33,7 @@
 #include "agent/server/peer_pull.h"
 #include "agent/server/reporter.h"
 #include "agent/server/role_driver.h"
+#include "agent/server/state_reuse.h"
 #include "agent/server/weights.h"
 #include "agent/startup/machine.h"
 #include "agent/startup/report.h"
@@ -66,6 +68,7 @@ struct AgentOptions {
   transfer::PublisherOptions publisher;
   PeerPickerLimits picker;
   transfer::PullOptions transfer;
+  StateReuseOptions state;
 };
 
 class Agent final : private EngineHost {
@@ -120,6 +123,12 @@ class Agent final : private EngineHost {
   void OnLoad(const Result<EngineLoad>& load);
   http::Response HandleRole(const std::string& body);
 
+  // Compile caches (state_host.cpp).
+  void WireState();
+  void BeginState();
+  void OnStateSettled(const Status& may_start, std::int64_t began_us);
+  http::Response HandleState(const http::Request& request, const std::string& what);
+
   // HTTP (routes.cpp).
   http::Response Handle(Port port, const http::Request& request);
   http::Response HandleProbe(const std::string& path);
@@ -135,6 +144,7 @@ class Agent final : private EngineHost {
   void OnRefused(const HelloRequest& hello, const std::string& reason) override;
   void OnPhase(std::uint32_t rank, const PhaseRequest& phase) override;
   void OnAnswered(std::string_view type, bool ok) override;
+  void OnCacheUse(const CacheUseRequest& use) override;
   Result<std::optional<ReadyWeights>> Weights(std::uint32_t rank) override;
   std::uint64_t HeldOn(const std::string& gpu) override;
   Result<ArenaShape> CreateArena(const HelloRequest& hello, std::uint64_t bytes) override;
@@ -185,6 +195,7 @@ class Agent final : private EngineHost {
   std::mutex role_file_mutex_;
   bool role_kept_ = false;  ///< Guarded: there is a file that says that it does not serve.
   std::unique_ptr<Certifier> certifier_;  ///< None: plain HTTP, everybody is believed.
+  std::unique_ptr<StateReuse> state_;  ///< None where compile caches are not reused.
   std::unique_ptr<Reporter> reporter_;
   std::unique_ptr<CheckpointStream> stream_;
   nvml::XidWatch xids_;  ///< Of the GPUs of the engine's ranks.

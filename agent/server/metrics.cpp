@@ -106,6 +106,24 @@ struct Metrics::Families {
                                     .Name("rouse_model_file_bytes_total")
                                     .Help("Bytes of small model files fetched from peers.")
                                     .Register(registry);
+  Family<Counter>& bundles =
+      BuildCounter()
+          .Name("rouse_state_bundles_total")
+          .Help("Classes of compile caches that were installed, missing at a start, or published.")
+          .Register(registry);
+  Family<Counter>& state_bytes = BuildCounter()
+                                     .Name("rouse_state_fetched_bytes_total")
+                                     .Help("Bytes of compile caches fetched from peers.")
+                                     .Register(registry);
+  Family<Counter>& lookups = BuildCounter()
+                                 .Name("rouse_cache_lookups_total")
+                                 .Help("Lookups of the engine in its compile caches, by result.")
+                                 .Register(registry);
+  Family<Counter>& unused =
+      BuildCounter()
+          .Name("rouse_cache_installed_misses_total")
+          .Help("Lookups that missed in caches that had been installed, by what differed.")
+          .Register(registry);
   Family<Counter>& wakes = BuildCounter()
                                .Name("rouse_wakes_total")
                                .Help("Wakes of this instance, by outcome.")
@@ -159,6 +177,7 @@ Metrics::Metrics() : families_(std::make_unique<Families>()) {
   }
   for (const bool ok : {true, false}) families_->wakes.Add({{"outcome", Outcome(ok)}});
   families_->file_bytes.Add({});
+  families_->state_bytes.Add({});
   families_->storage_bytes.Add({});
   SetState(AgentState::kStarting);
   SetWeights(0, 0, 0);
@@ -242,6 +261,26 @@ void Metrics::SetCertificateEnd(std::int64_t seconds) {
 
 void Metrics::CountModelFiles(std::uint64_t fetched_bytes) {
   families_->file_bytes.Add({}).Increment(static_cast<double>(fetched_bytes));
+}
+
+void Metrics::CountBundle(std::string_view of, std::string_view outcome) {
+  families_->bundles.Add({{"class", std::string(of)}, {"outcome", std::string(outcome)}})
+      .Increment();
+}
+
+void Metrics::CountStateBytes(std::uint64_t fetched_bytes) {
+  families_->state_bytes.Add({}).Increment(static_cast<double>(fetched_bytes));
+}
+
+void Metrics::CountLookups(const std::string& cache, std::uint64_t hits, std::uint64_t misses) {
+  families_->lookups.Add({{"cache", cache}, {"result", "hit"}})
+      .Increment(static_cast<double>(hits));
+  families_->lookups.Add({{"cache", cache}, {"result", "miss"}})
+      .Increment(static_cast<double>(misses));
+}
+
+void Metrics::CountUnused(const std::string& cache, const std::string& factor) {
+  families_->unused.Add({{"cache", cache}, {"factor", factor}}).Increment();
 }
 
 void Metrics::CountWake(bool ok) {

@@ -43,6 +43,13 @@ class Metrics {
   void CountCertificate(bool ok);
   void SetCertificateEnd(std::int64_t seconds);
   void CountModelFiles(std::uint64_t fetched_bytes);
+  /// A class of compile caches was installed, left out at the start, or published, or could not be.
+  void CountBundle(std::string_view of, std::string_view outcome);
+  void CountStateBytes(std::uint64_t fetched_bytes);
+  /// Lookups that the engine made in its caches.
+  void CountLookups(const std::string& cache, std::uint64_t hits, std::uint64_t misses);
+  /// One that found nothing although its cache had been installed, by the kind of what differed.
+  void CountUnused(const std::string& cache, const std::string& factor);
   /// A wake has ended; a sleep has, well.
   void CountWake(bool ok);
   void CountSleep(double seconds);

@@ -45,6 +45,11 @@ bool Reporter::expecting() const {
   return assignment_.expecting;
 }
 
+std::optional<std::vector<Sibling>> Reporter::siblings() const {
+  const std::scoped_lock lock(mutex_);
+  return answered_ ? std::optional(assignment_.siblings) : std::nullopt;
+}
+
 Status Reporter::Send() {
   ROUSE_ASSIGN_OR_RETURN(const http::Response answer,
                          client_->Send({.method = "POST",
@@ -59,6 +64,7 @@ Status Reporter::Send() {
   ROUSE_ASSIGN_OR_RETURN(Assignment assignment, AssignmentFromJson(document));
   const std::scoped_lock lock(mutex_);
   assignment_ = std::move(assignment);
+  answered_ = true;
   return Status();
 }
 

@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -40,6 +41,8 @@ class Reporter {
   std::vector<Peer> peers() const;
   /// Whether there may come to be others, by the same answer.
   bool expecting() const;
+  /// The other instances of this launch, by the same answer; nullopt before the first one.
+  std::optional<std::vector<Sibling>> siblings() const;
 
  private:
   void Run(const std::stop_token& stop);
@@ -50,6 +53,7 @@ class Reporter {
   mutable std::mutex mutex_;
   std::condition_variable_any changed_;
   bool pending_ = true;
+  bool answered_ = false;
   Assignment assignment_;
   std::jthread thread_;
 };

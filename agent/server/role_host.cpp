@@ -141,6 +141,7 @@ CanaryResult Agent::AskCanary() {
 }
 
 void Agent::OnServing(bool anew) {
+  if (state_ != nullptr) state_->SetServing(true);
   if (canary_ == nullptr || !role_->active() || (!anew && canary_->known())) return;
   const Status recorded = canary_->Record();
   if (!recorded.ok()) {

@@ -8,6 +8,7 @@ namespace {
 
 constexpr std::string_view kWeightsPrefix = "/v1/weights/";
 constexpr std::string_view kFilesPrefix = "/v1/files/";
+constexpr std::string_view kStatePrefix = "/v1/state/";
 
 http::Response Text(int status, std::string body) {
   return {.status = status,
@@ -53,7 +54,12 @@ http::Response Agent::Handle(Port port, const http::Request& request) {
     if (request.method != "POST") return WrongMethod(request, "POST");
     return HandleRole(request.body);
   }
+  if (path == "/v1/state/read") {
+    if (request.method != "POST") return WrongMethod(request, "POST");
+    return HandleState(request, "read");
+  }
   if (request.method != "GET") return WrongMethod(request, "GET");
+  if (path.starts_with(kStatePrefix)) return HandleState(request, path.substr(kStatePrefix.size()));
   if (path == "/startupz" || path == "/healthz" || path == "/readyz") return HandleProbe(path);
   if (path == "/metrics") return HandleMetrics();
   if (path == "/v1/files") return HandleFiles("");

@@ -19,6 +19,7 @@ constexpr std::size_t kMaxLanes = 16;
 
 StartupMachine::StartupMachine(const StartPlan& plan) : plan_(plan) {
   if (plan_.files_from_peer) files_ = Files::kWaiting;
+  state_waits_ = plan_.reuse_state;
   if (plan_.path != StartPath::kStorage) pull_ = Pull::kOpening;
   moments_.decided_at_us = plan_.decided_at_us;
   moments_.agent_started_us = plan_.agent_started_us;
@@ -35,6 +36,11 @@ void StartupMachine::On(const event::Begun&) {
 
 void StartupMachine::On(const event::FilesInPlace& happened) {
   if (files_ == Files::kWaiting) files_ = Files::kInPlace;
+  Settle(happened.at_us);
+}
+
+void StartupMachine::On(const event::StateSettled& happened) {
+  state_waits_ = false;
   Settle(happened.at_us);
 }
 
@@ -125,7 +131,7 @@ void StartupMachine::On(const event::Failure& happened) {
 
 void StartupMachine::Settle(std::int64_t at_us) {
   if (may_start_ || !begun_ || failed()) return;
-  if (files_ == Files::kWaiting || pull_ == Pull::kOpening) return;
+  if (files_ == Files::kWaiting || state_waits_ || pull_ == Pull::kOpening) return;
   may_start_ = true;
   moments_.engine_may_start_us = at_us;
 }
@@ -145,7 +151,7 @@ void StartupMachine::ForgetEngine() {
 AgentState StartupMachine::state() const {
   if (failed()) return AgentState::kFailed;
   if (!begun_) return AgentState::kStarting;
-  if (files_ == Files::kWaiting) return AgentState::kHydrating;
+  if (files_ == Files::kWaiting || (state_waits_ && !may_start_)) return AgentState::kHydrating;
   if (!may_start_) return AgentState::kPulling;
   if (healthy_ && first_token_) return AgentState::kServing;
   if (healthy_ || moments_.weights_ready_us) return AgentState::kWarming;
@@ -160,7 +166,8 @@ std::string StartupMachine::message() const {
     case AgentState::kStarting:
       return "starting";
     case AgentState::kHydrating:
-      return "waiting for the model's files from a peer";
+      return files_ == Files::kWaiting ? "waiting for the model's files from a peer"
+                                       : "waiting for compile caches";
     case AgentState::kPulling:
       return pull_ == Pull::kRunning ? "weights are arriving from " + pull_peer_
                                      : "waiting for a peer that serves the weights";

@@ -23,6 +23,7 @@ namespace rouse::agent {
 struct StartPlan {
   StartPath path = StartPath::kStorage;
   bool files_from_peer = false;      ///< The model folder is ours to fill.
+  bool reuse_state = false;          ///< Compile caches are put in place, if there are any.
   bool fall_back_to_storage = true;  ///< Otherwise an instance without its peer's weights fails.
   std::int64_t decided_at_us = 0;
   std::int64_t agent_started_us = 0;
@@ -32,6 +33,10 @@ struct StartPlan {
 namespace event {
 struct Begun {};  ///< The agent's own parts are up.
 struct FilesInPlace {
+  std::int64_t at_us = 0;
+};
+/// Compile caches are in place, or the engine starts without them.
+struct StateSettled {
   std::int64_t at_us = 0;
 };
 /// The engine of a run of this agent before this one goes on, with the weights that it has.
@@ -85,8 +90,8 @@ inline constexpr json::EnumName<event::EnginePhase> kEnginePhases[] = {
     {event::EnginePhase::kModelReady, "ModelReady"}};
 
 using Event =
-    std::variant<event::Begun, event::FilesInPlace, event::EngineGoesOn, event::PullOpened,
-                 event::PullComplete, event::PullAbandoned, event::RankConnected,
+    std::variant<event::Begun, event::FilesInPlace, event::StateSettled, event::EngineGoesOn,
+                 event::PullOpened, event::PullComplete, event::PullAbandoned, event::RankConnected,
                  event::RankDisconnected, event::Phase, event::EngineHealthy,
                  event::EngineUnhealthy, event::FirstToken, event::CanaryFailed, event::Failure>;
 
@@ -122,6 +127,7 @@ class StartupMachine {
 
   void On(const event::Begun&);
   void On(const event::FilesInPlace& happened);
+  void On(const event::StateSettled& happened);
   void On(const event::EngineGoesOn& happened);
   void On(const event::PullOpened& happened);
   void On(const event::PullComplete&);
@@ -141,6 +147,7 @@ class StartupMachine {
   bool begun_ = false;
   bool may_start_ = false;
   Files files_ = Files::kNotNeeded;
+  bool state_waits_ = false;
   Pull pull_ = Pull::kNotWanted;
   std::string pull_peer_;
   std::string failure_;

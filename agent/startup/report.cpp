@@ -55,6 +55,8 @@ AgentReport BuildReport(const AgentIdentity& self, const Standing& standing,
           .bytes_by_source = holdings.bytes_by_source,
           .transport = Shortened(holdings.transport),
           .transport_fallback = Shortened(holdings.transport_fallback),
+          .state_origin = Shortened(holdings.state_origin),
+          .state_miss = Shortened(holdings.state_miss),
           .timeline = standing.timeline,
           .load = standing.state == AgentState::kServing ? holdings.load : std::nullopt};
 }

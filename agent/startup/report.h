@@ -27,6 +27,8 @@ struct Holdings {
   BytesBySource bytes_by_source;
   std::string transport;
   std::string transport_fallback;
+  std::string state_origin;
+  std::string state_miss;
   std::optional<EngineLoad> load;  ///< As the engine said last; told while it serves.
 };
 

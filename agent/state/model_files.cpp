@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "agent/memory/owned_fd.h"
+#include "agent/state/plain_path.h"
 #include "agent/state/tree.h"
 #include "common/log.h"
 #include "common/sha256.h"

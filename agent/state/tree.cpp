@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "agent/memory/owned_fd.h"
+#include "agent/state/plain_path.h"
 
 namespace rouse::agent {
 namespace {
@@ -19,17 +20,6 @@ using memory::OwnedFd;
 
 constexpr std::size_t kMaxTreeFiles = 4096;
 constexpr std::uint64_t kMaxTreeBytes = 256u << 20;
-
-std::vector<std::string> Parts(std::string_view path) {
-  std::vector<std::string> parts;
-  std::size_t start = 0;
-  while (start <= path.size()) {
-    const std::size_t end = std::min(path.find('/', start), path.size());
-    parts.emplace_back(path.substr(start, end - start));
-    start = end + 1;
-  }
-  return parts;
-}
 
 Status WriteAll(int fd, std::string_view content, const std::string& what) {
   std::size_t done = 0;
@@ -80,24 +70,13 @@ OwnedFd CreateAnew(int folder, const char* name) {
 
 }  // namespace
 
-bool IsPlainPath(std::string_view path) {
-  if (path.empty() || path.size() > 1024) return false;
-  for (const std::string& part : Parts(path)) {
-    if (part.empty() || part == "." || part == ".." || part.size() > 200) return false;
-    for (const char c : part) {
-      if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f || c == '\\') return false;
-    }
-  }
-  return true;
-}
-
 Status WriteFileBelow(const std::string& folder, const FileToWrite& file,
                       std::string_view content) {
   const std::string what = folder + "/" + file.path;
   if (!IsPlainPath(file.path)) {
     return InvalidArgument("\"" + file.path + "\" is not a plain relative path");
   }
-  const auto parts = Parts(file.path);
+  const auto parts = PathParts(file.path);
   ROUSE_ASSIGN_OR_RETURN(const OwnedFd parent, OpenParent(folder, parts));
   const std::string temporary = TemporaryName();
   OwnedFd fd = CreateAnew(parent.get(), temporary.c_str());

@@ -16,10 +16,6 @@
 
 namespace rouse::agent {
 
-/// Whether `path` is relative and plain: no empty, "." or ".." part, no control character, at most
-/// 1024 bytes.
-bool IsPlainPath(std::string_view path);
-
 struct FileToWrite {
   std::string path;  ///< Relative to the folder, plain.
   unsigned mode = 0644;

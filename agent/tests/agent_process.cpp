@@ -37,23 +37,6 @@ void SignalBelow(pid_t pid, int number) {
 
 }  // namespace
 
-TempFolder::TempFolder() {
-  char name[] = "/tmp/rouse-agent-test-XXXXXX";
-  if (::mkdtemp(name) == nullptr) throw std::runtime_error("mkdtemp failed");
-  path_ = name;
-}
-
-TempFolder::~TempFolder() {
-  std::error_code ignored;
-  fs::remove_all(path_, ignored);
-}
-
-void TempFolder::Write(const std::string& relative, const std::string& content) const {
-  const fs::path path = fs::path(path_) / relative;
-  fs::create_directories(path.parent_path());
-  std::ofstream(path, std::ios::binary) << content;
-}
-
 std::string SanitizerReport(const std::string& text) {
   // "WARNING: ThreadSanitizer: ", "ERROR: AddressSanitizer: ", "x.cpp:1:2: runtime error: "
   const std::size_t found = std::min(text.find("Sanitizer: "), text.find(": runtime error: "));

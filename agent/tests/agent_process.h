@@ -10,23 +10,9 @@
 #include <string>
 #include <thread>
 
+#include "agent/tests/temp_folder.h"
+
 namespace rouse::agent {
-
-/// A temporary folder, removed with all it contains.
-class TempFolder {
- public:
-  TempFolder();
-  ~TempFolder();
-  TempFolder(const TempFolder&) = delete;
-  TempFolder& operator=(const TempFolder&) = delete;
-
-  const std::string& path() const { return path_; }
-  /// Writes a file below it, folders made.
-  void Write(const std::string& relative, const std::string& content) const;
-
- private:
-  std::string path_;
-};
 
 /// What a sanitizer says in this text, from its first line on; empty when it says nothing.
 std::string SanitizerReport(const std::string& text);

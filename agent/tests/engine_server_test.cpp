@@ -49,6 +49,9 @@ class FakeHost final : public EngineHost {
     for (std::size_t i = 0; i < count; ++i) fds.push_back(*MakeDocument("slab", "slab"));
     return fds;
   }
+  void OnCacheUse(const CacheUseRequest& use) override {
+    lookups += static_cast<int>(use.lookups.size());
+  }
   std::uint64_t HeldOn(const std::string& gpu) override { return gpu == "GPU-1" ? 77 : 0; }
   Status Publish(const HelloRequest&, const OwnedFd& manifest, std::uint64_t bytes) override {
     return ReadDocument(manifest.get(), bytes).status();
@@ -113,6 +116,7 @@ class FakeHost final : public EngineHost {
   std::atomic<int> answered{0};
   std::atomic<int> errors{0};
   std::atomic<int> streams_closed{0};
+  std::atomic<int> lookups{0};
   std::atomic<bool> arrived{false};
   std::atomic<bool> settled{true};
 };
@@ -192,15 +196,15 @@ TEST_CASE("Valid JSON of any shape is answered or refused") {
   const json::Json values[] = {
       nullptr,    true,    -1, 1e308, "x", json::Json::array({1}), json::Json::object(),
       UINT64_MAX, "Hello", 1};
-  const char* const types[] = {"Hello",        "Phase",        "AwaitWeights", "CreateArena",
-                               "GetSlabs",     "Publish",      "OpenStream",   "NextBatch",
-                               "CloseStream",  "ReleaseArena", "AwaitArena",   "Attach",
-                               "AwaitCommand", "CommandDone",  "HeldMemory",   "x"};
+  const char* const types[] = {
+      "Hello",        "Phase",       "AwaitWeights", "CreateArena",  "GetSlabs",   "Publish",
+      "OpenStream",   "NextBatch",   "CloseStream",  "ReleaseArena", "AwaitArena", "Attach",
+      "AwaitCommand", "CommandDone", "HeldMemory",   "CacheUse",     "x"};
   const char* const keys[] = {
       "rank",          "first", "count",     "bytes",    "timeoutMs", "manifestBytes", "name",
       "atUs",          "pid",   "worldSize", "identity", "protocol",  "version",       "engine",
       "folder",        "files", "batch",     "released", "reason",    "core",          "cores",
-      "engineVersion", "id",    "ok",        "values",   "error"};
+      "engineVersion", "id",    "ok",        "values",   "error",     "lookups"};
   int answered = 0;
   for (int client = 0; client < 100; ++client) {
     FakeEngine engine = fixture.Connect();
@@ -387,6 +391,20 @@ TEST_CASE("An engine hears how much of its GPU the agent holds, before it says w
   CHECK(held->body["bytes"] == 77);
   ask["version"] = 2;
   CHECK(engine.Ask(ask)->type() == "Error");
+}
+
+TEST_CASE("An engine tells what it found in its caches on a connection of its own") {
+  Fixture fixture;
+  FakeEngine engine = fixture.Connect();
+  const json::Json lookup = {{"cache", "triton"}, {"hits", 1},    {"misses", 0},
+                             {"where", ""},       {"reason", ""}, {"factors", json::Json::array()}};
+  const json::Json use = {{"type", "CacheUse"},
+                          {"protocol", "rouse-engine"},
+                          {"version", 1},
+                          {"rank", 0},
+                          {"lookups", {lookup, lookup}}};
+  CHECK(engine.Ask(use)->type() == "Ok");
+  CHECK(fixture.host.lookups == 2);
 }
 
 TEST_CASE("A manifest that is no memory, or of another size, is refused") {

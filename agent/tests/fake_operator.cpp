@@ -44,7 +44,8 @@ http::Response FakeOperator::Handle(const http::Request& request) {
   Assignment assignment{.path = StartPath::kStorage,
                         .peers = {},
                         .report_after_ms = report_after_ms_,
-                        .expecting = expecting_};
+                        .expecting = expecting_,
+                        .siblings = {}};
   if (named_) {
     assignment.peers = *named_;
   } else {
@@ -67,7 +68,23 @@ http::Response FakeOperator::Handle(const http::Request& request) {
       });
     }
   }
+  assignment.siblings = more_siblings_;
+  for (const auto& [pod, other] : last_) {
+    if (pod == report->pod || dead_.contains(pod) || other.state == AgentState::kFailed) continue;
+    assignment.siblings.push_back(
+        {.pod = pod, .address = other.address, .decided_at_us = decided_[pod]});
+  }
   return http::JsonResponse(json::Dump(ToJson(assignment)));
+}
+
+void FakeOperator::SetDecided(const std::string& pod, std::int64_t decided_at_us) {
+  const std::scoped_lock lock(mutex_);
+  decided_[pod] = decided_at_us;
+}
+
+void FakeOperator::AddSibling(const Sibling& sibling) {
+  const std::scoped_lock lock(mutex_);
+  more_siblings_.push_back(sibling);
 }
 
 void FakeOperator::Forget(const std::string& pod) {

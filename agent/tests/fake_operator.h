@@ -38,6 +38,10 @@ class FakeOperator {
   void NameAll();
   /// From now on it says that nobody else may come to have weights.
   void ExpectNobody() { expecting_ = false; }
+  /// When the start of a pod was decided, as others are told; else at 0.
+  void SetDecided(const std::string& pod, std::int64_t decided_at_us);
+  /// Names this one as a sibling too, by this address.
+  void AddSibling(const Sibling& sibling);
   /// The pod is gone: it is named to nobody any more.
   void Forget(const std::string& pod);
   /// Answers with 503 while true.
@@ -57,6 +61,8 @@ class FakeOperator {
   std::map<std::string, AgentReport> last_;
   std::map<std::string, int> counts_;
   std::set<std::string> dead_;
+  std::map<std::string, std::int64_t> decided_;
+  std::vector<Sibling> more_siblings_;
   std::optional<std::vector<Peer>> named_;
   std::atomic<bool> away_{false};
   std::atomic<bool> expecting_{true};

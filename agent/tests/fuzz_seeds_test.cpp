@@ -20,7 +20,8 @@ TEST_CASE("every kept seed is handled as it should be", "[fuzz]") {
       GENERATE(table<std::string, Harness>({{"manifest", Manifest},
                                             {"safetensors", Safetensors},
                                             {"engine_socket", EngineSocket},
-                                            {"peer_messages", PeerMessages}}));
+                                            {"peer_messages", PeerMessages},
+                                            {"bundle", Bundle}}));
   std::vector<std::filesystem::path> seeds;
   for (const auto& entry :
        std::filesystem::directory_iterator(std::string(kFuzzSeeds) + "/" + name)) {

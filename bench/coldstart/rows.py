@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ class Bench:
         self.samples: list[dict[str, Any]] = []
         #: Of the slow starts, cold and warm: what all others are compared with.
         self.tokens: dict[str, list[list[int]]] = {}
+        self.cache_folder: Path | None = None
+        self._kept_cache: Path | None = None  # of the first start
+        self._source_cache: Path | None = None  # of the instance whose weights others take
+        self._cache_folders = 0
         self._operator = FakeOperator()
         self._count = 0
         self._arguments = [
@@ -65,24 +70,39 @@ class Bench:
             "VLLM_CACHE_ROOT": cache / "vllm",
             "TRITON_CACHE_DIR": cache / "triton",
             "TORCHINDUCTOR_CACHE_DIR": cache / "inductor",
-            "FLASHINFER_WORKSPACE_BASE": cache,
+            "FLASHINFER_WORKSPACE_BASE": cache / "flashinfer",
         }
         out = {name: str(folder) for name, folder in names.items()}
+        out["ROUSE_STATE_DIR"] = str(cache)
         out |= {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "VLLM_HOST_IP": "127.0.0.1"}
         if plugin is not None:
             out["PYTHONPATH"] = f"{plugin}:{os.environ.get('PYTHONPATH', '')}"
         return out
 
     def caches(self, warm: bool) -> None:
-        """Empty, or as the first start left them, if any; the path is the same, as it is in every pod."""
-        cache, kept = self.work / "cache", self.work / "cache-kept"
-        if cache.exists() and not kept.exists():
-            cache.rename(kept)
-        shutil.rmtree(cache, ignore_errors=True)
-        if warm and kept.exists():
-            shutil.copytree(kept, cache, symlinks=True)
+        """A folder of its own for each start, empty or as the first start left it, if any; the path that
+        engines know it by is the same for all, as it is in every pod."""
+        self._cache_folders += 1
+        before, folder = self.cache_folder, self.work / f"cache-{self._cache_folders}"
+        if before is not None and self._kept_cache is None:
+            self._kept_cache = before
+        if warm and self._kept_cache is not None:
+            shutil.copytree(self._kept_cache, folder, symlinks=True)
         else:
-            cache.mkdir()
+            folder.mkdir()
+        path = self.work / "cache"
+        path.unlink(missing_ok=True)
+        path.symlink_to(folder.name)
+        self.cache_folder = folder
+        if before is not None and before not in (self._kept_cache, self._source_cache):
+            shutil.rmtree(before)
+
+    def state(self) -> tuple[str, ...]:
+        """An agent's flags: it has its instance's caches from peers, and gives them to peers."""
+        return (
+            *("--state-dir", str(self.cache_folder)),
+            *("--state-store", str(self._folder("store")), "--engine-identity", "bench"),
+        )
 
     def _folder(self, name: str) -> Path:
         self._count += 1
@@ -161,12 +181,17 @@ class Bench:
     def first_instance(self) -> Iterator[None]:
         """An instance that serves, whose weights others take; the weight files are out of reach then."""
         self.caches(warm=True)
+        self._source_cache = self.cache_folder
+        port = free_port()
+        asked = ("--engine-url", f"http://127.0.0.1:{port}", "--served-model", str(self.model))
         began = time.monotonic()
-        with self.agent("demo-0") as agent:
-            server = self.rouse("source", agent, began)
+        with self.agent("demo-0", *self.state(), *asked) as agent:
+            self._await_start(agent)
+            server = self.rouse("source", agent, began, port=port)
             try:
                 self.measured(STORAGE, server, server.first_token())
                 self._operator.wait("demo-0", lambda r: (r["weights"] or {}).get("servable", False))
+                self._await_published(agent)
                 hidden = self.work / "weights"
                 hidden.mkdir()
                 for file in self.model.glob("*.safetensors"):
@@ -180,9 +205,27 @@ class Bench:
             finally:
                 server.close()
 
+    @staticmethod
+    def _await_start(agent: Agent) -> None:
+        """Until its engine may start, as its container's probe does in a pod."""
+        while True:
+            with contextlib.suppress(OSError):
+                with urllib.request.urlopen(f"http://127.0.0.1:{agent.port}/startupz", timeout=5):
+                    return
+            time.sleep(0.005)
+
+    @staticmethod
+    def _await_published(agent: Agent, limit_s: float = 60) -> None:
+        deadline = time.monotonic() + limit_s
+        text = 'rouse_state_bundles_total{class="Matched",outcome="published"}'
+        while text not in agent.metrics():
+            if time.monotonic() > deadline:
+                raise RuntimeError("the first instance's compile caches were not published")
+            time.sleep(0.1)
+
     def peer(self, row: str, **how: Any) -> None:
         """A second instance beside the first, by its weights."""
-        self.caches(warm=row != PEER)
+        self.caches(warm=row not in (PEER, STATE))
         lazy = row in (LAZY, FORK, PRELOADED)
         with self._second(row, lazy, LAUNCH if row in (FORK, PRELOADED) else None, **how):
             pass
@@ -204,15 +247,29 @@ class Bench:
             port = free_port()
         if port:
             more = ["--engine-url", f"http://127.0.0.1:{port}", "--served-model", str(self.model)]
+        reused = row == STATE
+        if reused:
+            more += self.state()
         if lazy:
             os.environ["ROUSE_GRAPH_CAPTURE"] = "Lazy"
         try:
             with self.agent("demo-1", "--path", "Peer", "--model-files", "Storage", *more) as agent:
+                if reused:
+                    self._await_start(agent)
+                hydrated = time.monotonic() - began
                 server = self.rouse("target", agent, began, extra, None, command, port)
                 try:
                     seconds = server.first_token()
                     report = self._operator.wait("demo-1", lambda r: r["bytesBySource"]["peer"] > 0)
                     graphs = self._graphs(agent, server) if lazy and speed else {}
+                    if reused:
+                        report = self._operator.reports["demo-1"]
+                        graphs |= {
+                            "hydrateSeconds": round(hydrated, 4),
+                            "stateOrigin": report.get("stateOrigin", ""),
+                            "stateMiss": report.get("stateMiss", ""),
+                            "cacheLookups": agent.cache_lookups(),
+                        }
                     self.measured(
                         row,
                         server,

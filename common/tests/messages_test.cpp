@@ -58,6 +58,8 @@ AgentReport SomeReport() {
           .bytes_by_source = {.peer = 7, .storage = 0},
           .transport = "tcp",
           .transport_fallback = "this node has mlx5_0:1",
+          .state_origin = "from demo-0",
+          .state_miss = "fx_graph missed",
           .timeline = SomeTimeline(),
           .load = EngineLoad{.running = 3, .waiting = 2}};
 }
@@ -65,7 +67,8 @@ AgentReport SomeReport() {
 Assignment SomeAssignment() {
   return {.path = StartPath::kPeer,
           .peers = {{"a", "b", "c"}, {"d", "e", "f", true, Distance::kRack}},
-          .report_after_ms = 9999};
+          .report_after_ms = 9999,
+          .siblings = {{"a", "http://10.0.0.1:7410", 7}, {"b", "", 8}}};
 }
 
 OpenResponse SomeOpenResponse() {
@@ -194,11 +197,12 @@ TEST_CASE("leaving out any field of a message is an error that names it, unless 
   const std::vector<Message> messages = {
       {ToJson(SomeReport()),
        [](const auto& j) { return AgentReportFromJson(j).status(); },
-       {"/message", "/transport", "/transportFallback", "/weights", "/weights/arriving",
-        "/timeline", "/timeline/lanes", "/load"}},
+       {"/message", "/transport", "/transportFallback", "/stateOrigin", "/stateMiss", "/weights",
+        "/weights/arriving", "/timeline", "/timeline/lanes", "/load"}},
       {ToJson(SomeAssignment()),
        [](const auto& j) { return AssignmentFromJson(j).status(); },
-       {"/peers/0/partial", "/peers/0/distance", "/peers/1/partial", "/peers/1/distance"}},
+       {"/peers/0/partial", "/peers/0/distance", "/peers/1/partial", "/peers/1/distance",
+        "/siblings"}},
       {ToJson(OpenRequest{"x", "ns/p"}),
        [](const auto& j) { return OpenRequestFromJson(j).status(); },
        {"/partial"}},

@@ -26,6 +26,7 @@ from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 
 from rouse_vllm import (
     IMPORTED_AT_VARIABLE,
+    cache_use,
     capture,
     capture_plan,
     guard,
@@ -93,6 +94,8 @@ class RouseModelLoader(DefaultModelLoader):
             capture.install(vllm_config, self._settings.graph_capture_trigger)
         self._may_stand_in = stand_in.possible(model_config)
         self._open(vllm_config, model_config, started_us)
+        if self._link is not None:
+            cache_use.install(self._settings.socket, self._link.rank.rank)
         while True:
             with self._memory():
                 model = super().load_model(vllm_config, model_config, prefix)

@@ -275,6 +275,22 @@ def held_memory(path: str, gpu: str, timeout_s: float) -> int:
         connection.close()
 
 
+def cache_use(path: str, rank: int, lookups: list[dict[str, Any]], timeout_s: float = 30.0) -> None:
+    """Tells the agent what this rank has looked for in its compile caches."""
+    connection = Connection(path, timeout_s)
+    try:
+        request = {
+            "type": "CacheUse",
+            "protocol": PROTOCOL,
+            "version": PROTOCOL_VERSION,
+            "rank": rank,
+            "lookups": lookups,
+        }
+        connection.ask(request, "Ok")
+    finally:
+        connection.close()
+
+
 def _piece(entry: Any, shape: StreamShape) -> Piece:
     if not isinstance(entry, dict):
         raise ProtocolError("Batch.pieces: expected objects")

@@ -23,6 +23,7 @@ class FakeOperator:
 
     def __init__(self) -> None:
         self.reports: dict[str, dict[str, Any]] = {}
+        self.gone: set[str] = set()  # named to nobody as one that may have compile caches
         operator = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -49,6 +50,11 @@ class FakeOperator:
             for r in list(self.reports.values())
             if r["pod"] != pod and (r["weights"] or {}).get("servable")
         ]
+        siblings = [
+            {"pod": r["pod"], "address": r["address"], "decidedAtUs": 0}
+            for r in list(self.reports.values())
+            if r["pod"] != pod and r["pod"] not in self.gone
+        ]
         path = "Storage" if pod == "demo-0" else "Peer"
         return {
             "protocol": "rouse-agent",
@@ -56,6 +62,7 @@ class FakeOperator:
             "path": path,
             "peers": peers,
             "reportAfterMs": 200,
+            "siblings": siblings,
         }
 
     def wait(
@@ -187,6 +194,14 @@ class Agent:
     def metrics(self) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
             return answer.read().decode()
+
+    def cache_lookups(self) -> dict[str, tuple[int, int]]:
+        """Hits and misses of each of its engine's compile caches."""
+        found: dict[str, list[int]] = {}
+        pattern = r'rouse_cache_lookups_total\{cache="(\w+)",result="(hit|miss)"\} (\d+)'
+        for cache, result, count in re.findall(pattern, self.metrics()):
+            found.setdefault(cache, [0, 0])[result == "miss"] = int(count)
+        return {cache: (hits, misses) for cache, (hits, misses) in found.items()}
 
     def close(self) -> None:
         self._process.terminate()

@@ -14,6 +14,7 @@ GROUPS = {
     "test_guard.py": "forked",
     "test_sleep.py": "forked",
     "test_launch.py": "launched",
+    "test_state.py": "compiled",
 }
 
 

@@ -62,7 +62,9 @@ class Server:
         arguments: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
         port: int | None = None,
+        wrap: tuple[str, ...] = (),
     ) -> None:
+        """`wrap`: a program that starts the one whose command line follows it."""
         self.name, self.model, self.port = name, model, port or free_port()
         self.lines: list[str] = []
         self.started = time.monotonic()
@@ -76,7 +78,7 @@ class Server:
             self.process = Forked("serve", model, *command)
         else:
             self.process = subprocess.Popen(
-                [sys.executable, *how, *command],
+                [*wrap, sys.executable, *how, *command],
                 env=os.environ | (environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

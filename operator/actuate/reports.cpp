@@ -48,6 +48,8 @@ std::map<std::string, std::string> ReportAnnotations(const AgentReport& report) 
   if (!report.transport_fallback.empty()) {
     out[api::kAnnotationTransportFallback] = report.transport_fallback;
   }
+  if (!report.state_origin.empty()) out[api::kAnnotationStateOrigin] = report.state_origin;
+  if (!report.state_miss.empty()) out[api::kAnnotationStateMiss] = report.state_miss;
   if (report.weights) out[api::kAnnotationWeights] = json::Canonical(ToJson(*report.weights));
   if (report.timeline) out[api::kAnnotationTimeline] = json::Canonical(ToJson(*report.timeline));
   return out;
@@ -122,7 +124,8 @@ Result<Assignment> Reports::Take(const http::Request& request) {
   return Assignment{.path = pod->path,
                     .peers = plan::PeersFor(*pod, others),
                     .report_after_ms = ReportAfterMs(report.state),
-                    .expecting = plan::IsExpecting(*pod, others, policy_, now_())};
+                    .expecting = plan::IsExpecting(*pod, others, policy_, now_()),
+                    .siblings = plan::SiblingsOf(*pod, others)};
 }
 
 Status Reports::Write(const plan::Instance& pod, const AgentReport& report) {

@@ -39,6 +39,17 @@ std::string LaunchIdentity(const Spec& spec) {
   return Sha256Hex(json::Canonical(identity)).substr(0, kDigits);
 }
 
+std::string EngineIdentity(const Spec& spec) {
+  const Json whole = ToJson(spec);
+  const Json overlay = EngineOverlay(spec.pod_template);
+  return Sha256Hex(json::Canonical({{"version", 1},
+                                    {"model", whole["model"]["name"]},
+                                    {"revision", whole["model"]["revision"]},
+                                    {"image", spec.engine.image},
+                                    {"overlay", overlay.value("image", Json())}}))
+      .substr(0, kDigits);
+}
+
 std::string Revision(const Spec& spec) {
   Json whole = ToJson(spec);
   whole.erase("replicas");

@@ -19,6 +19,10 @@ namespace rouse::api {
 /// engine container included. The order of arguments and environment counts.
 std::string LaunchIdentity(const Spec& spec);
 
+/// The same over model name, revision and image: what kernels depend on that are not keyed by how
+/// the engine is launched.
+std::string EngineIdentity(const Spec& spec);
+
 /// First 32 hex digits of the SHA-256 over canonical JSON of the defaulted spec without replicas,
 /// guards, and how weights are obtained.
 std::string Revision(const Spec& spec);

@@ -43,6 +43,9 @@ inline constexpr char kAnnotationWeights[] = "rouse.dev/weights";
 inline constexpr char kAnnotationBytesBySource[] = "rouse.dev/bytes-by-source";
 inline constexpr char kAnnotationTransport[] = "rouse.dev/transport";
 inline constexpr char kAnnotationTransportFallback[] = "rouse.dev/transport-fallback";
+/// Where compile caches came from, and which of them were not used although they were installed.
+inline constexpr char kAnnotationStateOrigin[] = "rouse.dev/state-origin";
+inline constexpr char kAnnotationStateMiss[] = "rouse.dev/state-miss";
 inline constexpr char kAnnotationTimeline[] = "rouse.dev/timeline";
 
 inline constexpr char kFieldManagerReport[] = "rouse-agent-report";

@@ -31,6 +31,8 @@ struct Condition {
 
 inline constexpr char kConditionAvailable[] = "Available";      ///< At least one instance serves.
 inline constexpr char kConditionProgressing[] = "Progressing";  ///< Instances start or stop.
+/// Compile caches of one instance are used by the next.
+inline constexpr char kConditionStateReuse[] = "StateReuse";
 inline constexpr char kConditionDegraded[] = "Degraded";  ///< Starts fail, or the spec does, or
                                                           ///< weights take the slow road.
 

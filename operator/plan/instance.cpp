@@ -55,7 +55,8 @@ void ReadReport(const Json& annotations, Instance& out) {
   for (const char* key :
        {api::kAnnotationAgentState, api::kAnnotationAgentMessage, api::kAnnotationAgentAddress,
         api::kAnnotationWeights, api::kAnnotationBytesBySource, api::kAnnotationTransport,
-        api::kAnnotationTransportFallback, api::kAnnotationTimeline}) {
+        api::kAnnotationTransportFallback, api::kAnnotationStateOrigin, api::kAnnotationStateMiss,
+        api::kAnnotationTimeline}) {
     if (At(annotations, key).is_string()) out.reported[key] = Text(annotations, key);
   }
   out.agent_state =
@@ -63,6 +64,7 @@ void ReadReport(const Json& annotations, Instance& out) {
   out.agent_message = Text(annotations, api::kAnnotationAgentMessage);
   out.address = Text(annotations, api::kAnnotationAgentAddress);
   out.transport_fallback = Text(annotations, api::kAnnotationTransportFallback);
+  out.state_miss = Text(annotations, api::kAnnotationStateMiss);
 
   const auto document = [&](const char* key) -> std::optional<Json> {
     const std::string text = Text(annotations, key);

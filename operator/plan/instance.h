@@ -62,6 +62,7 @@ struct Instance {
   std::optional<WeightsReport> weights;
   BytesBySource bytes;
   std::string transport_fallback;  ///< Why weights came over TCP past RDMA; empty: they did not.
+  std::string state_miss;          ///< Which installed compile caches were not used, and why.
   std::optional<Timeline> timeline;
   /// The annotations as they stand, to write only what changed.
   std::map<std::string, std::string> reported;

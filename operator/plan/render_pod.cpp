@@ -2,7 +2,9 @@
 
 #include "common/certificates.h"
 #include "common/messages.h"
+#include "operator/api/launch_identity.h"
 #include "operator/api/names.h"
+#include "operator/plan/engine_env.h"
 #include "operator/plan/model_place.h"
 #include "operator/plan/objects.h"
 #include "operator/plan/overlay.h"
@@ -120,6 +122,15 @@ Json AgentEnv(const api::ModelService& service, const CreateInstance& action,
       Env("ROUSE_LOG_LEVEL", config.agent_log_level),
   });
   if (!config.agent_node_folder.empty()) env.push_back(Env("ROUSE_NODE_FOLDER", kNodeDir));
+  if (spec.fast_start.state_reuse) {
+    env.push_back(Env("ROUSE_STATE_DIR", kStateDir));
+    env.push_back(Env("ROUSE_STATE_STORE", kStoreDir));
+    env.push_back(Env("ROUSE_STATE_STORE_MIB", std::to_string(config.agent_state_mib)));
+    env.push_back(Env("ROUSE_ENGINE_IDENTITY", api::EngineIdentity(spec)));
+    if (spec.fast_start.state_required) env.push_back(Env("ROUSE_STATE_REQUIRED", "true"));
+    // Who compiles nothing has nothing to wait for.
+    if (IsEager(spec)) env.push_back(Env("ROUSE_STATE_DEADLINE_SECONDS", "0"));
+  }
   if (const api::FastStart& fast = spec.fast_start; fast.capture_mode == api::CaptureMode::kLazy) {
     env.push_back(Env("ROUSE_GRAPH_CAPTURE", "Lazy"));
     env.push_back(Env("ROUSE_GRAPH_CAPTURE_TRIGGER", TriggerName(fast)));
@@ -158,6 +169,10 @@ Json Agent(const api::ModelService& service, const CreateInstance& action,
   if (!config.agent_node_folder.empty()) {
     agent["volumeMounts"].push_back(Mount("rouse-node", kNodeDir));
   }
+  if (service.spec.fast_start.state_reuse) {
+    agent["volumeMounts"].push_back(Mount("rouse-state", kStateDir));
+    agent["volumeMounts"].push_back(Mount("rouse-store", kStoreDir));
+  }
   return agent;
 }
 
@@ -174,15 +189,6 @@ Json EngineArgs(const api::Spec& spec) {
                "--shutdown-timeout", std::to_string(spec.drain.count())};
   for (const std::string& arg : spec.engine.args) args.push_back(arg);
   return args;
-}
-
-// The same in every pod, since vLLM's compile cache is keyed by it: nothing here may differ from
-// pod to pod. The user the engine runs as has no passwd entry in a stock image, and torch asks
-// for its name.
-Json EngineEnv(const api::Spec& spec) {
-  Json env = Json::array({Env("PYTHONPATH", kPluginDir), Env("HOME", kHomeDir),
-                          Env("USER", "rouse"), Env("LOGNAME", "rouse")});
-  return Overlay({{"env", env}}, {{"env", spec.engine.env}})["env"];
 }
 
 Json Engine(const api::ModelService& service, const CreateInstance& action) {
@@ -202,6 +208,9 @@ Json Engine(const api::ModelService& service, const CreateInstance& action) {
   // Else the image's own entry point, which is `vllm serve`. Arguments are the same for both.
   if (service.spec.fast_start.process_start == api::ProcessStart::kFork) {
     container["command"] = {"python3", "-m", "rouse_vllm.launch"};
+  }
+  if (service.spec.fast_start.state_reuse) {
+    container["volumeMounts"].push_back(Mount("rouse-state", kStateDir));
   }
   if (!engine.image_pull_policy.empty()) container["imagePullPolicy"] = engine.image_pull_policy;
   return container;
@@ -233,6 +242,15 @@ Json Volumes(const api::ModelService& service, const CreateInstance& action,
     volumes.push_back(
         {{"name", "rouse-node"},
          {"hostPath", {{"path", config.agent_node_folder}, {"type", "DirectoryOrCreate"}}}});
+  }
+  if (service.spec.fast_start.state_reuse) {
+    volumes.push_back(empty("rouse-state"));
+    volumes.push_back(
+        config.agent_state_folder.empty()
+            ? empty("rouse-store")
+            : Json{{"name", "rouse-store"},
+                   {"hostPath",
+                    {{"path", config.agent_state_folder}, {"type", "DirectoryOrCreate"}}}});
   }
   return volumes;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,10 @@ struct PodConfig {
   std::string agent_log_level = "info";
   /// A folder of every node through which the agents of one node find each other; empty: none.
   std::string agent_node_folder;
+  /// A folder of every node in which compile caches are kept for all of its pods; empty: each pod
+  /// keeps its own.
+  std::string agent_state_folder;
+  std::int64_t agent_state_mib = 16'384;  ///< Most that is kept there.
   /// What engines ask for GPUs by, "nvidia.com/gpu". An instance whose engine asks for one of them
   /// has an agent that sees all of the node's GPUs and claims none; empty: no agent sees any.
   std::vector<std::string> gpu_resources;
@@ -39,6 +44,7 @@ inline constexpr char kPluginDir[] = "/rouse/plugin";
 inline constexpr char kRunDir[] = "/rouse/run";
 inline constexpr char kNodeDir[] = "/rouse/node";
 inline constexpr char kTrustDir[] = "/rouse/trust";
+inline constexpr char kStoreDir[] = "/rouse/store";
 inline constexpr char kHomeDir[] = "/rouse/home";
 inline constexpr char kEngineSocket[] = "/rouse/run/engine.sock";
 

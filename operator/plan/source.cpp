@@ -133,6 +133,38 @@ std::vector<Peer> PeersFor(const Instance& target, const std::vector<const Insta
   return peers;
 }
 
+std::vector<Sibling> SiblingsOf(const Instance& target,
+                                const std::vector<const Instance*>& others) {
+  struct Candidate {
+    const Instance* instance = nullptr;
+    Distance distance = Distance::kFarther;
+    std::uint64_t hash = 0;
+
+    auto Rank() const { return std::make_tuple(distance, !instance->ready, hash); }
+  };
+  std::vector<Candidate> candidates;
+  const std::uint64_t own = HashName(target.name);
+  for (const Instance* other : others) {
+    if (!SameLaunch(target, *other) || other->deleting || other->leaving || other->node.empty() ||
+        other->agent_down || other->agent_state == AgentState::kFailed) {
+      continue;
+    }
+    candidates.push_back({.instance = other,
+                          .distance = DistanceBetween(target, *other),
+                          .hash = Mix(own ^ HashName(other->name))});
+  }
+  std::sort(candidates.begin(), candidates.end(),
+            [](const Candidate& a, const Candidate& b) { return a.Rank() < b.Rank(); });
+  if (candidates.size() > kMaxPeers) candidates.resize(kMaxPeers);
+  std::vector<Sibling> siblings;
+  for (const Candidate& candidate : candidates) {
+    siblings.push_back({.pod = candidate.instance->name,
+                        .address = candidate.instance->address,
+                        .decided_at_us = api::ToMicros(candidate.instance->decided_at)});
+  }
+  return siblings;
+}
+
 bool IsExpecting(const Instance& target, const std::vector<const Instance*>& others,
                  const Policy& policy, TimePoint now) {
   const auto earlier = [&](const Instance& other) {

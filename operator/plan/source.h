@@ -34,6 +34,10 @@ Distance DistanceBetween(const Instance& a, const Instance& b);
 /// owner or launch identity, and the target itself, are left out. At most 64.
 std::vector<Peer> PeersFor(const Instance& target, const std::vector<const Instance*>& others);
 
+/// The others of the same launch that run or start, nearest first: who may have compile caches.
+/// Those that have failed, leave or have no node yet are left out. At most 64.
+std::vector<Sibling> SiblingsOf(const Instance& target, const std::vector<const Instance*>& others);
+
 /// Whether any of `others` can hand out weights to `target`, or may come to: when not, it is of no
 /// use for it to wait. Of those that wait for peers themselves only the ones that started earlier
 /// count, so that no two wait for each other.

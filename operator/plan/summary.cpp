@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "operator/api/names.h"
+#include "operator/plan/engine_env.h"
 #include "operator/plan/guards.h"
 
 namespace rouse::plan {
@@ -12,6 +13,8 @@ namespace {
 constexpr std::size_t kMaxMessage = 1024;
 constexpr char kTransportFallback[] = "TransportFallback";
 constexpr char kNodeLost[] = "NodeLost";
+constexpr char kPerPodVariable[] = "PerPodVariable";
+constexpr char kCachesNotUsed[] = "CachesNotUsed";
 
 struct Said {
   bool is_true = false;
@@ -172,6 +175,30 @@ Said Degraded(const Observed& observed, const Summary& summary) {
               " failed in a row"};
 }
 
+Said StateReuse(const Observed& observed, const Summary& summary) {
+  if (!observed.service.spec.fast_start.state_reuse) {
+    return {false, "SwitchedOff", "spec.fastStart.state.reuse is false"};
+  }
+  if (const auto breakers = KeyBreakers(observed.service.spec); !breakers.empty()) {
+    std::string text;
+    for (const KeyBreaker& breaker : breakers) {
+      text += (text.empty() ? "" : "; ") + breaker.variable + ": " + breaker.why;
+    }
+    return {false, kPerPodVariable,
+            "no instance finds the compile caches of another: " + text +
+                ". Give the variable one value in all pods, or set state.reuse to false"};
+  }
+  std::string text;
+  int more = -1;
+  for (const Instance* instance : summary.working) {
+    if (instance->state_miss.empty()) continue;
+    if (++more == 0) text = instance->name + ": " + instance->state_miss;
+  }
+  if (more > 0) text += " (and " + Plural(more, "more instance") + ")";
+  if (!text.empty()) return {false, kCachesNotUsed, text};
+  return {true, "AsWanted", "compile caches are handed on"};
+}
+
 api::ScaleOut ToScaleOut(const Instance& instance) {
   const Timeline& timeline = *instance.timeline;
   api::ScaleOut out{
@@ -276,6 +303,7 @@ api::ServiceStatus MakeStatus(const Observed& observed, const Summary& summary, 
   Say(status, api::kConditionAvailable, Available(observed, summary), generation, now);
   Say(status, api::kConditionProgressing, Progressing(observed, summary), generation, now);
   Say(status, api::kConditionDegraded, Degraded(observed, summary), generation, now);
+  Say(status, api::kConditionStateReuse, StateReuse(observed, summary), generation, now);
   return status;
 }
 
@@ -332,6 +360,12 @@ std::vector<Note> MakeNotes(const Observed& observed, const Summary& summary,
     } else if (is->reason == kNodeLost) {
       notes.push_back({true, is->reason, "Replace", is->message});
     }
+  }
+  was = api::FindCondition(before, api::kConditionStateReuse);
+  is = api::FindCondition(after.conditions, api::kConditionStateReuse);
+  if (is != nullptr && (is->reason == kPerPodVariable || is->reason == kCachesNotUsed) &&
+      (was == nullptr || was->reason != is->reason)) {
+    notes.push_back({true, is->reason, "Hydrate", is->message});
   }
   return notes;
 }

@@ -522,6 +522,62 @@ TEST_CASE(
   CHECK(ConditionOf(MakePlan(state.Done(), kNow), "Degraded").status == "False");
 }
 
+TEST_CASE("installed compile caches that were not used are a condition and one event") {
+  State state(2);
+  state.Serving("demo-0").Serving("demo-1");
+  const Plan well = MakePlan(state.Done(), kNow);
+  CHECK(ConditionOf(well, "StateReuse").status == "True");
+  state["demo-1"].state_miss = "aot_compile missed: env.VLLM_PLUGINS";
+  const Plan plan = MakePlan(state.Done(), kNow);
+  CHECK(ConditionOf(plan, "StateReuse").status == "False");
+  CHECK(ConditionOf(plan, "StateReuse").reason == "CachesNotUsed");
+  CHECK(ConditionOf(plan, "StateReuse").message == "demo-1: aot_compile missed: env.VLLM_PLUGINS");
+  CHECK(ConditionOf(plan, "Degraded").status == "False");
+  const auto told = [](const Plan& after, const std::string& reason) {
+    return std::count_if(after.notes.begin(), after.notes.end(),
+                         [&](const Note& note) { return note.warning && note.reason == reason; });
+  };
+  CHECK(told(plan, "CachesNotUsed") == 1);
+  state.Done().service.status = plan.status;
+  CHECK(told(MakePlan(state.Done(), kNow), "CachesNotUsed") == 0);
+
+  // The cause is in the spec: that is what has to be said.
+  state.Done().service.spec.engine.env = Json::parse(
+      R"([{"name": "VLLM_PLUGINS", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}])");
+  const Plan broken = MakePlan(state.Done(), kNow);
+  CHECK(ConditionOf(broken, "StateReuse").reason == "PerPodVariable");
+  CHECK(ConditionOf(broken, "StateReuse").message.find("VLLM_PLUGINS") != std::string::npos);
+  CHECK(told(broken, "PerPodVariable") == 1);
+  state.Done().service.spec.fast_start.state_reuse = false;
+  CHECK(ConditionOf(MakePlan(state.Done(), kNow), "StateReuse").reason == "SwitchedOff");
+}
+
+TEST_CASE("siblings are all of the launch that run or start, whatever they hold, nearest first") {
+  State state(6);
+  state.Starting("target");
+  state.Starting("same-node", StartPath::kStorage, AgentState::kStarting);
+  state.Serving("far", "node-z");
+  state.Starting("silent");
+  state["silent"].address.clear();
+  state["silent"].node = "node-y";
+  state.Pending("no-node");
+  for (const char* name : {"failed", "deleted", "other-launch", "down"}) state.Serving(name);
+  state["failed"].agent_state = AgentState::kFailed;
+  state["deleted"].deleting = true;
+  state["other-launch"].launch_identity = "other";
+  state["down"].agent_down = true;
+  std::vector<const Instance*> others;
+  for (const Instance& instance : state.Done().instances) others.push_back(&instance);
+  const auto siblings = SiblingsOf(state["target"], others);
+  REQUIRE(siblings.size() == 3);
+  CHECK(siblings[0].pod == "same-node");
+  CHECK(siblings[0].address == "http://10.0.0.1:7410");
+  CHECK(siblings[0].decided_at_us == kNowUs - 10'000'000);
+  CHECK(siblings[1].pod == "far");  // It serves.
+  CHECK(siblings[2].pod == "silent");
+  CHECK(siblings[2].address.empty());
+}
+
 TEST_CASE("peers that still pull are offered too, nearest first, behind one that has everything") {
   State state(6);
   state.Serving("far", "node-z");

@@ -192,6 +192,21 @@ TEST_CASE("a fallback from RDMA reaches the instance, and goes with the report t
   CHECK_FALSE(ReportAnnotations(*sent).contains(api::kAnnotationTransportFallback));
 }
 
+TEST_CASE("where caches came from and which were not used reaches the instance") {
+  ReportingAgents agents;
+  Json report = agents.Report("demo-0");
+  report["stateOrigin"] = "from demo-1";
+  report["stateMiss"] = "fx_graph missed";
+  const auto response = agents.Send(report);
+  REQUIRE(response.status == 200);
+  const Json pod = PodJson(agents.api, "demo-0");
+  CHECK(pod["metadata"]["annotations"]["rouse.dev/state-origin"] == "from demo-1");
+  CHECK(plan::InstanceFromPod(pod)->state_miss == "fx_graph missed");
+  agents.process->Sync();
+  REQUIRE(agents.Send(report).status == 200);
+  CHECK(agents.Applies() == 1);
+}
+
 TEST_CASE("what a later report leaves out is taken from the pod") {
   AgentReport report;
   report.state = AgentState::kServing;

@@ -168,6 +168,12 @@ class Shell {
     holds_ = from_peer_ = true;
   }
 
+  void Perform(const step::NoteCacheUse& note, bool) {
+    Check(note.request.lookups.size() <= kMaxCacheLookups, "a report has an end");
+    for (const CacheLookup& lookup : note.request.lookups) {
+      Check(!lookup.cache.empty() && lookup.factors.size() <= kMaxCacheFactors, "bounds hold");
+    }
+  }
   void Perform(const step::TellHeld& tell, bool) {
     Check(tell.request.gpu.size() <= kMaxGpuName, "a GPU's name is bounded");
   }

@@ -28,6 +28,10 @@ void EngineSocket(std::string_view input);
 /// the rest is its text.
 void PeerMessages(std::string_view input);
 
+/// A bundle of compile caches, or what agents say to each other about one. The first line names
+/// which (see there), the rest is its text.
+void Bundle(std::string_view input);
+
 inline void Check(bool holds, const char* what) {
   if (holds) return;
   std::fprintf(stderr, "broken promise: %s\n", what);

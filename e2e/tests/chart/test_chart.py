@@ -47,6 +47,7 @@ EVERYTHING = {
         "imagePullSecrets": [{"name": "agents"}],
         "logLevel": "warn",
         "nodeFolder": "/run/rouse",
+        "state": {"folder": "/var/lib/rouse", "maxMib": 2000000},
         "gpus": {
             "resourceNames": ["nvidia.com/gpu", "example.com/gpu"],
             "runtimeClassName": "nvidia",
@@ -128,6 +129,8 @@ def test_every_value_arrives_where_it_belongs():
     assert "--image-pull-secret=agents" in container["args"]
     assert "--agent-log-level=warn" in container["args"]
     assert "--agent-node-folder=/run/rouse" in container["args"]
+    assert "--agent-state-folder=/var/lib/rouse" in container["args"]
+    assert "--agent-state-mib=2000000" in container["args"]
     assert "--gpu-resource=nvidia.com/gpu" in container["args"]
     assert "--gpu-resource=example.com/gpu" in container["args"]
     assert "--gpu-runtime-class=nvidia" in container["args"]
@@ -202,6 +205,11 @@ BAD_VALUES: dict[str, tuple[Object, str]] = {
         {"agent": {"nodeFolder": "run/rouse"}},
         "/agent/nodeFolder",
     ),
+    "a folder for caches that is no absolute path": (
+        {"agent": {"state": {"folder": "rouse"}}},
+        "/agent/state/folder",
+    ),
+    "no room for caches": ({"agent": {"state": {"maxMib": 0}}}, "/agent/state/maxMib"),
     "a GPU's resource without a domain": (
         {"agent": {"gpus": {"resourceNames": ["gpu"]}}},
         "/agent/gpus/resourceNames/0",
