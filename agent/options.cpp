@@ -33,9 +33,10 @@ struct Raw {
 };
 
 void AddPod(CLI::App& app, AgentOptions& agent, Raw& raw) {
-  app.add_option("--operator-url", agent.operator_url,
-                 "Where reports go. https://HOST:7482: with mutual TLS, as peers and the operator then "
-                 "have to speak too; http://HOST:PORT: everybody is believed; empty: nowhere")
+  app.add_option(
+         "--operator-url", agent.operator_url,
+         "Where reports go. https://HOST:7482: with mutual TLS, as peers and the operator then "
+         "have to speak too; http://HOST:PORT: everybody is believed; empty: nowhere")
       ->envname("ROUSE_OPERATOR_URL");
   app.add_option("--ca-file", agent.ca_file,
                  "The certificate authorities to trust, PEM; needed with an operator at https")
@@ -227,7 +228,8 @@ std::string Contradiction(const AgentOptions& agent, const Raw& raw) {
     return "--operator-url: is needed to learn of peers (--path Peer or --model-files Peer)";
   }
   const bool trusted = agent.operator_url.starts_with("https://");
-  if (trusted && (agent.ca_file.empty() || agent.token_file.empty() || agent.self.pod_uid.empty())) {
+  if (trusted &&
+      (agent.ca_file.empty() || agent.token_file.empty() || agent.self.pod_uid.empty())) {
     return "--ca-file, --token-file and --pod-uid: are needed with an --operator-url of https";
   }
   if (raw.path == "Peer" && agent.launch_identity.empty()) {

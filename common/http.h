@@ -4,8 +4,9 @@
 // this header: their types appear nowhere else, their exceptions become Status. Their headers cost
 // tens of seconds a file; this is the one seam.
 //
-// cpprestsdk's own server does not tell a handler whose certificate it has seen, and its client reads
-// all authorities of the system for each TLS connection, 0.1 s, before it asks whom to trust instead.
+// cpprestsdk's own server does not tell a handler whose certificate it has seen, and its client
+// reads all authorities of the system for each TLS connection, 0.1 s, before it asks whom to trust
+// instead.
 
 #pragma once
 
@@ -51,16 +52,16 @@ struct Response {
   std::string body;
 };
 
-/// How to speak TLS to a server of others'; all files are PEM and are read anew for each connection,
-/// so rotated files are picked up.
+/// How to speak TLS to a server of others'; all files are PEM and are read anew for each
+/// connection, so rotated files are picked up.
 struct TlsOptions {
   std::string ca_file;           ///< CA bundle to trust; empty: the system's.
   std::string certificate_file;  ///< Client certificate chain; empty: none.
   std::string key_file;          ///< Its key.
 };
 
-/// How to speak to one of ourselves: with the certificate of this moment, to `peer` and nobody else.
-/// A connection that was made with other credentials is not used any more.
+/// How to speak to one of ourselves: with the certificate of this moment, to `peer` and nobody
+/// else. A connection that was made with other credentials is not used any more.
 struct MutualTls {
   std::shared_ptr<const tls::CredentialStore> credentials;
   tls::Identity peer;
@@ -138,8 +139,8 @@ struct ServerOptions {
 /// TLS at the latest when either side's certificate does.
 class Server {
  public:
-  /// `host` "0.0.0.0" and port 0 (any) are allowed. An exception out of the handler is answered with
-  /// 500 and logged.
+  /// `host` "0.0.0.0" and port 0 (any) are allowed. An exception out of the handler is answered
+  /// with 500 and logged.
   static Result<std::unique_ptr<Server>> Listen(const std::string& host, std::uint16_t port,
                                                 Handler handler, const ServerOptions& options = {});
   /// Waits for handlers that run, and a moment for their answers to be taken.

@@ -59,8 +59,7 @@ struct Shared {
     context.reset();
     if (credentials == nullptr || credentials->certificate.empty()) return context;
     auto made = std::make_shared<net::ssl::context>(net::ssl::context::tls_server);
-    const Status good =
-        tls::SetUpServer(made->native_handle(), *credentials, options.tls->client);
+    const Status good = tls::SetUpServer(made->native_handle(), *credentials, options.tls->client);
     if (good.ok()) {
       context = std::move(made);
     } else {
@@ -172,10 +171,9 @@ class Session : public Counted, public std::enable_shared_from_this<Session<Stre
     parser_->header_limit(kMaxHeader);
     parser_->body_limit(shared_->options.max_body_bytes);
     Lowest().expires_after(silence);
-    bh::async_read(stream_, buffer_, *parser_,
-                   [self = this->shared_from_this()](ErrorCode error, std::size_t) {
-                     self->HasRead(error);
-                   });
+    bh::async_read(
+        stream_, buffer_, *parser_,
+        [self = this->shared_from_this()](ErrorCode error, std::size_t) { self->HasRead(error); });
   }
 
   void HasRead(ErrorCode error) {
@@ -252,11 +250,10 @@ class Session : public Counted, public std::enable_shared_from_this<Session<Stre
   // A connection that is closed with bytes unread is reset, and what was written last is lost.
   void Linger(std::size_t so_far) {
     if (so_far >= kMaxLinger) return;
-    Lowest().async_read_some(
-        buffer_.prepare(16u << 10),
-        [self = this->shared_from_this(), so_far](ErrorCode error, std::size_t got) {
-          if (!error) self->Linger(so_far + got);
-        });
+    Lowest().async_read_some(buffer_.prepare(16u << 10), [self = this->shared_from_this(), so_far](
+                                                             ErrorCode error, std::size_t got) {
+      if (!error) self->Linger(so_far + got);
+    });
   }
 
   const std::shared_ptr<net::ssl::context> context_;  ///< Before the stream, which refers to it.

@@ -45,9 +45,9 @@ void AddDuration(CLI::App& cli, const std::string& name, milliseconds& value,
   const auto take = [&value](const std::string& text) { return ParseDuration(text, &value); };
   const auto ms = value.count();
   const std::string shown = ms % 86'400'000 == 0 ? std::to_string(ms / 86'400'000) + "d"
-                            : ms % 60'000 == 0  ? std::to_string(ms / 60'000) + "m"
-                            : ms % 1'000 == 0 ? std::to_string(ms / 1'000) + "s"
-                                              : std::to_string(ms) + "ms";
+                            : ms % 60'000 == 0   ? std::to_string(ms / 60'000) + "m"
+                            : ms % 1'000 == 0    ? std::to_string(ms / 1'000) + "s"
+                                                 : std::to_string(ms) + "ms";
   cli.add_option_function<std::string>(
          name, [](const std::string&) {}, help)
       ->check(CLI::Validator(take, "TIME"))
@@ -150,8 +150,9 @@ void Declare(CLI::App& cli, Flags& f) {
       ->capture_default_str();
   AddDuration(cli, "--authority-lifetime", f.authority_lifetime,
               "How long a certificate authority is good; its successor is made after two thirds");
-  AddDuration(cli, "--authority-propagation", f.authority_propagation,
-              "How long a new authority is only trusted before it signs: until every agent knows it");
+  AddDuration(
+      cli, "--authority-propagation", f.authority_propagation,
+      "How long a new authority is only trusted before it signs: until every agent knows it");
   AddDuration(cli, "--certificate-lifetime", f.certificate_lifetime,
               "How long a certificate is good; agents renew theirs after two thirds");
   cli.add_option("--lease-name", a.lease_name, "Lease for leader election")->capture_default_str();
@@ -179,7 +180,8 @@ std::string Check(Flags& f) {
     return "--service-name or --agent-facing-url: one of them is needed, or agents could not "
            "report";
   }
-  if (!f.app.pods.agent_facing_url.empty() && !f.app.pods.agent_facing_url.starts_with("https://")) {
+  if (!f.app.pods.agent_facing_url.empty() &&
+      !f.app.pods.agent_facing_url.starts_with("https://")) {
     return "--agent-facing-url: expected https://ADDRESS:PORT";
   }
   if (!f.agent_resources.empty()) {

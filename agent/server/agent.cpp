@@ -96,10 +96,10 @@ Status Agent::WireHttp() {
   const bool trusted = options_.operator_url.starts_with("https://");
   const Port plain = trusted ? Port::kPlain : Port::kOnly;
   ROUSE_ASSIGN_OR_RETURN(
-      http_, http::Server::Listen(
-                 options_.listen_host, options_.port,
-                 [this, plain](const auto& in) { return Handle(plain, in); },
-                 {.threads = trusted ? 2 : options_.http_threads, .tls = std::nullopt}));
+      http_,
+      http::Server::Listen(options_.listen_host, options_.port,
+                           [this, plain](const auto& in) { return Handle(plain, in); },
+                           {.threads = trusted ? 2 : options_.http_threads, .tls = std::nullopt}));
   std::string address = "http://127.0.0.1:" + std::to_string(http_->port());
   if (trusted) {
     ROUSE_ASSIGN_OR_RETURN(
@@ -115,13 +115,12 @@ Status Agent::WireHttp() {
                                 metrics_.SetCertificateEnd(end.time_since_epoch().count());
                               }}));
     ROUSE_ASSIGN_OR_RETURN(
-        tls_http_,
-        http::Server::Listen(
-            options_.listen_host, options_.tls_port,
-            [this](const auto& in) { return Handle(Port::kTrusted, in); },
-            {.threads = options_.http_threads,
-             .tls = http::ServerTls{.credentials = certifier_->credentials(),
-                                    .client = tls::ClientCertificate::kRequired}}));
+        tls_http_, http::Server::Listen(
+                       options_.listen_host, options_.tls_port,
+                       [this](const auto& in) { return Handle(Port::kTrusted, in); },
+                       {.threads = options_.http_threads,
+                        .tls = http::ServerTls{.credentials = certifier_->credentials(),
+                                               .client = tls::ClientCertificate::kRequired}}));
     address = "https://127.0.0.1:" + std::to_string(tls_http_->port());
   } else if (!options_.operator_url.empty()) {
     log::Warning("neither the operator nor peers prove who they are: its URL is not https",
@@ -133,9 +132,9 @@ Status Agent::WireHttp() {
 
 Result<std::unique_ptr<http::Client>> Agent::ToOperator() const {
   if (certifier_ == nullptr) return http::Client::Create(options_.operator_url);
-  return http::Client::Create(options_.operator_url,
-                              http::MutualTls{.credentials = certifier_->credentials(),
-                                              .peer = tls::Operator()});
+  return http::Client::Create(
+      options_.operator_url,
+      http::MutualTls{.credentials = certifier_->credentials(), .peer = tls::Operator()});
 }
 
 Status Agent::WireReporter() {

@@ -94,9 +94,8 @@ Result<std::unique_ptr<http::Client>> Agent::ToPeer(const Peer& peer) const {
   if (certifier_ == nullptr) return http::Client::Create(peer.address);
   // Peers are of one ModelService, and so of one namespace.
   return http::Client::Create(
-      peer.address,
-      http::MutualTls{.credentials = certifier_->credentials(),
-                      .peer = tls::Agent(options_.self.pod_namespace, peer.pod)});
+      peer.address, http::MutualTls{.credentials = certifier_->credentials(),
+                                    .peer = tls::Agent(options_.self.pod_namespace, peer.pod)});
 }
 
 PeerPullSettings Agent::PullSettings() const {

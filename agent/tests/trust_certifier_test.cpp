@@ -37,8 +37,8 @@ struct World {
     store->Set(authority.For(tls::Operator()));
     server = Must(http::Server::Listen(
         "127.0.0.1", 0, [this](const http::Request& request) { return Answer(request); },
-        {.tls = http::ServerTls{.credentials = store,
-                                .client = tls::ClientCertificate::kOptional}}));
+        {.tls =
+             http::ServerTls{.credentials = store, .client = tls::ClientCertificate::kOptional}}));
   }
   ~World() { std::filesystem::remove_all(folder); }
 
@@ -51,9 +51,8 @@ struct World {
     if (wanted->token != "token") return http::ErrorResponse(PermissionDenied("another token"));
     const auto key = tls::KeyOfRequest(wanted->csr);
     if (!key.ok()) return http::ErrorResponse(key.status());
-    return http::JsonResponse(json::Dump(
-        ToJson(CertificateAnswer{.certificate = signer->SignFor(*key, named).ToPem(),
-                                 .renew_after = renew_after})));
+    return http::JsonResponse(json::Dump(ToJson(CertificateAnswer{
+        .certificate = signer->SignFor(*key, named).ToPem(), .renew_after = renew_after})));
   }
 
   void Write(const std::string& file, const std::string& text) const {
@@ -65,12 +64,12 @@ struct World {
     Write("token", "token\n");
   }
   std::unique_ptr<Certifier> Start() {
-    return Must(Certifier::Start(
-        {.operator_url = "https://127.0.0.1:" + std::to_string(server->port()),
-         .ca_file = folder / "ca.crt",
-         .token_file = folder / "token",
-         .self = kSelf},
-        {.on_asked = [](bool) {}, .on_certificate = [](tls::TimePoint) {}}));
+    return Must(
+        Certifier::Start({.operator_url = "https://127.0.0.1:" + std::to_string(server->port()),
+                          .ca_file = folder / "ca.crt",
+                          .token_file = folder / "token",
+                          .self = kSelf},
+                         {.on_asked = [](bool) {}, .on_certificate = [](tls::TimePoint) {}}));
   }
 
   Authority authority{"first"};
@@ -122,9 +121,8 @@ TEST_CASE("an operator of another authority is not shown the token") {
   world.Mount();
   world.Write("ca.crt", Authority("other").pem());
   const auto certifier = world.Start();
-  CHECK(Eventually([&] {
-    return certifier->waiting_for().find("TLS handshake") != std::string::npos;
-  }));
+  CHECK(Eventually(
+      [&] { return certifier->waiting_for().find("TLS handshake") != std::string::npos; }));
   CHECK(world.asked == 0);
 }
 
@@ -144,9 +142,8 @@ TEST_CASE("a certificate for somebody else is not used") {
   world.Mount();
   world.named = tls::Agent("ns", "demo-0", "u-2");
   const auto certifier = world.Start();
-  CHECK(Eventually([&] {
-    return certifier->waiting_for().find("another pod") != std::string::npos;
-  }));
+  CHECK(Eventually(
+      [&] { return certifier->waiting_for().find("another pod") != std::string::npos; }));
   CHECK(certifier->credentials()->Get() == nullptr);
 }
 
@@ -166,7 +163,8 @@ TEST_CASE("it is renewed in time, with another key; while nobody renews it, it s
   CHECK(certifier->waiting_for().empty());
 }
 
-TEST_CASE("a bundle that changes is taken over; one without the own authority makes it ask at once") {
+TEST_CASE(
+    "a bundle that changes is taken over; one without the own authority makes it ask at once") {
   World world;
   world.Mount();
   const auto certifier = world.Start();

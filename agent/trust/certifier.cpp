@@ -33,7 +33,8 @@ Result<std::string> ReadSmall(const std::string& path, std::size_t max_bytes) {
 }  // namespace
 
 milliseconds AskAgain(int failures, double jitter) {
-  const double longest = std::min(100.0 * static_cast<double>(1 << std::min(failures, 10)), 15'000.0);
+  const double longest =
+      std::min(100.0 * static_cast<double>(1 << std::min(failures, 10)), 15'000.0);
   return milliseconds(static_cast<std::int64_t>(longest * (0.5 + 0.5 * jitter)));
 }
 
@@ -42,9 +43,8 @@ Result<std::unique_ptr<Certifier>> Certifier::Start(CertifierOptions options,
   std::unique_ptr<Certifier> made(new Certifier(std::move(options), std::move(hooks)));
   ROUSE_ASSIGN_OR_RETURN(
       made->client_,
-      http::Client::Create(
-          made->options_.operator_url,
-          http::MutualTls{.credentials = made->asker_, .peer = tls::Operator()}));
+      http::Client::Create(made->options_.operator_url,
+                           http::MutualTls{.credentials = made->asker_, .peer = tls::Operator()}));
   made->thread_ = std::jthread([raw = made.get()](const std::stop_token& stop) {
     pthread_setname_np(pthread_self(), "certificate");
     raw->Run(stop);
@@ -95,8 +95,7 @@ Status Certifier::Step() {
   const auto current = credentials_->Get();
   if (current != nullptr && current->trusted != bundle) Keep(bundle);
   // Authorities that were made anew at once know nothing of what was signed before.
-  const bool good =
-      !certificate_.empty() && tls::CheckCertificate(bundle, certificate_).ok();
+  const bool good = !certificate_.empty() && tls::CheckCertificate(bundle, certificate_).ok();
   if (good && Clock::now() < renew_at_) return {};
   return Ask(bundle);
 }
@@ -110,14 +109,14 @@ Status Certifier::Ask(const std::string& bundle) {
   ROUSE_ASSIGN_OR_RETURN(const tls::Key key, tls::Key::Generate());
   ROUSE_ASSIGN_OR_RETURN(const std::string csr, tls::MakeRequest(key));
   const auto began = Clock::now();
-  const auto answer = client_->Send(
-      {.method = "POST",
-       .target = "/v1/certificates",
-       .headers = {{"Content-Type", "application/json"}},
-       .body = json::Dump(ToJson(CertificateRequest{.csr = csr, .token = token})),
-       .timeout = kTimeout,
-       .deadline = kTimeout},
-      64u << 10);
+  const auto answer =
+      client_->Send({.method = "POST",
+                     .target = "/v1/certificates",
+                     .headers = {{"Content-Type", "application/json"}},
+                     .body = json::Dump(ToJson(CertificateRequest{.csr = csr, .token = token})),
+                     .timeout = kTimeout,
+                     .deadline = kTimeout},
+                    64u << 10);
   hooks_.on_asked(answer.ok() && answer->status == 200);
   if (!answer.ok()) return answer.status();
   if (answer->status != 200) return http::ToStatus(*answer, "ask the operator for a certificate");
@@ -133,14 +132,15 @@ Status Certifier::Ask(const std::string& bundle) {
   ROUSE_ASSIGN_OR_RETURN(key_, key.ToPem());
   certificate_ = given.certificate;
   std::uniform_real_distribution<double> early(0.9, 1.0);  // Not all of a rollout at once.
-  renew_at_ = began + std::chrono::duration_cast<Clock::duration>(given.renew_after * early(random_));
+  renew_at_ =
+      began + std::chrono::duration_cast<Clock::duration>(given.renew_after * early(random_));
   Keep(bundle);
   hooks_.on_certificate(certificate.validity().not_after);
-  log::Info("certificate from the operator",
-            {{"milliseconds",
-              std::chrono::duration_cast<milliseconds>(Clock::now() - began).count()},
-             {"renewAfterSeconds",
-              std::chrono::duration_cast<std::chrono::seconds>(given.renew_after).count()}});
+  log::Info(
+      "certificate from the operator",
+      {{"milliseconds", std::chrono::duration_cast<milliseconds>(Clock::now() - began).count()},
+       {"renewAfterSeconds",
+        std::chrono::duration_cast<std::chrono::seconds>(given.renew_after).count()}});
   return {};
 }
 

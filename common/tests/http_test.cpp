@@ -151,9 +151,9 @@ TEST_CASE("clients that never finish their body do not keep others from being an
 }
 
 TEST_CASE("a body without a length is taken up to the bound, and no further") {
-  auto server = Server::Listen(
-      "127.0.0.1", 0, [](const Request& in) { return Response{.body = in.body}; },
-      {.max_body_bytes = 10});
+  auto server =
+      Server::Listen("127.0.0.1", 0, [](const Request& in) { return Response{.body = in.body}; },
+                     {.max_body_bytes = 10});
   REQUIRE(server.ok());
   for (const auto& [body, expected] : std::vector<std::pair<std::string, std::string>>{
            {"a\r\n0123456789\r\n", "200 OK"}, {"b\r\n0123456789x\r\n", "413"}}) {

@@ -29,8 +29,8 @@ struct Echo {
             "127.0.0.1", 0,
             [this](const Request& request) {
               ++requests;
-              return Response{
-                  .body = (request.peer ? tls::Describe(*request.peer) : "nobody") + request.body};
+              return Response{.body = (request.peer ? tls::Describe(*request.peer) : "nobody") +
+                                      request.body};
             },
             {.tls = ServerTls{.credentials = credentials, .client = client}}))) {}
 
@@ -48,7 +48,8 @@ std::unique_ptr<Client> ClientOf(const std::string& url,
 }
 
 Result<Response> Ask(Client& client, const std::string& body = "") {
-  return client.Send({.method = "POST", .target = "/", .body = body, .timeout = 5s, .deadline = 5s});
+  return client.Send(
+      {.method = "POST", .target = "/", .body = body, .timeout = 5s, .deadline = 5s});
 }
 
 }  // namespace
@@ -73,7 +74,9 @@ TEST_CASE("who shows no certificate is told apart where that is allowed, and els
   CHECK(closed.requests == 0);
 }
 
-TEST_CASE("a certificate of another authority, one that has ended, or one that names nobody, is refused") {
+TEST_CASE(
+    "a certificate of another authority, one that has ended, or one that names nobody, is "
+    "refused") {
   const Authority authority;
   Echo echo(authority.StoreFor(tls::Operator()));
   auto store = std::make_shared<tls::CredentialStore>();
@@ -192,16 +195,17 @@ TEST_CASE("a client of ourselves keeps to its bounds and deadlines") {
   const Authority authority;
   const auto store = authority.StoreFor(tls::Operator());
   std::atomic<bool> held = true;
-  const auto server = Must(Server::Listen(
-      "127.0.0.1", 0,
-      [&](const Request& request) {
-        while (request.target == "/slow" && held) std::this_thread::sleep_for(5ms);
-        return Response{.status = 200, .headers = {{"X-Seen", request.headers.at("x-mine")}},
-                        .body = std::string(5'000, 'x')};
-      },
-      {.max_body_bytes = 1'000, .tls = ServerTls{.credentials = store}}));
-  const auto client =
-      ClientOf("https://127.0.0.1:" + std::to_string(server->port()) + "/", store);
+  const auto server =
+      Must(Server::Listen("127.0.0.1", 0,
+                          [&](const Request& request) {
+                            while (request.target == "/slow" && held)
+                              std::this_thread::sleep_for(5ms);
+                            return Response{.status = 200,
+                                            .headers = {{"X-Seen", request.headers.at("x-mine")}},
+                                            .body = std::string(5'000, 'x')};
+                          },
+                          {.max_body_bytes = 1'000, .tls = ServerTls{.credentials = store}}));
+  const auto client = ClientOf("https://127.0.0.1:" + std::to_string(server->port()) + "/", store);
   const Headers mine = {{"X-Mine", "7"}};
   CHECK(client->Send({.target = "/", .headers = mine}, 4'000).status().code() ==
         StatusCode::kResourceExhausted);
@@ -219,7 +223,8 @@ TEST_CASE("a client of ourselves keeps to its bounds and deadlines") {
   CHECK(client->Send({.target = "/slow", .headers = mine}).ok());
 }
 
-TEST_CASE("only https addresses reach one of ourselves, and an open port of nobody's is Unavailable") {
+TEST_CASE(
+    "only https addresses reach one of ourselves, and an open port of nobody's is Unavailable") {
   const auto store = Authority().StoreFor(kPod);
   for (const char* url : {"http://127.0.0.1:7", "https://127.0.0.1", "127.0.0.1:7", ""}) {
     INFO(url);

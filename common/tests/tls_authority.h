@@ -36,10 +36,10 @@ class Authority {
 
   Certificate SignFor(const Key& subject, const Identity& identity,
                       std::chrono::seconds lifetime = std::chrono::minutes(10)) const {
-    return Must(Sign(certificate_, key_, subject,
-                     {.identity = identity, .addresses = {"127.0.0.1"}, .hosts = {}},
-                     {.not_before = Now() - std::chrono::minutes(30),
-                      .not_after = Now() + lifetime}));
+    return Must(
+        Sign(certificate_, key_, subject,
+             {.identity = identity, .addresses = {"127.0.0.1"}, .hosts = {}},
+             {.not_before = Now() - std::chrono::minutes(30), .not_after = Now() + lifetime}));
   }
 
   /// What `identity` shows, trusting this authority and those of `more`.

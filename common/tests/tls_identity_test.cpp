@@ -5,8 +5,8 @@
 namespace rouse::tls {
 
 TEST_CASE("an identity reads back from its URI") {
-  for (const Identity& identity : {Operator(), Agent("default", "demo-0", "1b4e28ba-2fa1"),
-                                   Agent("a", "x.y-1", "0")}) {
+  for (const Identity& identity :
+       {Operator(), Agent("default", "demo-0", "1b4e28ba-2fa1"), Agent("a", "x.y-1", "0")}) {
     const auto back = IdentityFromUri(ToUri(identity));
     REQUIRE(back.ok());
     CHECK(*back == identity);

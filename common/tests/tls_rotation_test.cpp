@@ -35,7 +35,8 @@ TEST_CASE("the first authority signs at once, since nobody knows another") {
   CHECK(one.trusted == std::vector<std::size_t>{0});
 }
 
-TEST_CASE("a successor is trusted first, signs later, and its predecessor stays until all is renewed") {
+TEST_CASE(
+    "a successor is trusted first, signs later, and its predecessor stays until all is renewed") {
   const AuthorityTimes old = Made(kStart);
   CHECK_FALSE(PlanRotation({old}, kStart + 60h - 1s, kPolicy).create);
   CHECK(PlanRotation({old}, kStart + 60h, kPolicy).create);
@@ -78,9 +79,9 @@ TEST_CASE("after a long absence nothing is trusted that has ended") {
 TEST_CASE("a policy under which certificates would outlive their authority is refused") {
   CHECK(Check(kPolicy).ok());
   CHECK(Check(RotationPolicy{}).ok());
-  CHECK_THAT(Check({.authority_lifetime = 3h, .certificate_lifetime = 1h, .propagation = 5min})
-                 .message(),
-             Catch::Contains("12600 s"));
+  CHECK_THAT(
+      Check({.authority_lifetime = 3h, .certificate_lifetime = 1h, .propagation = 5min}).message(),
+      Catch::Contains("12600 s"));
 }
 
 TEST_CASE("certificates end with their authority, and are renewed in time") {
@@ -137,8 +138,8 @@ TEST_CASE("no certificate that is alive is ever of an authority that somebody do
     const Rotation plan = PlanRotation(all, now, kPolicy);
     if (plan.signer) {
       const AuthorityTimes& signer = all[*plan.signer];
-      const Validity validity = ValidityFrom(now, kPolicy.certificate_lifetime,
-                                             {signer.created, signer.not_after});
+      const Validity validity =
+          ValidityFrom(now, kPolicy.certificate_lifetime, {signer.created, signer.not_after});
       alive.push_back({names[*plan.signer], validity.not_after});
     }
     std::erase_if(alive, [&](const Issued& each) { return each.not_after <= now; });

@@ -39,8 +39,9 @@ TEST_CASE("an authority's signature makes no other authority") {
   const Key key = Must(Key::Generate());
   const Certificate agent = authority.SignFor(key, kPod);
   const Key victim = Must(Key::Generate());
-  const Certificate forged = Must(Sign(agent, key, victim, {.identity = Operator(), .addresses = {}, .hosts = {}},
-                                       {.not_before = Now() - 1h, .not_after = Now() + 1h}));
+  const Certificate forged =
+      Must(Sign(agent, key, victim, {.identity = Operator(), .addresses = {}, .hosts = {}},
+                {.not_before = Now() - 1h, .not_after = Now() + 1h}));
   CHECK_FALSE(CheckCertificate(authority.pem(), forged.ToPem()).ok());
   CHECK_FALSE(CheckCertificate(authority.pem() + agent.ToPem(), forged.ToPem()).ok());
 }
@@ -52,9 +53,10 @@ TEST_CASE("keys read back, and only those of EC P-256 are taken") {
   CHECK(Key::FromPem("").status().code() == StatusCode::kInvalidArgument);
   CHECK(Key::FromPem(testing::Authority().pem()).status().code() == StatusCode::kInvalidArgument);
   // Ed25519, by `openssl genpkey -algorithm ed25519`.
-  const char* const other = "-----BEGIN PRIVATE KEY-----\n"
-                            "MC4CAQAwBQYDK2VwBCIEIBlYoDbEeIxNfnM9vMTgLfQOlFT8FVRSNdlbBqGlAsvK\n"
-                            "-----END PRIVATE KEY-----\n";
+  const char* const other =
+      "-----BEGIN PRIVATE KEY-----\n"
+      "MC4CAQAwBQYDK2VwBCIEIBlYoDbEeIxNfnM9vMTgLfQOlFT8FVRSNdlbBqGlAsvK\n"
+      "-----END PRIVATE KEY-----\n";
   CHECK_THAT(Key::FromPem(other).status().message(), Catch::Contains("P-256"));
 }
 
@@ -79,11 +81,12 @@ TEST_CASE("a request that is none, too long, or signed by another key is refused
 TEST_CASE("a name with a comma stays one name") {
   const testing::Authority authority;
   const Key key = Must(Key::Generate());
-  const Certificate made = Must(
-      Sign(authority.certificate(), authority.key(), key,
-           {.identity = kPod, .addresses = {"10.0.0.1,URI:spiffe://rouse.dev/operator", "fd00::1"},
-            .hosts = {"a,URI:spiffe://rouse.dev/operator"}},
-           {.not_before = Now() - 1h, .not_after = Now() + 1h}));
+  const Certificate made =
+      Must(Sign(authority.certificate(), authority.key(), key,
+                {.identity = kPod,
+                 .addresses = {"10.0.0.1,URI:spiffe://rouse.dev/operator", "fd00::1"},
+                 .hosts = {"a,URI:spiffe://rouse.dev/operator"}},
+                {.not_before = Now() - 1h, .not_after = Now() + 1h}));
   CHECK(Must(made.identity()) == kPod);
 }
 

@@ -96,11 +96,11 @@ Status SetUpServer(SSL_CTX* context, const Credentials& credentials, ClientCerti
     return InvalidArgument("a server needs a certificate");
   }
   ROUSE_RETURN_IF_ERROR(SetUp(context, credentials));
-  SSL_CTX_set_verify(context,
-                     SSL_VERIFY_PEER | (client == ClientCertificate::kRequired
-                                            ? SSL_VERIFY_FAIL_IF_NO_PEER_CERT
-                                            : 0),
-                     nullptr);
+  SSL_CTX_set_verify(
+      context,
+      SSL_VERIFY_PEER |
+          (client == ClientCertificate::kRequired ? SSL_VERIFY_FAIL_IF_NO_PEER_CERT : 0),
+      nullptr);
   return {};
 }
 
@@ -119,8 +119,8 @@ Status SetUpClient(SSL_CTX* context, const Credentials& credentials, const Ident
 Status CheckCertificate(const std::string& trusted, const std::string& certificate) {
   const std::unique_ptr<X509_STORE, decltype(&X509_STORE_free)> store(X509_STORE_new(),
                                                                       &X509_STORE_free);
-  const std::unique_ptr<X509_STORE_CTX, decltype(&X509_STORE_CTX_free)> chain(
-      X509_STORE_CTX_new(), &X509_STORE_CTX_free);
+  const std::unique_ptr<X509_STORE_CTX, decltype(&X509_STORE_CTX_free)> chain(X509_STORE_CTX_new(),
+                                                                              &X509_STORE_CTX_free);
   if (!store || !chain) return Failed("a store of authorities");
   ROUSE_RETURN_IF_ERROR(Fill(store.get(), trusted));
   ROUSE_ASSIGN_OR_RETURN(const Certificate leaf, Certificate::FromPem(certificate));

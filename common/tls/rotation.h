@@ -2,7 +2,8 @@
 //
 // An authority is trusted first and signs later: by then everybody has seen it. It signs until its
 // successor does, and is trusted until nothing that it signed can be alive. So at no time does
-// anybody meet a certificate of an authority that it does not know, though nobody waits for anybody.
+// anybody meet a certificate of an authority that it does not know, though nobody waits for
+// anybody.
 
 #pragma once
 

@@ -291,7 +291,8 @@ Result<Certificate> Sign(const Certificate& authority, const Key& authority_key,
   ROUSE_RETURN_IF_ERROR(Add(x, issuer, NID_basic_constraints, "critical,CA:FALSE"));
   ROUSE_RETURN_IF_ERROR(Add(x, issuer, NID_key_usage, "critical,digitalSignature"));
   ROUSE_RETURN_IF_ERROR(Add(x, issuer, NID_ext_key_usage, "serverAuth,clientAuth"));
-  ROUSE_RETURN_IF_ERROR(Add(x, issuer, NID_authority_key_identifier, "keyid"));
+  ROUSE_RETURN_IF_ERROR(Add(x, issuer, NID_subject_key_identifier, "hash"));
+  ROUSE_RETURN_IF_ERROR(Add(x, issuer, NID_authority_key_identifier, "keyid:always"));
   ROUSE_RETURN_IF_ERROR(AddNames(x, names));
   ROUSE_RETURN_IF_ERROR(SignWith(x, authority_key));
   return made;

@@ -1,8 +1,8 @@
 // Keys, certificates and requests for them. OpenSSL is wrapped here and in context.h; its types are
 // named nowhere else but where a connection is made.
 //
-// All keys are EC P-256, all certificates X.509 v3, all text PEM. Values: cheap to move, and safe to
-// read from several threads.
+// All keys are EC P-256, all certificates X.509 v3, all text PEM. Values: cheap to move, and safe
+// to read from several threads.
 
 #pragma once
 

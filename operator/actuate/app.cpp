@@ -92,10 +92,9 @@ Result<std::unique_ptr<App>> App::Create(const kube::Config& config, AppOptions 
   metrics->OnScrape([raw = app.get()](Metrics& m) { raw->Scrape(m); });
   ROUSE_ASSIGN_OR_RETURN(
       app->server_,
-      http::Server::Listen(
-          app->options_.listen_host, app->options_.port,
-          [raw = app.get()](const http::Request& r) { return raw->Answer(r); },
-          {.max_body_bytes = 4u << 10, .threads = 2, .tls = std::nullopt}));
+      http::Server::Listen(app->options_.listen_host, app->options_.port,
+                           [raw = app.get()](const http::Request& r) { return raw->Answer(r); },
+                           {.max_body_bytes = 4u << 10, .threads = 2, .tls = std::nullopt}));
   ROUSE_ASSIGN_OR_RETURN(
       app->tls_server_,
       http::Server::Listen(
@@ -430,8 +429,8 @@ std::string App::LeaderUrl() const {
 // The port of agents: all but /v1/certificates looks at who asks.
 http::Response App::AnswerTrusted(const http::Request& request) {
   const std::string path = request.target.substr(0, request.target.find('?'));
-  const bool known = path == "/v1/agents/report" || path == "/v1/operators/loads" ||
-                     path == "/v1/certificates";
+  const bool known =
+      path == "/v1/agents/report" || path == "/v1/operators/loads" || path == "/v1/certificates";
   if (!known) {
     return Text(404, "there is /v1/certificates, /v1/agents/report and /v1/operators/loads\n");
   }

@@ -33,10 +33,8 @@ struct Executor::Run {
 
   template <typename Action>
   AgentName AgentOf(const Action& action) const {
-    return {.ns = service.metadata.ns,
-            .pod = action.pod,
-            .uid = action.uid,
-            .address = action.address};
+    return {
+        .ns = service.metadata.ns, .pod = action.pod, .uid = action.uid, .address = action.address};
   }
 
   void Fail(const Status& status) { outcome.errors.push_back(status.ToString()); }

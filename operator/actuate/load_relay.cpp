@@ -107,9 +107,9 @@ void LoadRelay::Run(const std::stop_token& stop) {
 
 Status LoadRelay::Send(const std::string& url, const std::vector<Waiting>& loads) {
   if (url != url_ || client_ == nullptr) {
-    ROUSE_ASSIGN_OR_RETURN(client_,
-                           http::Client::Create(url, http::MutualTls{.credentials = credentials_,
-                                                                     .peer = tls::Operator()}));
+    ROUSE_ASSIGN_OR_RETURN(
+        client_, http::Client::Create(
+                     url, http::MutualTls{.credentials = credentials_, .peer = tls::Operator()}));
     url_ = url;
   }
   std::vector<PodLoad> message;

@@ -31,8 +31,7 @@ Status CheckAddress(const AgentReport& report, const plan::Instance& pod) {
 Status CheckSender(const AgentReport& report, const tls::Identity& sender) {
   if (sender == tls::Agent(report.pod_namespace, report.pod, report.pod_uid)) return Status();
   return PermissionDenied("the report is of pod " + report.pod_namespace + "/" + report.pod +
-                          ", uid " + report.pod_uid + ", but comes from " +
-                          tls::Describe(sender) +
+                          ", uid " + report.pod_uid + ", but comes from " + tls::Describe(sender) +
                           (sender.pod_uid.empty() ? "" : ", uid " + sender.pod_uid));
 }
 

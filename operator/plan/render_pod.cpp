@@ -219,13 +219,14 @@ Json Engine(const api::ModelService& service, const CreateInstance& action) {
 // What the agent proves by who it is, and whom it believes. Never the engine's: it runs the user's
 // image and the model's code.
 Json TrustVolume() {
-  const Json token = {{"audience", kTokenAudience},
-                      {"expirationSeconds", kTokenSeconds},
-                      {"path", kTokenFile}};
-  const Json bundle = {{"name", api::kTrustConfigMap},
-                       {"items", {{{"key", api::kTrustBundleKey}, {"path", api::kTrustBundleKey}}}}};
-  return {{"name", "rouse-trust"},
-          {"projected", {{"sources", {{{"serviceAccountToken", token}}, {{"configMap", bundle}}}}}}};
+  const Json token = {
+      {"audience", kTokenAudience}, {"expirationSeconds", kTokenSeconds}, {"path", kTokenFile}};
+  const Json bundle = {
+      {"name", api::kTrustConfigMap},
+      {"items", {{{"key", api::kTrustBundleKey}, {"path", api::kTrustBundleKey}}}}};
+  return {
+      {"name", "rouse-trust"},
+      {"projected", {{"sources", {{{"serviceAccountToken", token}}, {{"configMap", bundle}}}}}}};
 }
 
 Json Volumes(const api::ModelService& service, const CreateInstance& action,

@@ -18,7 +18,7 @@ using json::Json;
 struct PodConfig {
   std::string agent_image;
   std::string agent_image_pull_policy;  ///< Empty: Kubernetes' own default.
-  std::string agent_facing_url;         ///< "https://10.96.0.7:7482", no name: pods may have no DNS.
+  std::string agent_facing_url;  ///< "https://10.96.0.7:7482", no name: pods may have no DNS.
   Json agent_resources = Json::object();
   std::vector<std::string> image_pull_secrets;
   std::string agent_log_level = "info";

@@ -86,8 +86,8 @@ TEST_CASE("a guard is claimed on its pod, then its agent is told") {
   process.Sync();
   REQUIRE(process.reconciler->Reconcile(kKey).ok());
   REQUIRE(process.agents.told.size() == 1);
-  CHECK(process.agents.told[0].first ==
-        AgentName{"default", "demo-1", "uid-demo-1", "https://demo-1:7411"});
+  const std::string uid = PodJson(world.api, "demo-1")["metadata"]["uid"];
+  CHECK(process.agents.told[0].first == AgentName{"default", "demo-1", uid, "https://demo-1:7411"});
   CHECK(process.agents.told[0].second.role == Role::kActive);
   CHECK(process.agents.told[0].second.decided_at_us == api::ToMicros(kNow));
   REQUIRE(process.agents.told[0].second.peers.size() == 1);

@@ -14,10 +14,10 @@ std::string UrlOf(const Json& spec) {
 
 TEST_CASE("agents are told the Service's address and its port named agents") {
   CHECK(UrlOf({{"clusterIP", "10.96.0.7"}}) == "https://10.96.0.7:7482");
-  CHECK(
-      UrlOf({{"clusterIP", "10.96.0.7"},
-             {"ports", {{{"name", "metrics"}, {"port", 9}}, {{"name", "agents"}, {"port", 80}}}}}) ==
-      "https://10.96.0.7:80");
+  CHECK(UrlOf({{"clusterIP", "10.96.0.7"},
+               {"ports",
+                {{{"name", "metrics"}, {"port", 9}}, {{"name", "agents"}, {"port", 80}}}}}) ==
+        "https://10.96.0.7:80");
   CHECK(UrlOf({{"clusterIP", "fd00::7"}}) == "https://[fd00::7]:7482");
 }
 

@@ -30,18 +30,22 @@ class Leader {
   static inline const auto credentials = tls::testing::Authority().StoreFor(tls::Operator());
 
   Leader() {
-    auto server = http::Server::Listen("127.0.0.1", 0, [this](const http::Request& request) {
-      if (request.peer != tls::Operator()) return http::Response{.status = 403};
-      const auto body = json::Parse(request.body, "loads");
-      const auto loads = body.ok() ? PodLoadsFromJson(*body) : body.status();
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [this] { return !blocked_; });
-      if (request.target != "/v1/operators/loads" || !loads.ok())
-        return http::Response{.status = 400};
-      ++messages_;
-      for (const PodLoad& load : *loads) got_[load.pod] = load;
-      return http::JsonResponse("{}");
-    }, {.tls = http::ServerTls{.credentials = credentials}});
+    auto server = http::Server::Listen("127.0.0.1", 0,
+                                       [this](const http::Request& request) {
+                                         if (request.peer != tls::Operator())
+                                           return http::Response{.status = 403};
+                                         const auto body = json::Parse(request.body, "loads");
+                                         const auto loads =
+                                             body.ok() ? PodLoadsFromJson(*body) : body.status();
+                                         std::unique_lock lock(mutex_);
+                                         changed_.wait(lock, [this] { return !blocked_; });
+                                         if (request.target != "/v1/operators/loads" || !loads.ok())
+                                           return http::Response{.status = 400};
+                                         ++messages_;
+                                         for (const PodLoad& load : *loads) got_[load.pod] = load;
+                                         return http::JsonResponse("{}");
+                                       },
+                                       {.tls = http::ServerTls{.credentials = credentials}});
     REQUIRE(server.ok());
     server_ = *std::move(server);
   }

@@ -53,7 +53,8 @@ struct ReportingAgents {
 
   /// By the agent of the pod that it says it is of.
   http::Response Send(const Json& report) {
-    return SendText(report.dump(), tls::Agent(report["namespace"], report["pod"], report["podUid"]));
+    return SendText(report.dump(),
+                    tls::Agent(report["namespace"], report["pod"], report["podUid"]));
   }
   http::Response SendText(const std::string& text,
                           const std::optional<tls::Identity>& sender = tls::Agent("a", "b", "c")) {
@@ -95,9 +96,10 @@ TEST_CASE("a report is kept on the pod and answered with the other instances, ne
   const auto assignment = AssignmentFromJson(Json::parse(response.body));
   REQUIRE(assignment.ok());
   CHECK(assignment->path == StartPath::kStorage);
-  CHECK(assignment->peers ==
-        std::vector<Peer>{{"demo-0", "node-a", "https://10.0.0.0:7411", false, Distance::kNode},
-                          {"demo-2", "node-b", "https://10.0.0.2:7411", false, Distance::kFarther}});
+  CHECK(
+      assignment->peers ==
+      std::vector<Peer>{{"demo-0", "node-a", "https://10.0.0.0:7411", false, Distance::kNode},
+                        {"demo-2", "node-b", "https://10.0.0.2:7411", false, Distance::kFarther}});
   CHECK(assignment->report_after_ms == 10'000);
 }
 
@@ -261,11 +263,9 @@ TEST_CASE("a report is taken from the agent of its pod, and from nobody else") {
   ReportingAgents agents;
   const Json report = agents.Report("demo-0");
   const std::string uid = report["podUid"];
-  for (const std::optional<tls::Identity>& sender :
-       std::vector<std::optional<tls::Identity>>{std::nullopt, tls::Operator(),
-                                                 tls::Agent("default", "demo-1", uid),
-                                                 tls::Agent("other", "demo-0", uid),
-                                                 tls::Agent("default", "demo-0", uid + "-before")}) {
+  for (const std::optional<tls::Identity>& sender : std::vector<std::optional<tls::Identity>>{
+           std::nullopt, tls::Operator(), tls::Agent("default", "demo-1", uid),
+           tls::Agent("other", "demo-0", uid), tls::Agent("default", "demo-0", uid + "-before")}) {
     const auto response = agents.SendText(report.dump(), sender);
     INFO(response.body);
     CHECK(response.status == 403);

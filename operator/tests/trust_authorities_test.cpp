@@ -1,4 +1,5 @@
 #include <catch2/catch.hpp>
+#include <functional>
 
 #include "common/base64.h"
 #include "common/tls/x509.h"
@@ -39,7 +40,8 @@ TEST_CASE("authorities read back from their Secret") {
     CHECK(after->all[i].certificate == before.all[i].certificate);
     CHECK(after->all[i].key == before.all[i].key);
     CHECK(after->all[i].times.created == before.all[i].times.created);
-    CHECK(after->all[i].times.not_after == before.all[i].times.created + kPolicy.authority_lifetime);
+    CHECK(after->all[i].times.not_after ==
+          before.all[i].times.created + kPolicy.authority_lifetime);
     CHECK(after->all[i].times.published == before.all[i].times.published);
     CHECK_FALSE(after->all[i].times.retire);
   }
@@ -71,7 +73,8 @@ TEST_CASE("a Secret that Rouse has not written is refused by name") {
   };
   const auto content = [&](const std::function<void(Json&)>& change) {
     return [&good, change](Json& secret) {
-      Json document = Json::parse(*Base64Decode(good["data"]["authorities.json"], "x"));
+      Json document =
+          Json::parse(*Base64Decode(good["data"]["authorities.json"].get<std::string>(), "x"));
       change(document);
       secret["data"]["authorities.json"] = Base64Encode(document.dump());
     };
@@ -84,9 +87,7 @@ TEST_CASE("a Secret that Rouse has not written is refused by name") {
   refused(content([](Json& d) { d["authorities"][0].erase("created"); }), "created");
   refused(content([](Json& d) { d["authorities"][0]["certificate"] = "x"; }), "[0].certificate");
   refused(content([](Json& d) { d["authorities"][0]["key"] = "x"; }), "[0].key");
-  refused(content([](Json& d) {
-            d["authorities"] = std::vector<Json>(17, d["authorities"][0]);
-          }),
+  refused(content([](Json& d) { d["authorities"] = std::vector<Json>(17, d["authorities"][0]); }),
           "more than 16");
 }
 

@@ -25,18 +25,16 @@ struct World {
                 .now = [] { return tls::testing::Now(); },
                 .leads = [] { return true; },
                 .namespaces = [] { return std::vector<std::string>(); }}),
-        issuer(keeper, {.review = [this](const Json& asked) -> Result<Json> {
-                          last_token = asked["spec"]["token"];
-                          if (!review.ok()) return review.status();
-                          return *review;
-                        },
-                        .pod =
-                            [this](const std::string& key) {
-                              return key == "ns/demo-0" ? pod : nullptr;
-                            },
-                        .managed = [this](const plan::Instance&) { return managed; },
-                        .on_outcome =
-                            [this](std::string_view outcome) { outcomes.emplace_back(outcome); }}) {
+        issuer(
+            keeper,
+            {.review = [this](const Json& asked) -> Result<Json> {
+               last_token = asked["spec"]["token"];
+               if (!review.ok()) return review.status();
+               return *review;
+             },
+             .pod = [this](const std::string& name) { return name == "ns/demo-0" ? pod : nullptr; },
+             .managed = [this](const plan::Instance&) { return managed; },
+             .on_outcome = [this](std::string_view outcome) { outcomes.emplace_back(outcome); }}) {
     REQUIRE(keeper.Step().ok());
   }
 
@@ -83,8 +81,7 @@ TEST_CASE("the agent of a pod gets a certificate for that pod, good for an hour"
   World world;
   const http::Response response = world.Ask();
   REQUIRE(response.status == 200);
-  const CertificateAnswer answer =
-      Must(CertificateAnswerFromJson(Json::parse(response.body)));
+  const CertificateAnswer answer = Must(CertificateAnswerFromJson(Json::parse(response.body)));
   const tls::Certificate made = Must(tls::Certificate::FromPem(answer.certificate));
   CHECK(Must(made.identity()) == tls::Agent("ns", "demo-0", "u-1"));
   CHECK(tls::CheckCertificate(world.keeper.credentials()->Get()->trusted, answer.certificate).ok());

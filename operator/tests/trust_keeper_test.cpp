@@ -38,8 +38,8 @@ struct Replica {
 
 struct World {
   kube::FakeApi api;
-  tls::TimePoint now = std::chrono::time_point_cast<std::chrono::seconds>(
-      std::chrono::system_clock::now());
+  tls::TimePoint now =
+      std::chrono::time_point_cast<std::chrono::seconds>(std::chrono::system_clock::now());
 
   std::string Bundle(const std::string& ns) {
     const auto map = api.Get(kube::ConfigMaps(), {ns, "rouse-ca"});
@@ -80,7 +80,8 @@ TEST_CASE("the leader makes the first authority, and every replica has a certifi
   CHECK(leader.Own() != other.Own());
 }
 
-TEST_CASE("nothing is written again while nothing changes, and a namespace that comes gets its bundle") {
+TEST_CASE(
+    "nothing is written again while nothing changes, and a namespace that comes gets its bundle") {
   World world;
   Replica leader(world.api, world.now);
   leader.leads = true;
@@ -126,7 +127,9 @@ TEST_CASE("a successor signs once all bundles are written and known, whoever lea
   world.now += 1h;  // One namespace still does not know it: it may not sign.
   CHECK_FALSE(first.keeper.Step().ok());
   const auto signed_by_old = [&](const Replica& replica) {
-    const auto made = replica.keeper.Sign(*tls::Key::Generate(), {.identity = tls::Agent("a", "p", "u"), .addresses = {}, .hosts = {}});
+    const auto made =
+        replica.keeper.Sign(*tls::Key::Generate(),
+                            {.identity = tls::Agent("a", "p", "u"), .addresses = {}, .hosts = {}});
     REQUIRE(made.ok());
     return tls::CheckCertificate(old, made->certificate).message().find("issuer") ==
            std::string::npos;
@@ -231,18 +234,18 @@ TEST_CASE("two leaders at once end with one authority") {
   CHECK(world.Count(a.Trusted()) == 1);
 }
 
-TEST_CASE("a Secret that somebody else has written is left alone, and the message says what to do") {
+TEST_CASE(
+    "a Secret that somebody else has written is left alone, and the message says what to do") {
   World world;
-  world.api.Put(kube::Secrets(), {{"metadata", {{"namespace", "rouse-system"},
-                                                {"name", "rouse-authorities"}}},
-                                  {"data", {{"tls.crt", "eA=="}}}});
+  world.api.Put(kube::Secrets(),
+                {{"metadata", {{"namespace", "rouse-system"}, {"name", "rouse-authorities"}}},
+                 {"data", {{"tls.crt", "eA=="}}}});
   Replica leader(world.api, world.now);
   leader.leads = true;
   const Status status = leader.keeper.Step();
   CHECK_THAT(status.message(), Catch::Contains("rouse-system/rouse-authorities"));
   CHECK_THAT(status.message(), Catch::Contains("deleted, it is made anew"));
-  CHECK(world.api.calls() ==
-        std::vector<std::string>{"get secret rouse-system/rouse-authorities"});
+  CHECK(world.api.calls() == std::vector<std::string>{"get secret rouse-system/rouse-authorities"});
 }
 
 }  // namespace rouse::trust

@@ -81,9 +81,8 @@ Json SecretOf(const Authorities& authorities, const std::string& ns, const std::
     items.push_back(std::move(item));
   }
   const std::string text = json::Dump({{"format", kFormat}, {"authorities", std::move(items)}});
-  Json metadata = {{"name", name},
-                   {"namespace", ns},
-                   {"labels", {{"app.kubernetes.io/managed-by", "rouse"}}}};
+  Json metadata = {
+      {"name", name}, {"namespace", ns}, {"labels", {{"app.kubernetes.io/managed-by", "rouse"}}}};
   if (!authorities.resource_version.empty()) {
     metadata["resourceVersion"] = authorities.resource_version;
   }

@@ -1,4 +1,5 @@
-// The certificate authorities as the Secret keeps them, and what is to be done about them now. Pure.
+// The certificate authorities as the Secret keeps them, and what is to be done about them now.
+// Pure.
 
 #pragma once
 
@@ -13,8 +14,8 @@ namespace rouse::trust {
 
 using json::Json;
 
-/// On the Secret: whoever sets it, to whatever, asks for a new authority. The operator takes it away
-/// once there is one.
+/// On the Secret: whoever sets it, to whatever, asks for a new authority. The operator takes it
+/// away once there is one.
 inline constexpr char kAnnotationReplace[] = "rouse.dev/replace-authority";
 
 struct Authority {

@@ -63,9 +63,8 @@ Result<SignedCertificate> Issuer::Issue(const std::string& body) {
                         " asks for certificates too often: ask again in 10 s");
     }
   }
-  tls::Names names{.identity = tls::Agent(pod->ns, pod->name, pod->uid),
-                   .addresses = {},
-                   .hosts = {}};
+  tls::Names names{
+      .identity = tls::Agent(pod->ns, pod->name, pod->uid), .addresses = {}, .hosts = {}};
   if (!pod->ip.empty()) names.addresses.push_back(pod->ip);
   ROUSE_ASSIGN_OR_RETURN(SignedCertificate made, keeper_.Sign(*key, names));
   log::Info("certificate signed", {{"pod", pod->ns + "/" + pod->name},

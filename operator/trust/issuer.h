@@ -1,5 +1,5 @@
-// Answers POST /v1/certificates (docs/protocols.md §1): an agent shows a token of its pod, and gets a
-// certificate for that pod and nobody else.
+// Answers POST /v1/certificates (docs/protocols.md §1): an agent shows a token of its pod, and gets
+// a certificate for that pod and nobody else.
 
 #pragma once
 

@@ -38,9 +38,14 @@ void Keeper::Run(const std::stop_token& stop) {
     }
     last_error = done.message();
     std::unique_lock lock(mutex_);
-    stopped_.wait_for(lock, stop, done.ok() ? options_.poll : std::min(kRetry, options_.poll),
-                      [] { return false; });
+    stopped_.wait_for(lock, stop, done.ok() ? Pause() : kRetry, [] { return false; });
   }
+}
+
+// Certificates may be of less life than the time between two looks at the Secret.
+std::chrono::milliseconds Keeper::Pause() const {
+  const auto left = std::chrono::milliseconds(facts_.renew_at - options_.now());
+  return std::clamp(left, kRetry, options_.poll);
 }
 
 Status Keeper::Step() {
@@ -79,9 +84,8 @@ Result<Authorities> Keeper::Read() {
 
 Result<Authorities> Keeper::Write(const Authorities& authorities) {
   const Json secret = SecretOf(authorities, options_.secret.ns, options_.secret.name);
-  const auto written = authorities.resource_version.empty()
-                           ? api_.Create(kube::Secrets(), secret)
-                           : api_.Update(kube::Secrets(), secret);
+  const auto written = authorities.resource_version.empty() ? api_.Create(kube::Secrets(), secret)
+                                                            : api_.Update(kube::Secrets(), secret);
   if (!written.ok()) return written.status().WithContext("the certificate authorities");
   return AuthoritiesFromSecret(*written);
 }
@@ -106,14 +110,12 @@ Status Keeper::Lead(Authorities& authorities, tls::TimePoint now) {
                                                   {"ended", rotation.ended.size()},
                                                   {"kept", authorities.all.size()}});
   }
-  const std::string bundle =
-      BundleOf(authorities, PlanRotation(authorities, now, options_.policy));
+  const std::string bundle = BundleOf(authorities, PlanRotation(authorities, now, options_.policy));
   {
     const std::lock_guard lock(mutex_);
     bundle_ = bundle;  // Before it is written: whoever prepares a namespace must not undo that.
   }
-  ROUSE_RETURN_IF_ERROR(
-      bundles_.EnsureAll(options_.namespaces(), bundle, Bundles::Clock::now()));
+  ROUSE_RETURN_IF_ERROR(bundles_.EnsureAll(options_.namespaces(), bundle, Bundles::Clock::now()));
   Authority& newest = authorities.all.back();
   if (newest.times.published) return {};
   Authorities changed = authorities;
@@ -152,27 +154,25 @@ Status Keeper::RenewOwn(const Authorities& authorities, const tls::Rotation& rot
   const auto current = credentials_->Get();
   if (still_trusted && now < own_->renew_at) {
     if (current->trusted != bundle) {
-      credentials_->Set({.trusted = bundle,
-                         .certificate = current->certificate,
-                         .key = current->key});
+      credentials_->Set(
+          {.trusted = bundle, .certificate = current->certificate, .key = current->key});
     }
     return {};
   }
   ROUSE_ASSIGN_OR_RETURN(const tls::Key key, tls::Key::Generate());
-  ROUSE_ASSIGN_OR_RETURN(const SignedCertificate made,
-                         Sign(key, {.identity = tls::Operator(),
-                                    .addresses = options_.addresses,
-                                    .hosts = options_.hosts}));
+  ROUSE_ASSIGN_OR_RETURN(const SignedCertificate made, Sign(key, {.identity = tls::Operator(),
+                                                                  .addresses = options_.addresses,
+                                                                  .hosts = options_.hosts}));
   ROUSE_ASSIGN_OR_RETURN(const tls::Certificate certificate,
                          tls::Certificate::FromPem(made.certificate));
   ROUSE_ASSIGN_OR_RETURN(std::string key_pem, key.ToPem());
-  own_ = Own{.ends = certificate.validity().not_after,
-             .renew_at = now + made.renew_after,
+  own_ = Own{.renew_at = now + made.renew_after,
              .authority = authorities.all[*rotation.signer].certificate};
   credentials_->Set(
       {.trusted = bundle, .certificate = made.certificate, .key = std::move(key_pem)});
   const std::lock_guard lock(mutex_);
-  facts_.own_ends = own_->ends;
+  facts_.own_ends = certificate.validity().not_after;
+  facts_.renew_at = own_->renew_at;
   facts_.not_ready.clear();
   return {};
 }
@@ -185,8 +185,8 @@ Result<SignedCertificate> Keeper::Sign(const tls::Key& key, const tls::Names& na
   }
   if (signer == nullptr) return Unavailable("there is no certificate authority yet");
   const tls::TimePoint now = options_.now();
-  const tls::Validity validity = tls::ValidityFrom(now, options_.policy.certificate_lifetime,
-                                                   signer->certificate.validity());
+  const tls::Validity validity =
+      tls::ValidityFrom(now, options_.policy.certificate_lifetime, signer->certificate.validity());
   ROUSE_ASSIGN_OR_RETURN(const tls::Certificate made,
                          tls::Sign(signer->certificate, signer->key, key, names, validity));
   return SignedCertificate{.certificate = made.ToPem(),

@@ -71,6 +71,7 @@ class Keeper {
     std::size_t trusted = 0;
     tls::TimePoint authority_ends;
     tls::TimePoint own_ends;
+    tls::TimePoint renew_at;  ///< The own certificate.
   };
   Facts facts() const;
 
@@ -80,7 +81,6 @@ class Keeper {
     tls::Key key;
   };
   struct Own {
-    tls::TimePoint ends;
     tls::TimePoint renew_at;
     std::string authority;  ///< PEM of who has signed it.
   };
@@ -91,6 +91,7 @@ class Keeper {
   Status Adopt(const Authorities& authorities, tls::TimePoint now);
   Status RenewOwn(const Authorities& authorities, const tls::Rotation& rotation,
                   const std::string& bundle, tls::TimePoint now);
+  std::chrono::milliseconds Pause() const;  ///< Requires mutex_.
   void Run(const std::stop_token& stop);
 
   kube::Api& api_;
@@ -109,7 +110,8 @@ class Keeper {
   Facts facts_{.not_ready = "the certificate authority is not read yet",
                .trusted = 0,
                .authority_ends = {},
-               .own_ends = {}};  ///< Guarded by mutex_.
+               .own_ends = {},
+               .renew_at = {}};  ///< Guarded by mutex_.
   std::condition_variable_any stopped_;
   std::jthread thread_;
 };

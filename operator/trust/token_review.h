@@ -23,8 +23,8 @@ struct TokenPod {
 /// The TokenReview that asks about `token`, of the audience of Rouse's own.
 Json TokenReviewOf(const std::string& token);
 
-/// What the answered TokenReview says. PermissionDenied when the token is none, of another audience,
-/// or bound to no pod.
+/// What the answered TokenReview says. PermissionDenied when the token is none, of another
+/// audience, or bound to no pod.
 Result<TokenPod> PodOf(const Json& review);
 
 }  // namespace rouse::trust

@@ -57,7 +57,12 @@ EVERYTHING = {
     "imagePullSecrets": [{"name": "pull"}],
     "serviceAccount": {"create": True, "name": "someone", "annotations": {"a": "b"}},
     "rbac": {"create": True, "aggregate": True},
-    "service": {"port": 80, "agentsPort": 82, "scalerPort": 81, "annotations": {"prometheus.io/scrape": "true"}},
+    "service": {
+        "port": 80,
+        "agentsPort": 82,
+        "scalerPort": 81,
+        "annotations": {"prometheus.io/scrape": "true"},
+    },
     "fullnameOverride": "wake",
 }
 

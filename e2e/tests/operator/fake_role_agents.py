@@ -2,8 +2,9 @@
 
 One HTTP server plays those of all pods: kwok's pods have addresses on loopback, and whom a request
 is for is the address that it was sent to. It speaks TLS with that pod's own certificate, which the
-operator has signed (rouse_e2e.certificates), and listens to the operator only. An engine serves as soon as its pod runs, falls asleep and
-wakes when told, and every change is reported as an agent would; how each of them answers can be set.
+operator has signed (rouse_e2e.certificates), and listens to the operator only. An engine serves as
+soon as its pod runs, falls asleep and wakes when told, and every change is reported as an agent
+would; how each of them answers can be set.
 """
 
 from __future__ import annotations

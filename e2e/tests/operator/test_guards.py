@@ -152,7 +152,7 @@ def test_a_scale_out_wakes_the_guard_with_one_command_and_makes_another(
     assert command.pod == "m-1" and m.agents.told("Active") == [command]
     assert [x["pod"] for x in command.body["peers"]] == ["m-0"]
     peer = command.body["peers"][0]["address"]
-    assert peer == f"http://{after['m-0']['status']['podIP']}:{m.agents.agent_port}"
+    assert peer == f"https://{after['m-0']['status']['podIP']}:{m.agents.agent_port}"
     assert command.body["decidedAtUs"] == int(note(after["m-1"], "decided-at-us"))
     assert scaled_us < command.body["decidedAtUs"] <= command.at * 1e6
     assert after.keys() == {"m-0", "m-1", "m-2"} and role(after["m-2"]) == "Guard"

@@ -224,7 +224,9 @@ def test_a_certificate_is_worth_nothing_to_the_operator_once_its_pod_is_gone(
     wait_until("the operator to know", 10, forgotten)
     # The API server takes the token for void, though it would be good for minutes.
     wait_until(
-        "the token to be void", 20, lambda: signed.ask(operator.tls_port, namespace, token)[0] == 403
+        "the token to be void",
+        20,
+        lambda: signed.ask(operator.tls_port, namespace, token)[0] == 403,
     )
     scale(cluster, namespace, 1)
     later = wait_pods(cluster, namespace, {"m-0"})["m-0"]
@@ -391,7 +393,11 @@ def test_an_agent_answers_its_peers_and_the_operator_and_nobody_else(
     peer = signed.context_of(found["m-1"], port)
     wait_until(f"its certificate; its log:\n{tail(agent.log)}", 20, lambda: agent.serves(peer))
     kept = wait_until(
-        "its report", 20, lambda: pods(world.cluster, namespace)["m-0"]["metadata"]["annotations"].get("rouse.dev/agent-address")
+        "its report",
+        20,
+        lambda: pods(world.cluster, namespace)["m-0"]["metadata"]["annotations"].get(
+            "rouse.dev/agent-address"
+        ),
     )
     assert kept == f"https://{agent.address}:7411"
 
@@ -399,9 +405,13 @@ def test_an_agent_answers_its_peers_and_the_operator_and_nobody_else(
     status, answer = agent.ask(peer, "/v1/role", role)
     assert status == 403 and "only the operator" in answer
     opened = {"protocol": "rouse-weights", "version": 1, "launchIdentity": "x", "partial": True}
-    status, answer = agent.ask(peer, "/v1/weights/open", {**opened, "requester": f"{namespace}/m-0"})
+    status, answer = agent.ask(
+        peer, "/v1/weights/open", {**opened, "requester": f"{namespace}/m-0"}
+    )
     assert status == 403 and "requester" in answer
-    status, answer = agent.ask(peer, "/v1/weights/open", {**opened, "requester": f"{namespace}/m-1"})
+    status, answer = agent.ask(
+        peer, "/v1/weights/open", {**opened, "requester": f"{namespace}/m-1"}
+    )
     assert status == 412, answer
 
     elsewhere = world.namespace()
@@ -420,7 +430,7 @@ def test_an_agent_answers_its_peers_and_the_operator_and_nobody_else(
     assert answer.status == 412 and b"mutual TLS" in answer.read()
     plain.request("GET", "/metrics")
     metrics = plain.getresponse().read().decode()
-    assert 'rouse_certificates_total{outcome="ok"} 1' in metrics
+    assert 'rouse_certificates_total{outcome="success"} 1' in metrics
     plain.close()
 
 
@@ -532,7 +542,9 @@ def test_the_operators_pod_is_admitted_where_only_restricted_ones_are(world: Wor
     enforce = "pod-security.kubernetes.io/enforce=restricted"
     cluster.kubectl("label", "namespace", name, enforce)
     chart = str(paths.REPOSITORY / "charts" / "rouse")
-    rendered = cluster.helm("template", "rouse", chart, "-n", name, "-s", "templates/deployment.yaml")
+    rendered = cluster.helm(
+        "template", "rouse", chart, "-n", name, "-s", "templates/deployment.yaml"
+    )
     import yaml
 
     template = yaml.safe_load(rendered)["spec"]["template"]
@@ -569,6 +581,3 @@ def test_instances_are_restricted_but_for_the_nodes_folder(
     )
     assert "violates PodSecurity" in said and "hostPath" in said
     assert cluster.get("pod", "m-0", namespace) is None
-
-
-
