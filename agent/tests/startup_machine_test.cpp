@@ -184,3 +184,36 @@ TEST_CASE("An engine that goes on needs no pull, and is told of none before one 
     CHECK_FALSE(machine.failed());
   }
 }
+
+TEST_CASE("The engine waits until compile caches are settled, whatever else has come") {
+  StartPlan plan = kFromStorage;
+  plan.reuse_state = true;
+  StartupMachine machine(plan);
+  machine.Apply(ev::Begun{});
+  CHECK(machine.state() == AgentState::kHydrating);
+  CHECK(machine.message() == "waiting for compile caches");
+  CHECK_FALSE(machine.engine_may_start());
+  machine.Apply(ev::StateSettled{700});
+  CHECK(machine.engine_may_start());
+  CHECK(machine.state() == AgentState::kReady);
+  CHECK(machine.moments().engine_may_start_us == 700);
+
+  // Files, caches and weights, in any order: the last one counts.
+  plan = kFromPeer;
+  plan.reuse_state = true;
+  StartupMachine target(plan);
+  target.Apply(ev::Begun{});
+  target.Apply(ev::StateSettled{300});
+  CHECK(target.message() == "waiting for the model's files from a peer");
+  target.Apply(ev::FilesInPlace{400});
+  target.Apply(ev::PullOpened{"demo-0", 500});
+  CHECK(target.engine_may_start());
+  CHECK(target.moments().engine_may_start_us == 500);
+  // An engine that goes on needs none.
+  plan.files_from_peer = false;
+  StartupMachine again(plan);
+  again.Apply(ev::Begun{});
+  again.Apply(ev::EngineGoesOn{600});
+  CHECK(again.engine_may_start());
+  CHECK(again.state() != AgentState::kHydrating);
+}

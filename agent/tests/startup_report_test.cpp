@@ -23,11 +23,15 @@ TEST_CASE("A report says who, in which state, with which weights, and passes the
   holdings.bytes_by_source = {.peer = 0, .storage = 7};
   holdings.transport = "tcp/eth0";
   holdings.transport_fallback = "this node has mlx5_0:1";
+  holdings.state_origin = "from demo-1";
+  holdings.state_miss = "fx_graph missed";
   holdings.load = EngineLoad{.running = 1, .waiting = 2};
   const AgentReport report = BuildReport(self, StandingOf(machine, {}), holdings);
   CHECK(report.state == AgentState::kServing);
   CHECK(report.timeline->total_us == 300);
   CHECK(report.transport_fallback == "this node has mlx5_0:1");
+  CHECK(report.state_origin == "from demo-1");
+  CHECK(report.state_miss == "fx_graph missed");
   CHECK(report.load == holdings.load);
   const auto decoded = AgentReportFromJson(ToJson(report));
   REQUIRE(decoded.ok());
