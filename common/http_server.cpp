@@ -25,7 +25,7 @@ constexpr std::chrono::seconds kIdle{120};
 constexpr std::chrono::seconds kHandshake{10};
 /// What a client that is refused still sends is read for so long, or it would not read the refusal.
 constexpr std::chrono::seconds kLinger{1};
-constexpr std::size_t kMaxLinger = 1u << 20;
+constexpr std::size_t kMaxLinger = 16u << 20;
 constexpr std::uint32_t kMaxHeader = 16u << 10;
 /// Connections over this number are closed at once...
 constexpr int kMaxConnections = 4'096;

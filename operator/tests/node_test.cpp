@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <map>
 
@@ -141,12 +142,15 @@ TEST_CASE("an instance on a lost node is replaced at once, is no source, and is 
   CHECK(degraded->message ==
         "demo-0 is on node node-a, which is not ready: another instance takes its place until the "
         "node is back");
-  REQUIRE(plan.notes.size() == 1);
-  CHECK(plan.notes[0].reason == "NodeLost");
-  CHECK(plan.notes[0].warning);
+  const auto told = [](const Plan& of) {
+    return std::count_if(of.notes.begin(), of.notes.end(), [](const Note& note) {
+      return note.reason == "NodeLost" && note.warning;
+    });
+  };
+  CHECK(told(plan) == 1);
 
   state.Done().service.status = plan.status;
-  CHECK(MakePlan(state.Done(), kNow).notes.empty());
+  CHECK(told(MakePlan(state.Done(), kNow)) == 0);
 }
 
 TEST_CASE("with the only source lost the next one loads from storage") {
@@ -154,8 +158,7 @@ TEST_CASE("with the only source lost the next one loads from storage") {
   state.Serving("demo-0");
   state["demo-0"].node_lost = true;
   CHECK(Printed(MakePlan(state.Done(), kNow)) ==
-        Lines{"create demo-1 by Storage (Wake: no guards; Peer: no instance with this launch "
-              "identity has weights or can come by them)"});
+        Lines{"create demo-1 by Storage (Wake: no guards; Peer: no other instance runs)"});
 }
 
 TEST_CASE("a guard elsewhere takes the place of an instance on a lost node") {

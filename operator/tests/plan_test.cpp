@@ -571,7 +571,7 @@ TEST_CASE("siblings are all of the launch that run or start, whatever they hold,
   const auto siblings = SiblingsOf(state["target"], others);
   REQUIRE(siblings.size() == 3);
   CHECK(siblings[0].pod == "same-node");
-  CHECK(siblings[0].address == "http://10.0.0.1:7410");
+  CHECK(siblings[0].address == "https://10.0.0.1:7411");
   CHECK(siblings[0].decided_at_us == kNowUs - 10'000'000);
   CHECK(siblings[1].pod == "far");  // It serves.
   CHECK(siblings[2].pod == "silent");

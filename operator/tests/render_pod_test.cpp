@@ -102,7 +102,8 @@ TEST_CASE("the agent is a native sidecar with probes, and knows all it needs wit
   CHECK(agent["startupProbe"]["failureThreshold"] == 3600);
   CHECK(agent["readinessProbe"]["httpGet"]["path"] == "/readyz");
   CHECK(agent["ports"] ==
-        Json::parse(R"([{"name": "rouse-agent", "containerPort": 7410, "protocol": "TCP"}])"));
+        Json::parse(R"([{"name": "rouse-agent", "containerPort": 7410, "protocol": "TCP"},
+                        {"name": "rouse-peers", "containerPort": 7411, "protocol": "TCP"}])"));
   CHECK(agent["resources"] == Json::object());
   CHECK(EnvOf(agent, "ROUSE_CA_FILE") == "/rouse/trust/ca.crt");
   CHECK(EnvOf(agent, "ROUSE_TOKEN_FILE") == "/rouse/trust/token");
