@@ -141,27 +141,27 @@ Status Agent::WireReporter() {
   ROUSE_ASSIGN_OR_RETURN(auto client, ToOperator());
   reporter_ = std::make_unique<Reporter>(
       std::move(client),
-      Reporter::Hooks{
-          .begin =
-              [this](const std::stop_token& stop) {
-                if (certifier_ != nullptr) certifier_->Await(stop);
-              },
-          .make =
-              [this] {
-                Holdings holdings = store_->holdings();
-                if (state_ != nullptr) {
-                  holdings.state_origin = state_->origin();
-                  holdings.state_miss = state_->miss();
-                }
-                const std::scoped_lock lock(mutex_);
-                holdings.transport_fallback = transport_fallback_;
-                holdings.load = load_;
-                AgentReport report = BuildReport(options_.self, StandingNow(), holdings);
-                load_told_ = report.load;
-                load_told_at_ = Clock::now();
-                return report;
-              },
-          .on_sent = [this](const Status& sent) { metrics_.CountReport(sent.ok()); }});
+      Reporter::Hooks{.begin =
+                          [this](const std::stop_token& stop) {
+                            if (certifier_ != nullptr) certifier_->Await(stop);
+                          },
+                      .make =
+                          [this] {
+                            Holdings holdings = store_->holdings();
+                            if (state_ != nullptr) {
+                              holdings.state_origin = state_->origin();
+                              holdings.state_miss = state_->miss();
+                            }
+                            const std::scoped_lock lock(mutex_);
+                            holdings.transport_fallback = transport_fallback_;
+                            holdings.load = load_;
+                            AgentReport report =
+                                BuildReport(options_.self, StandingNow(), holdings);
+                            load_told_ = report.load;
+                            load_told_at_ = Clock::now();
+                            return report;
+                          },
+                      .on_sent = [this](const Status& sent) { metrics_.CountReport(sent.ok()); }});
   return {};
 }
 

@@ -195,7 +195,7 @@ class Agent final : private EngineHost {
   std::mutex role_file_mutex_;
   bool role_kept_ = false;  ///< Guarded: there is a file that says that it does not serve.
   std::unique_ptr<Certifier> certifier_;  ///< None: plain HTTP, everybody is believed.
-  std::unique_ptr<StateReuse> state_;  ///< None where compile caches are not reused.
+  std::unique_ptr<StateReuse> state_;     ///< None where compile caches are not reused.
   std::unique_ptr<Reporter> reporter_;
   std::unique_ptr<CheckpointStream> stream_;
   nvml::XidWatch xids_;  ///< Of the GPUs of the engine's ranks.

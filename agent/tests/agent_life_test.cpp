@@ -49,16 +49,17 @@ void Load(const AgentProcess& agent, const std::string& bytes) {
 FakeEngine OnGpu(const AgentProcess& agent, const std::string& gpu) {
   auto engine = FakeEngine::Connect(agent.socket());
   REQUIRE(engine.ok());
-  REQUIRE(engine->Ask({{"type", "Hello"},
-                       {"protocol", "rouse-engine"},
-                       {"version", 1},
-                       {"pid", ::getpid()},
-                       {"rank", 0},
-                       {"worldSize", 1},
-                       {"engine", "fake"},
-                       {"engineVersion", "1"},
-                       {"gpu", gpu},
-                       {"identity", ToJson(TestIdentity())}})
+  REQUIRE(engine
+              ->Ask({{"type", "Hello"},
+                     {"protocol", "rouse-engine"},
+                     {"version", 1},
+                     {"pid", ::getpid()},
+                     {"rank", 0},
+                     {"worldSize", 1},
+                     {"engine", "fake"},
+                     {"engineVersion", "1"},
+                     {"gpu", gpu},
+                     {"identity", ToJson(TestIdentity())}})
               ->type() == "Welcome");
   return *std::move(engine);
 }

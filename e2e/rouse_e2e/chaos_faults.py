@@ -64,9 +64,13 @@ class Faults:
         pod = self.random.choice(pods)
         name = pod["metadata"]["name"]
         try:
-            return self._machine_of(pod).execute(
-                *(sys.executable, str(ON_NODE), "kill-one", name, str(self.random.random()))
-            ).strip()
+            return (
+                self._machine_of(pod)
+                .execute(
+                    *(sys.executable, str(ON_NODE), "kill-one", name, str(self.random.random()))
+                )
+                .strip()
+            )
         except (RuntimeError, KeyError) as error:
             return str(error)
 

@@ -125,7 +125,12 @@ class Machine:
         self.boot: Identity | None = None
 
     def start(
-        self, number: int, control_plane: Path, keep: bool, say, listener: socket.socket | None = None
+        self,
+        number: int,
+        control_plane: Path,
+        keep: bool,
+        say,
+        listener: socket.socket | None = None,
     ) -> None:
         """Begins its boot; await_ready() is to follow. `control_plane`: the first node's folder."""
         started = time.monotonic()
@@ -151,9 +156,7 @@ class Machine:
             + [node.name_of(number), node.address_of(number), sys.executable],
             pass_fds=[listener.fileno()] if listener else [],
             cwd=paths.E2E,
-            env=dict(
-                os.environ, PYTHONPATH=str(paths.E2E), PATH=f"{os.environ['PATH']}:/usr/sbin"
-            ),
+            env=dict(os.environ, PYTHONPATH=str(paths.E2E), PATH=f"{os.environ['PATH']}:/usr/sbin"),
         )
         self.boot = identity
         owner = [identity.name, identity.pid, identity.started]

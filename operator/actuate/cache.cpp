@@ -54,7 +54,10 @@ Cache::Cache(OnChange on_change, OnPod on_pod)
       services_(ProjectService, {},
                 [on_change](const std::string& key, const auto&, const auto&) { on_change(key); }),
       pods_(
-          ProjectPod, [](const plan::Instance& i) { return std::vector{ServiceKey(i), OnNode(i.node)}; },
+          ProjectPod,
+          [](const plan::Instance& i) {
+            return std::vector{ServiceKey(i), OnNode(i.node)};
+          },
           [on_change, on_pod](const std::string&, const auto& before, const auto& after) {
             on_pod(before.get(), after.get());
             if (before) on_change(ServiceKey(*before));

@@ -1,5 +1,6 @@
-// The operator's view of the cluster: stores for ModelServices, their pods, their Services, and nodes,
-// already decoded into what decisions need (a thousand pods as JSON would take tens of megabytes).
+// The operator's view of the cluster: stores for ModelServices, their pods, their Services, and
+// nodes, already decoded into what decisions need (a thousand pods as JSON would take tens of
+// megabytes).
 //
 // The informers write from their threads, everybody reads from any thread.
 
@@ -30,8 +31,9 @@ struct StoredService {
 class Cache {
  public:
   /// `on_change` is called with the key "ns/name" of a ModelService whenever it or one of its pods
-  /// changed, or the node of one was lost or came back; `on_pod` for each pod that came, changed (after) or went (nullptr, with its last
-  /// state in before). Both on an informer's thread, after the change is visible; must be quick.
+  /// changed, or the node of one was lost or came back; `on_pod` for each pod that came, changed
+  /// (after) or went (nullptr, with its last state in before). Both on an informer's thread, after
+  /// the change is visible; must be quick.
   using OnChange = std::function<void(const std::string& key)>;
   using OnPod = std::function<void(const plan::Instance* before, const plan::Instance* after)>;
   Cache(OnChange on_change, OnPod on_pod);

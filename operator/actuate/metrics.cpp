@@ -49,8 +49,8 @@ Metrics::Metrics()
                           "workqueue_queue_duration_seconds",
                           "Seconds that a key waited for a worker")
                          .Add({{"name", "modelservice"}}, kReconcileBuckets)),
-      work_seconds_(Make(prometheus::BuildHistogram(), registry_,
-                         "workqueue_work_duration_seconds", "Seconds that a worker held a key")
+      work_seconds_(Make(prometheus::BuildHistogram(), registry_, "workqueue_work_duration_seconds",
+                         "Seconds that a worker held a key")
                         .Add({{"name", "modelservice"}}, kReconcileBuckets)),
       reports_(Make(prometheus::BuildCounter(), registry_, "rouse_agent_reports_total",
                     "Reports of agents by the HTTP status of the answer")),
@@ -135,8 +135,7 @@ void Metrics::CertificateAsked(std::string_view outcome) {
   certificates_.Add({{"outcome", std::string(outcome)}}).Increment();
 }
 
-void Metrics::RequestAnswered(const std::string& method, int code,
-                              std::optional<double> seconds) {
+void Metrics::RequestAnswered(const std::string& method, int code, std::optional<double> seconds) {
   const std::string text = code == 0 ? "<error>" : std::to_string(code);
   requests_.Add({{"code", text}, {"method", method}}).Increment();
   if (seconds) request_seconds_.Add({{"verb", method}}, kReconcileBuckets).Observe(*seconds);

@@ -32,8 +32,8 @@ void Pass::Sort() {
       summary.leaving.push_back(instance);
       continue;
     }
-    // It may serve those who reach it, and come back: it is replaced and not deleted. If it does come
-    // back, there is one too many, of which the one to go is chosen as ever.
+    // It may serve those who reach it, and come back: it is replaced and not deleted. If it does
+    // come back, there is one too many, of which the one to go is chosen as ever.
     if (instance->node_lost) {
       summary.lost.push_back(instance);
       continue;

@@ -62,7 +62,8 @@ struct World {
 
 }  // namespace
 
-TEST_CASE("a node is lost when it is not ready or nothing is heard of it, and not while it is new") {
+TEST_CASE(
+    "a node is lost when it is not ready or nothing is heard of it, and not while it is new") {
   CHECK_FALSE(NodeFromObject(NodeJson("a", "True")).lost);
   CHECK(NodeFromObject(NodeJson("a", "False")).lost);
   CHECK(NodeFromObject(NodeJson("a", "Unknown")).lost);
