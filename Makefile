@@ -27,7 +27,7 @@ export LANG := C.UTF-8
 unexport LC_ALL LC_CTYPE LC_MESSAGES
 
 .PHONY: help all build deps test demo bench e2e chaos fuzz lint format clean images \
-  test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-gpu test-rdma test-plugin
+  test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-gpu test-rdma test-plugin test-cache-keys
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,9 +59,16 @@ test-rdma: build-release ## Pulls over real RDMA verbs, in a virtual machine wit
 	@python=$$(e2e/install.sh qemu-system-x86 busybox-static ibverbs-providers) && cd e2e && \
 	  "$$python" -m rouse_e2e.rdma_vm --seconds 900 $(CURDIR)/build/release/agent/rouse-rdma-test -d yes $(ARGS)
 
+CACHE_KEYS = test_without_one_of_the_canonical_values_the_miss_has_its_name
+
 test-plugin: build-release ## The plugin's tests inside the engine image's vLLM
 	@python=$$(e2e/install.sh) && packages=$$(cd e2e && "$$python" -m rouse_e2e packages) && \
-	  "$$python" connector/tests/run.py --packages "$$packages" --build build/release -n 2
+	  "$$python" connector/tests/run.py --packages "$$packages" --build build/release -n 2 \
+	    --deselect test_state.py::$(CACHE_KEYS)
+
+test-cache-keys: build-release ## What differs in a compile cache's key has its name: four compilations (not part of `make test`)
+	@python=$$(e2e/install.sh) && packages=$$(cd e2e && "$$python" -m rouse_e2e packages) && \
+	  "$$python" connector/tests/run.py --packages "$$packages" --build build/release test_state.py -k $(CACHE_KEYS)
 
 # One worker more than processors: half of the tests mostly wait.
 e2e: build-release ## End-to-end tests (ARGS="-k story" chooses, ARGS="-n0 -s" shows progress)

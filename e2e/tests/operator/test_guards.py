@@ -94,7 +94,8 @@ def start(world: World, namespace: str) -> Iterator[Start]:
     made: list[FakeRoleAgents] = []
 
     def make(operator: Operator, replicas: int = 1, guards: int = 1) -> Guarded:
-        world.cluster.apply(guarded(namespace, replicas, guards))
+        none = modelservice(namespace, replicas, fastStart={"profile": "Shared"})
+        world.cluster.apply(guarded(namespace, replicas, guards) if guards else none)
         made.append(FakeRoleAgents(world.cluster, namespace, operator.tls_port))
         return Guarded(world, namespace, made[-1])
 
@@ -453,34 +454,44 @@ def set_ready(world: World, node: str, value: str) -> None:
 def test_a_guard_takes_the_place_of_a_replica_whose_node_is_lost_until_it_is_back(
     world: World, operator: Operator, start: Start, three_nodes: None
 ):
-    m = start(operator, replicas=2, guards=0)
-    before = m.wait(2, 0)
-    # The guard shall be on a node of its own.
-    taken = {x["spec"]["nodeName"] for x in before.values()}
-    world.cluster.kubectl("cordon", *taken)
+    m = start(operator, replicas=1, guards=0)
+    nodes: list[str] = []  # each instance has one of its own
     try:
-        patch = json.dumps({"spec": {"guards": {"replicas": 1}}})
+        nodes += [x["spec"]["nodeName"] for x in m.wait(1, 0).values()]
+        world.cluster.kubectl("cordon", *nodes)
+        m.scale(2)
+        before = m.wait(2, 0)
+        nodes = [x["spec"]["nodeName"] for x in before.values()]
+        world.cluster.kubectl("cordon", *nodes)
+        spec = {"fastStart": {"profile": "Guarded"}, "guards": {"replicas": 1}}
+        patch = json.dumps({"spec": spec})
         m.cluster.kubectl("patch", "rms", "m", "-n", m.namespace, "--type=merge", "-p", patch)
         (guard,) = m.wait(2).keys() - before.keys()
     finally:
-        world.cluster.kubectl("uncordon", *taken)
-    lost, node = next((x, before[x]["spec"]["nodeName"]) for x in before)
-    on_it = [x for x in before if before[x]["spec"]["nodeName"] == node]
+        world.cluster.kubectl("uncordon", *nodes)
+    lost, node = "m-0", before["m-0"]["spec"]["nodeName"]
+    # Or its kwok would say at once that it is ready.
+    world.cluster.kubectl("annotate", "node", node, "kwok.x-k8s.io/node-")
     set_ready(world, node, "Unknown")
     begun = time.monotonic()
     try:
         m.wait_told("Active")
         assert time.monotonic() - begun < 5
         assert [x.pod for x in m.agents.told("Active")] == [guard]
-        degraded = condition(m.cluster, m.namespace, "Degraded")
-        assert degraded["reason"] == "NodeLost" and f"is on node {node}" in degraded["message"]
+
+        def told() -> bool:
+            degraded = condition(m.cluster, m.namespace, "Degraded")
+            said = f"{lost} is on node {node}" in degraded["message"]
+            return degraded["reason"] == "NodeLost" and said
+
+        wait_until("the condition Degraded to say so", 10, told)
         # Who may serve where we do not see it is not killed.
         time.sleep(1)
-        for name in on_it:
-            there = m.pod(name)
-            assert there["metadata"]["uid"] == before[name]["metadata"]["uid"]
-            assert "deletionTimestamp" not in there["metadata"]
+        there = m.pod(lost)
+        assert there["metadata"]["uid"] == before[lost]["metadata"]["uid"]
+        assert "deletionTimestamp" not in there["metadata"]
     finally:
+        world.cluster.kubectl("annotate", "node", node, "kwok.x-k8s.io/node=fake")
         set_ready(world, node, "True")
     after = m.wait(2)
     assert condition(m.cluster, m.namespace, "Degraded")["status"] == "False"
