@@ -262,31 +262,22 @@ class Session(Connection):
 
 def held_memory(path: str, gpu: str, timeout_s: float) -> int:
     """How much of the GPU with this UUID the agent holds for the engine of its pod, in bytes."""
-    connection = Connection(path, timeout_s)
-    try:
-        request = {
-            "type": "HeldMemory",
-            "protocol": PROTOCOL,
-            "version": PROTOCOL_VERSION,
-            "gpu": gpu,
-        }
-        return count(connection.ask(request, "Held"), "bytes")
-    finally:
-        connection.close()
+    return count(_ask_alone(path, {"type": "HeldMemory", "gpu": gpu}, "Held", timeout_s), "bytes")
 
 
 def cache_use(path: str, rank: int, lookups: list[dict[str, Any]], timeout_s: float = 30.0) -> None:
     """Tells the agent what this rank has looked for in its compile caches."""
+    _ask_alone(path, {"type": "CacheUse", "rank": rank, "lookups": lookups}, "Ok", timeout_s)
+
+
+def _ask_alone(
+    path: str, request: dict[str, Any], expected: str, timeout_s: float
+) -> dict[str, Any]:
+    """The answer to a request that has a connection of its own."""
     connection = Connection(path, timeout_s)
     try:
-        request = {
-            "type": "CacheUse",
-            "protocol": PROTOCOL,
-            "version": PROTOCOL_VERSION,
-            "rank": rank,
-            "lookups": lookups,
-        }
-        connection.ask(request, "Ok")
+        spoken = {"protocol": PROTOCOL, "version": PROTOCOL_VERSION}
+        return connection.ask(request | spoken, expected)
     finally:
         connection.close()
 

@@ -189,19 +189,15 @@ class Invariants:
             )
         }
         pods = [Instance(x) for x in story.pods()]
-        slices = story.cluster.list(
-            "endpointslices", story.namespace, f"kubernetes.io/service-name={story.name}"
-        )
-        endpoints = [y for x in slices for y in x.get("endpoints") or []]
-        ready = {x["targetRef"]["uid"] for x in endpoints if x["conditions"].get("ready")}
+        ready = story.cluster.ready_endpoints(story.name, story.namespace)
         self._check_guards(pods, ready)
         self._check_count(pods, lost)
         self._check_deleted(pods, lost)
-        self._check_answers([x for x in pods if x.uid in ready and x.serves])
+        self._check_answers([x for x in pods if x.name in ready and x.serves])
 
     def _check_guards(self, pods: list[Instance], ready: set[str]) -> None:
         now = time.monotonic()
-        inside = {x.uid for x in pods if x.role == "Guard" and x.uid in ready}
+        inside = {x.uid for x in pods if x.role == "Guard" and x.name in ready}
         self._asleep_in_slice = {x: self._asleep_in_slice.get(x, now) for x in inside}
         for uid, since in self._asleep_in_slice.items():
             if now - since > self.SLICE_S:

@@ -22,7 +22,6 @@ Object = dict[str, Any]
 #: What is looked at again and again is read without kubectl, which takes a tenth of a second to start.
 _GROUPS = {
     "configmaps": "/api/v1",
-    "endpointslices": "/apis/discovery.k8s.io/v1",
     "leases": "/apis/coordination.k8s.io/v1",
     "modelservices": "/apis/rouse.dev/v1alpha1",
     "persistentvolumeclaims": "/api/v1",
