@@ -4,6 +4,7 @@
 #include <set>
 
 #include "common/base64.h"
+#include "common/sha256.h"
 
 namespace rouse {
 namespace {
@@ -458,8 +459,7 @@ Result<ModelFiles> ModelFilesFromJson(const json::Json& value) {
       entry.Fail("path", "\"" + file.path + "\" is not a plain relative path");
     } else if (!seen.insert(file.path).second) {
       entry.Fail("path", "\"" + file.path + "\" is there twice");
-    } else if (file.sha256.size() != 64 ||
-               file.sha256.find_first_not_of("0123456789abcdef") != std::string::npos) {
+    } else if (!IsSha256Hex(file.sha256)) {
       entry.Fail("sha256", "expected 64 lower-case hex digits");
     } else if (total > kMaxModelFilesBytes) {
       entry.Fail("bytes", "the files add up to more than 512 MiB");

@@ -19,11 +19,12 @@ Digest Start() {
   return digest;
 }
 
+constexpr std::string_view kHex = "0123456789abcdef";
+
 std::string Finish(EVP_MD_CTX* digest) {
   std::array<unsigned char, EVP_MAX_MD_SIZE> raw{};
   unsigned int length = 0;
   EVP_DigestFinal_ex(digest, raw.data(), &length);
-  constexpr std::string_view kHex = "0123456789abcdef";
   std::string hex;
   hex.reserve(length * 2);
   for (unsigned int i = 0; i < length; ++i) {
@@ -34,6 +35,10 @@ std::string Finish(EVP_MD_CTX* digest) {
 }
 
 }  // namespace
+
+bool IsSha256Hex(std::string_view text) {
+  return text.size() == 64 && text.find_first_not_of(kHex) == std::string_view::npos;
+}
 
 std::string Sha256Hex(std::string_view bytes) {
   const Digest digest = Start();

@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include "common/symbol_finder.h"
+
 namespace rouse::cuda {
 namespace {
 
@@ -9,19 +11,15 @@ Result<Driver> Open() {
   void* const library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) return Unavailable(std::string("no CUDA driver: ") + ::dlerror());
   Driver driver;
-  const char* missing = nullptr;
-  const auto find = [&](auto& function, const char* name) {
-    function =
-        reinterpret_cast<std::remove_reference_t<decltype(function)>>(::dlsym(library, name));
-    if (function == nullptr) missing = name;
-  };
+  SymbolFinder find(library);
 #define ROUSE_CUDA_NAME(name) #name
 #define ROUSE_CUDA_FIND(name) find(driver.name, ROUSE_CUDA_NAME(name));
   ROUSE_CUDA_CALLS(ROUSE_CUDA_FIND)
 #undef ROUSE_CUDA_FIND
 #undef ROUSE_CUDA_NAME
-  if (missing != nullptr) {
-    return Unavailable(std::string("the CUDA driver is too old: libcuda.so.1 has no ") + missing);
+  if (find.missing() != nullptr) {
+    return Unavailable(std::string("the CUDA driver is too old: libcuda.so.1 has no ") +
+                       find.missing());
   }
   ROUSE_CUDA_RETURN_IF_ERROR(driver, cuInit(0), "initialise the CUDA driver");
   int devices = 0;

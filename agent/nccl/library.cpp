@@ -4,6 +4,8 @@
 
 #include <type_traits>
 
+#include "common/symbol_finder.h"
+
 namespace rouse::nccl {
 namespace {
 
@@ -38,11 +40,7 @@ Result<Library> Library::Open(const std::string& path) {
   void* const opened = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (opened == nullptr) return Unavailable(std::string("no NCCL: ") + ::dlerror());
   Library library;
-  const char* missing = nullptr;
-  const auto find = [&](auto& function, const char* name) {
-    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(::dlsym(opened, name));
-    if (function == nullptr) missing = name;
-  };
+  SymbolFinder find(opened);
   find(library.GetVersion, "ncclGetVersion");
   find(library.GetUniqueId, "ncclGetUniqueId");
   find(library.CommInitRankConfig, "ncclCommInitRankConfig");
@@ -53,8 +51,8 @@ Result<Library> Library::Open(const std::string& path) {
   find(library.Broadcast, "ncclBroadcast");
   find(library.GetErrorString, "ncclGetErrorString");
   find(library.GetLastError, "ncclGetLastError");
-  if (missing != nullptr) {
-    return Unavailable("NCCL does not fit: " + path + " has no " + missing);
+  if (find.missing() != nullptr) {
+    return Unavailable("NCCL does not fit: " + path + " has no " + find.missing());
   }
   ROUSE_RETURN_IF_ERROR(
       ToStatus(library, library.GetVersion(&library.version), nullptr, "ask for NCCL's version"));

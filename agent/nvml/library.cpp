@@ -2,7 +2,7 @@
 
 #include <dlfcn.h>
 
-#include <type_traits>
+#include "common/symbol_finder.h"
 
 namespace rouse::nvml {
 namespace {
@@ -29,11 +29,7 @@ Result<Library> Library::Open(const std::string& path) {
   void* const opened = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (opened == nullptr) return Unavailable(std::string("no NVML: ") + ::dlerror());
   Library library;
-  const char* missing = nullptr;
-  const auto find = [&](auto& function, const char* name) {
-    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(::dlsym(opened, name));
-    if (function == nullptr) missing = name;
-  };
+  SymbolFinder find(opened);
   find(library.Init, "nvmlInit_v2");
   find(library.Shutdown, "nvmlShutdown");
   find(library.ErrorString, "nvmlErrorString");
@@ -42,8 +38,8 @@ Result<Library> Library::Open(const std::string& path) {
   find(library.EventSetFree, "nvmlEventSetFree");
   find(library.RegisterEvents, "nvmlDeviceRegisterEvents");
   find(library.EventSetWait, "nvmlEventSetWait_v2");
-  if (missing != nullptr) {
-    return Unavailable("NVML is too old: " + path + " has no " + missing);
+  if (find.missing() != nullptr) {
+    return Unavailable("NVML is too old: " + path + " has no " + find.missing());
   }
   return library;
 }

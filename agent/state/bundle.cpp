@@ -5,6 +5,7 @@
 
 #include "agent/state/plain_path.h"
 #include "common/messages.h"
+#include "common/sha256.h"
 
 namespace rouse::agent {
 namespace {
@@ -49,7 +50,7 @@ BundleEntry ReadEntry(json::Reader& in, CacheClass of) {
         in.Int("bytes", 0, static_cast<std::int64_t>(kMaxBundleFileBytes)));
     entry.mode = static_cast<std::uint32_t>(in.Int("mode", 0, 0777));
     entry.sha256 = in.String("sha256");
-    if (in.status().ok() && !IsDigest(entry.sha256)) {
+    if (in.status().ok() && !IsSha256Hex(entry.sha256)) {
       in.Fail("sha256", "expected 64 lower-case hex digits");
     }
   } else {
@@ -113,10 +114,6 @@ Status CheckTogether(const Bundle& bundle) {
 
 }  // namespace
 
-bool IsDigest(std::string_view text) {
-  return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
-}
-
 std::uint64_t Bundle::bytes() const {
   std::uint64_t total = 0;
   for (const BundleEntry& entry : entries) total += entry.bytes;
@@ -151,7 +148,7 @@ Result<Bundle> BundleFromJson(const json::Json& value) {
   ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kBundleProtocol, kBundleVersion));
   Bundle bundle{.of = in.Enum<CacheClass>("class", kCacheClasses),
                 .fingerprint = in.String("fingerprint")};
-  if (in.status().ok() && !IsDigest(bundle.fingerprint)) {
+  if (in.status().ok() && !IsSha256Hex(bundle.fingerprint)) {
     in.Fail("fingerprint", "expected 64 lower-case hex digits");
   }
   const json::Json& entries = in.Array("entries");

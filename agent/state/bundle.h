@@ -48,9 +48,6 @@ struct Bundle {
   bool operator==(const Bundle&) const = default;
 };
 
-/// Whether `text` is a SHA-256 as it is written here: 64 lower-case hex digits.
-bool IsDigest(std::string_view text);
-
 json::Json ToJson(const Bundle& bundle);
 /// Strict. Refuses, and names: paths that are not plain or not below a root of the class, two
 /// entries of one path or one inside of the other, links that lead out of their root, to another

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/messages.h"
+#include "common/sha256.h"
 
 namespace rouse::agent {
 
@@ -65,12 +66,12 @@ Result<StateRead> StateReadFromJson(const json::Json& value) {
                                "offset", 0, static_cast<std::int64_t>(kMaxBundleFileBytes))),
                            .bytes = static_cast<std::uint64_t>(
                                piece.Int("bytes", 1, static_cast<std::int64_t>(kMaxReadBytes)))});
-    if (piece.status().ok() && !IsDigest(read.pieces.back().sha256)) {
+    if (piece.status().ok() && !IsSha256Hex(read.pieces.back().sha256)) {
       piece.Fail("sha256", "expected 64 lower-case hex digits");
     }
     ROUSE_RETURN_IF_ERROR(piece.status());
   }
-  if (!IsDigest(read.fingerprint)) in.Fail("fingerprint", "expected 64 lower-case hex digits");
+  if (!IsSha256Hex(read.fingerprint)) in.Fail("fingerprint", "expected 64 lower-case hex digits");
   if (read.bytes() > kMaxReadBytes) in.Fail("pieces", "add up to more than 4 MiB");
   ROUSE_RETURN_IF_ERROR(in.status());
   return read;

@@ -119,7 +119,7 @@ std::string StateStore::BundlePath(CacheClass of, const std::string& fingerprint
 }
 
 Result<Bundle> StateStore::Find(CacheClass of, const std::string& fingerprint) const {
-  if (!IsDigest(fingerprint)) return InvalidArgument("a fingerprint has 64 hex digits");
+  if (!IsSha256Hex(fingerprint)) return InvalidArgument("a fingerprint has 64 hex digits");
   const std::string path = BundlePath(of, fingerprint);
   ROUSE_ASSIGN_OR_RETURN(const std::string text, ReadWholeFile(path, kMaxBundleText));
   const auto document = json::Parse(text, path, kMaxBundleText);

@@ -348,7 +348,7 @@ TEST_CASE("A fingerprint tells classes, launches and machines apart") {
   Machine other = machine;
   other.gpus = {"NVIDIA B200"};
   const std::string one = Fingerprint(CacheClass::kMatched, "launch", machine);
-  CHECK(IsDigest(one));
+  CHECK(IsSha256Hex(one));
   CHECK(one == Fingerprint(CacheClass::kMatched, "launch", machine));
   CHECK(one != Fingerprint(CacheClass::kReusable, "launch", machine));
   CHECK(one != Fingerprint(CacheClass::kMatched, "other", machine));

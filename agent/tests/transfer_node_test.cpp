@@ -5,11 +5,11 @@
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
-#include <filesystem>
 #include <thread>
 
 #include "agent/socket/seqpacket.h"
 #include "agent/tests/paths.h"
+#include "agent/tests/temp_folder.h"
 #include "agent/tests/transfer_fixture.h"
 #include "agent/transfer/node_pull.h"
 #include "agent/transfer/publisher.h"
@@ -21,25 +21,6 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr std::uint64_t kMiB = 1u << 20;
-
-class Folder {
- public:
-  Folder() {
-    char name[] = "/tmp/rouse-node-test-XXXXXX";
-    if (::mkdtemp(name) == nullptr) throw std::runtime_error("mkdtemp failed");
-    path_ = name;
-  }
-  ~Folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 // A published arena, and what a target learns of it over HTTP.
 struct Source {
@@ -56,7 +37,7 @@ struct Source {
     return {"test/source", folder.path() + "/" + opened.node_socket, opened.lease};
   }
 
-  Folder folder;
+  agent::TempFolder folder;
   std::shared_ptr<memory::Arena> arena;
   std::unique_ptr<Publisher> publisher;
   OpenResponse opened;
@@ -198,7 +179,7 @@ TEST_CASE("who speaks nonsense costs itself the connection and nobody else", "[n
 }
 
 TEST_CASE("a silent connection is closed in the end", "[node]") {
-  const Folder folder;
+  const agent::TempFolder folder;
   const auto share =
       Must(NodeShare::Start(folder.path(), "a.sock",
                             [](const NodeRequest&) { return Result<SharedSlabs>(SharedSlabs{}); },

@@ -6,13 +6,13 @@
 
 #include <algorithm>
 #include <catch2/catch.hpp>
-#include <filesystem>
 #include <future>
 
 #include "agent/server/peer_pull.h"
 #include "agent/server/weights.h"
 #include "agent/tests/fake_gpu.h"
 #include "agent/tests/paths.h"
+#include "agent/tests/temp_folder.h"
 #include "agent/tests/transfer_fixture.h"
 #include "agent/transfer/source.h"
 #include "common/http.h"
@@ -29,12 +29,6 @@ constexpr std::uint64_t kBytes = 9 * kMiB + 123;
 HelloRequest Hello(const std::string& gpu) {
   return {.pid = 1, .rank = 0, .world_size = 1, .gpu = gpu, .identity = {{"model", "m"}}};
 }
-
-struct Folder {
-  Folder() { REQUIRE(::mkdtemp(path.data()) != nullptr); }
-  ~Folder() { std::filesystem::remove_all(path); }
-  std::string path = "/tmp/rouse-weights-XXXXXX";
-};
 
 std::unique_ptr<WeightStore> Store(const std::shared_ptr<memory::Gpus>& gpus,
                                    const std::string& node_folder = "",
@@ -221,12 +215,12 @@ std::unique_ptr<http::Server> Serve(WeightStore& store) {
 
 struct Pulling {
   explicit Pulling(const std::string& node_folder, std::uint64_t stage_bytes = 4 * kMiB) {
-    source = Store(std::make_shared<FakeGpus>(), folder.path, stage_bytes);
+    source = Store(std::make_shared<FakeGpus>(), folder.path(), stage_bytes);
     Publish(*source, Hello(kGpu));
     server = Serve(*source);
     settings.launch_identity = "launch";
     settings.requester = "ns/target";
-    settings.node_folder = node_folder == "shared" ? folder.path : node_folder;
+    settings.node_folder = node_folder == "shared" ? folder.path() : node_folder;
     settings.picker.refused_deadline = std::chrono::milliseconds(200);
     hooks.peers = [this] {
       return std::vector<Peer>{
@@ -246,7 +240,7 @@ struct Pulling {
     hooks.on_put_aside = [](const Peer&, const Status&) {};
   }
 
-  Folder folder;
+  TempFolder folder;
   std::shared_ptr<FakeGpus> gpus = std::make_shared<FakeGpus>();
   std::unique_ptr<WeightStore> target = Store(gpus);
   std::unique_ptr<WeightStore> source;

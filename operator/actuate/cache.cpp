@@ -92,8 +92,8 @@ void Cache::NodeChanged(const std::string& node, bool was_lost, bool is_lost) {
     for (const auto& pod : pods_.ByIndex(OnNode(name))) services.insert(ServiceKey(*pod));
   };
   add(node);
-  for (const auto& [name, value] : nodes_.Entries()) {
-    if (value->lost) add(name);
+  for (const auto& other : nodes_.All()) {
+    if (other->lost) add(other->name);
   }
   for (const std::string& key : services) on_change_(key);
 }

@@ -62,12 +62,6 @@ class Store final : public StoreSink {
     return out;
   }
 
-  /// The same, with their keys.
-  std::vector<std::pair<std::string, Value>> Entries() const {
-    std::shared_lock lock(mutex_);
-    return {current_.values.begin(), current_.values.end()};
-  }
-
   /// The values whose index has `entry`, at one moment, in no particular order.
   std::vector<Value> ByIndex(const std::string& entry) const {
     std::shared_lock lock(mutex_);

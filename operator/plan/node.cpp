@@ -5,7 +5,7 @@
 namespace rouse::plan {
 
 Node NodeFromObject(const Json& node) {
-  Node out;
+  Node out{.name = Text(At(node, "metadata"), "name")};
   for (const Json& condition : At(At(node, "status"), "conditions")) {
     if (Text(condition, "type") == "Ready") out.lost = Text(condition, "status") != "True";
   }

@@ -13,6 +13,7 @@ namespace rouse::plan {
 using json::Json;
 
 struct Node {
+  std::string name;
   /// Its condition Ready is not True: its kubelet says so, or has said nothing for so long (40 s by
   /// default) that the node's controller does. Requests reach no pod there any more, since all of
   /// them are taken for not ready, and Kubernetes evicts them five minutes later.

@@ -4,6 +4,7 @@
 
 #include "agent/state/state_messages.h"
 #include "agent/tests/fuzz/harness.h"
+#include "common/sha256.h"
 
 namespace rouse::fuzz {
 namespace {
@@ -11,7 +12,7 @@ namespace {
 using namespace agent;
 
 void CheckBundle(const agent::Bundle& bundle) {
-  Check(IsDigest(bundle.fingerprint), "a fingerprint is one");
+  Check(IsSha256Hex(bundle.fingerprint), "a fingerprint is one");
   Check(bundle.entries.size() <= kMaxBundleEntries && bundle.bytes() <= kMaxBundleBytes,
         "bounds hold");
   std::set<std::string> paths;
@@ -20,7 +21,7 @@ void CheckBundle(const agent::Bundle& bundle) {
     Check(!RootOf(bundle.of, entry.path).empty(), "every path is in a cache");
     Check(("/" + entry.path + "/").find("/../") == std::string::npos, "paths lead nowhere else");
     Check(entry.mode <= 0777 && entry.bytes <= kMaxBundleFileBytes, "bounds hold");
-    Check(entry.is_link() != IsDigest(entry.sha256), "a file has a digest, a link has none");
+    Check(entry.is_link() != IsSha256Hex(entry.sha256), "a file has a digest, a link has none");
     Check(!entry.is_link() || entry.target.front() != '/', "links are relative");
   }
   for (const std::string& path : paths) {
@@ -54,7 +55,8 @@ void Bundle(std::string_view input) {
     const auto read = StateReadFromJson(*document);
     if (!read.ok()) return;
     Check(read->bytes() <= kMaxReadBytes && read->pieces.size() <= kMaxReadPieces, "bounds hold");
-    for (const StatePiece& piece : read->pieces) Check(IsDigest(piece.sha256), "files are digests");
+    for (const StatePiece& piece : read->pieces)
+      Check(IsSha256Hex(piece.sha256), "files are digests");
     const auto again = StateReadFromJson(ToJson(*read));
     Check(again.ok() && *again == *read, "encoding and decoding change nothing");
   }
