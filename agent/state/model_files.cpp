@@ -10,6 +10,7 @@
 #include "agent/memory/owned_fd.h"
 #include "agent/state/plain_path.h"
 #include "agent/state/tree.h"
+#include "agent/storage/checkpoint_files.h"
 #include "common/log.h"
 #include "common/sha256.h"
 
@@ -87,6 +88,11 @@ std::string RealPath(const fs::directory_entry& entry, const ModelRoot& root) {
   return !error && fs::is_regular_file(status) ? real.string() : "";
 }
 
+void SortByPath(ModelFiles& files) {
+  std::sort(files.files.begin(), files.files.end(),
+            [](const ModelFile& a, const ModelFile& b) { return a.path < b.path; });
+}
+
 }  // namespace
 
 bool IsWeightFile(std::string_view path) {
@@ -132,15 +138,45 @@ Result<ModelFiles> ListModelFiles(const std::string& folder) {
     out.files.push_back(std::move(file));
   }
   if (error) return FromErrno(error.value(), "list model folder " + folder);
-  std::sort(out.files.begin(), out.files.end(),
-            [](const ModelFile& a, const ModelFile& b) { return a.path < b.path; });
+  SortByPath(out);
   return out;
 }
+
+namespace {
+
+/// What kTensorsFile is to hold; empty where no safetensors file is, or none that can be read.
+std::string DescribeWeightFiles(const std::string& folder) {
+  const auto files = storage::CheckpointFiles::Open(folder, {});
+  if (!files.ok()) {
+    // As it is for a checkpoint of another format, and on a target.
+    if (files.status().code() != StatusCode::kNotFound) {
+      log::Warning("peers are not told which tensors the weight files hold",
+                   {{"reason", files.status().message()}});
+    }
+    return "";
+  }
+  std::string text = storage::DescribeTensors(files->checkpoint());
+  if (text.size() <= kMaxModelFileBytes) return text;
+  log::Warning("peers are not told which tensors the weight files hold: it takes over 64 MiB",
+               {{"bytes", text.size()}});
+  return "";
+}
+
+}  // namespace
 
 Result<ModelFiles> ModelFileSource::List() {
   const std::scoped_lock lock(mutex_);
   if (!listed_) {
     ROUSE_ASSIGN_OR_RETURN(files_, ListModelFiles(folder_));
+    tensors_ = DescribeWeightFiles(folder_);
+    if (!tensors_.empty()) {
+      std::erase_if(files_.files, [](const ModelFile& file) { return file.path == kTensorsFile; });
+      files_.files.push_back({.path = kTensorsFile,
+                              .bytes = tensors_.size(),
+                              .mode = 0644,
+                              .sha256 = Sha256Hex(tensors_)});
+      SortByPath(files_);
+    }
     listed_ = true;
   }
   return files_;
@@ -150,6 +186,10 @@ Result<std::string> ModelFileSource::Content(const std::string& sha256) {
   ROUSE_ASSIGN_OR_RETURN(const ModelFiles files, List());
   for (const ModelFile& file : files.files) {
     if (file.sha256 != sha256) continue;
+    if (file.path == kTensorsFile) {
+      const std::scoped_lock lock(mutex_);
+      if (!tensors_.empty()) return tensors_;
+    }
     std::error_code error;
     const ModelRoot root(folder_, error);
     const fs::path real = error ? fs::path() : fs::canonical(root.folder() / file.path, error);

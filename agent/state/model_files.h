@@ -1,5 +1,9 @@
 // The model's small files (configuration, tokenizer, templates): listing and serving them on a
 // source, putting them in place on a target (docs/protocols.md §2).
+//
+// Among them is one that the source makes: which tensors its weight files hold. Engines decide by
+// that how they build a model (vLLM: which layers of a GPTQ or AWQ checkpoint are quantised), and a
+// target has no weight files to look into.
 
 #pragma once
 
@@ -15,6 +19,9 @@
 
 namespace rouse::agent {
 
+/// Its name: a JSON object of {"dtype": "BF16", "shape": [2, 3]} by tensor name.
+inline constexpr char kTensorsFile[] = "rouse-tensors.json";
+
 /// Whether a file of this name holds weights: those travel as an arena, not as files.
 bool IsWeightFile(std::string_view path);
 
@@ -24,8 +31,8 @@ bool IsWeightFile(std::string_view path);
 /// left out and logged; more than 1024 files or 512 MiB in all is ResourceExhausted.
 Result<ModelFiles> ListModelFiles(const std::string& folder);
 
-/// Serves a model folder. Thread-safe. The list is made at the first request and kept; a file that
-/// has changed since makes it be made anew.
+/// Serves a model folder, kTensorsFile with it where there are safetensors files. Thread-safe. The
+/// list is made at the first request and kept; a file that has changed since makes it be made anew.
 class ModelFileSource {
  public:
   explicit ModelFileSource(std::string folder) : folder_(std::move(folder)) {}
@@ -39,6 +46,7 @@ class ModelFileSource {
   std::mutex mutex_;
   bool listed_ = false;
   ModelFiles files_;
+  std::string tensors_;  ///< Content of the file that is made here; empty when none is.
 };
 
 struct HydrateOutcome {

@@ -27,16 +27,6 @@ std::string Short(const std::string& sha256) {
   return sha256.substr(0, 12);
 }
 
-Status WriteAll(int fd, std::string_view bytes, const std::string& what) {
-  while (!bytes.empty()) {
-    const ssize_t wrote = ::write(fd, bytes.data(), bytes.size());
-    if (wrote < 0 && errno == EINTR) continue;
-    if (wrote < 0) return FromErrno(errno, "write " + what);
-    bytes.remove_prefix(static_cast<std::size_t>(wrote));
-  }
-  return Status();
-}
-
 Status MoveInPlace(const std::string& from, const std::string& to) {
   std::error_code error;
   fs::create_directories(fs::path(to).parent_path(), error);

@@ -21,17 +21,6 @@ using memory::OwnedFd;
 constexpr std::size_t kMaxTreeFiles = 4096;
 constexpr std::uint64_t kMaxTreeBytes = 256u << 20;
 
-Status WriteAll(int fd, std::string_view content, const std::string& what) {
-  std::size_t done = 0;
-  while (done < content.size()) {
-    const ssize_t wrote = ::write(fd, content.data() + done, content.size() - done);
-    if (wrote < 0 && errno == EINTR) continue;
-    if (wrote < 0) return FromErrno(errno, "write " + what);
-    done += static_cast<std::size_t>(wrote);
-  }
-  return Status();
-}
-
 /// The folder that `path` lies in, made where missing.
 Result<OwnedFd> OpenParent(const std::string& folder, const std::vector<std::string>& parts) {
   OwnedFd at(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -69,6 +58,17 @@ OwnedFd CreateAnew(int folder, const char* name) {
 }
 
 }  // namespace
+
+Status WriteAll(int fd, std::string_view content, const std::string& what) {
+  std::size_t done = 0;
+  while (done < content.size()) {
+    const ssize_t wrote = ::write(fd, content.data() + done, content.size() - done);
+    if (wrote < 0 && errno == EINTR) continue;
+    if (wrote < 0) return FromErrno(errno, "write " + what);
+    done += static_cast<std::size_t>(wrote);
+  }
+  return Status();
+}
 
 Status WriteFileBelow(const std::string& folder, const FileToWrite& file,
                       std::string_view content) {

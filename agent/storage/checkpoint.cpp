@@ -6,12 +6,13 @@
 #include <unordered_map>
 #include <utility>
 
+#include "common/json.h"
+
 namespace rouse::storage {
 namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::size_t kMaxName = 4096;
 constexpr std::size_t kMaxFileName = 255;
 constexpr std::size_t kMaxDepth = 64;
 constexpr std::string_view kSuffix = ".safetensors";
@@ -66,8 +67,8 @@ class IndexHandler final : public nlohmann::json_sax<Json> {
   }
   bool string(std::string& value) override {
     if (!in_map_) return Other("a string");
-    if (tensor_.empty() || tensor_.size() > kMaxName) {
-      return Fail("weight_map: a name must have 1 to " + std::to_string(kMaxName) + " bytes");
+    if (tensor_.empty() || tensor_.size() > kMaxTensorName) {
+      return Fail("weight_map: a name must have 1 to " + std::to_string(kMaxTensorName) + " bytes");
     }
     if (index.size() == kMaxTensors) {
       return Fail("weight_map has more than " + std::to_string(kMaxTensors) + " tensors");
@@ -220,6 +221,16 @@ Result<Checkpoint> MakeCheckpoint(std::vector<Shard> shards,
   }
   if (index) ROUSE_RETURN_IF_ERROR(CheckIndex(shards, *index, places));
   return Checkpoint{.shards = std::move(shards)};
+}
+
+std::string DescribeTensors(const Checkpoint& checkpoint) {
+  Json out = Json::object();
+  for (const Shard& shard : checkpoint.shards) {
+    for (const FileTensor& tensor : shard.header.tensors) {
+      out[tensor.name] = {{"dtype", tensor.dtype->name}, {"shape", tensor.shape}};
+    }
+  }
+  return json::Canonical(out);
 }
 
 }  // namespace rouse::storage

@@ -53,4 +53,8 @@ Result<std::vector<std::string>> ChooseShards(const std::optional<ShardIndex>& i
 Result<Checkpoint> MakeCheckpoint(std::vector<Shard> shards,
                                   const std::optional<ShardIndex>& index);
 
+/// Which tensors there are, as JSON that engines understand: {"NAME": {"dtype": "BF16", "shape":
+/// [2, 3]}, ...}, names in order.
+std::string DescribeTensors(const Checkpoint& checkpoint);
+
 }  // namespace rouse::storage

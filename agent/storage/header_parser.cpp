@@ -10,9 +10,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::size_t kMaxShown = 200;
+constexpr std::size_t kMaxShownOfError = 200;
 constexpr std::size_t kMaxDimensions = 16;
-constexpr std::size_t kMaxName = 4096;
 constexpr std::uint64_t kMaxDimension = std::uint64_t{1} << 53;  // exact in every JSON reader
 constexpr std::string_view kMetadataName = "__metadata__";
 
@@ -46,8 +45,8 @@ class HeaderHandler final : public nlohmann::json_sax<Json> {
     switch (at_) {
       case At::kTop:
         name_ = std::move(name);
-        if (name_.empty() || name_.size() > kMaxName)
-          return Fail("a name must have 1 to " + std::to_string(kMaxName) + " bytes");
+        if (name_.empty() || name_.size() > kMaxTensorName)
+          return Fail("a name must have 1 to " + std::to_string(kMaxTensorName) + " bytes");
         if (parsed.tensors.size() == kMaxTensors)
           return Fail("there are more than " + std::to_string(kMaxTensors) + " tensors");
         at_ = At::kTopValue;
@@ -136,7 +135,7 @@ class HeaderHandler final : public nlohmann::json_sax<Json> {
 
   bool parse_error(std::size_t, const std::string&, const Json::exception& error) override {
     parsed.problem =
-        "the header is not valid JSON: " + std::string(error.what()).substr(0, kMaxShown);
+        "the header is not valid JSON: " + std::string(error.what()).substr(0, kMaxShownOfError);
     return false;
   }
 

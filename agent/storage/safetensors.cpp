@@ -10,7 +10,7 @@ namespace rouse::storage {
 namespace {
 
 constexpr std::size_t kMaxShown = 200;
-constexpr std::string_view kRemedy = "; fetch the file again or write the checkpoint anew";
+constexpr std::string_view kFileRemedy = "; fetch the file again or write the checkpoint anew";
 
 constexpr Dtype kDtypes[] = {
     {"BOOL", 8, "bool"},
@@ -76,7 +76,7 @@ Status CheckNames(const std::vector<FileTensor>& tensors, const std::string& wha
   const auto twice = std::adjacent_find(names.begin(), names.end());
   if (twice == names.end()) return {};
   return InvalidArgument(what + "tensor " + Quoted(*twice) + " is there twice" +
-                         std::string(kRemedy));
+                         std::string(kFileRemedy));
 }
 
 }  // namespace
@@ -97,7 +97,7 @@ Result<std::uint64_t> DecodeHeaderLength(std::span<const std::byte> first, std::
   const std::string what = std::string(file) + ": ";
   if (first.size() < kHeaderLengthBytes || file_bytes < kHeaderLengthBytes) {
     return InvalidArgument(what + "has " + std::to_string(file_bytes) +
-                           " bytes, too few for a safetensors file" + std::string(kRemedy));
+                           " bytes, too few for a safetensors file" + std::string(kFileRemedy));
   }
   std::uint64_t length = 0;
   for (std::size_t i = kHeaderLengthBytes; i-- > 0;) {
@@ -106,12 +106,12 @@ Result<std::uint64_t> DecodeHeaderLength(std::span<const std::byte> first, std::
   if (length < 2 || length > kMaxHeaderBytes) {
     return InvalidArgument(what + "its header would have " + std::to_string(length) +
                            " bytes; a safetensors header has 2 to " +
-                           std::to_string(kMaxHeaderBytes) + std::string(kRemedy));
+                           std::to_string(kMaxHeaderBytes) + std::string(kFileRemedy));
   }
   if (length > file_bytes - kHeaderLengthBytes) {
     return InvalidArgument(what + "has " + std::to_string(file_bytes) +
                            " bytes and ends inside its header of " + std::to_string(length) +
-                           std::string(kRemedy));
+                           std::string(kFileRemedy));
   }
   return length;
 }
@@ -125,11 +125,11 @@ Result<ShardHeader> DecodeHeader(std::string_view text, std::uint64_t file_bytes
                            " bytes does not fit");
   }
   if (!text.starts_with('{')) {
-    return InvalidArgument(what + "the header does not begin with {" + std::string(kRemedy));
+    return InvalidArgument(what + "the header does not begin with {" + std::string(kFileRemedy));
   }
   ParsedHeader parsed = ParseHeader(text);
   if (!parsed.problem.empty()) {
-    return InvalidArgument(what + parsed.problem + std::string(kRemedy));
+    return InvalidArgument(what + parsed.problem + std::string(kFileRemedy));
   }
   ShardHeader header{.data_offset = kHeaderLengthBytes + text.size(),
                      .data_bytes = file_bytes - kHeaderLengthBytes - text.size(),
@@ -145,7 +145,7 @@ Result<ShardHeader> DecodeHeader(std::string_view text, std::uint64_t file_bytes
     if (problem.empty()) problem = CheckPlace(tensor, end);
     if (!problem.empty()) {
       return InvalidArgument(what + "tensor " + Quoted(tensor.name) + ": " + problem +
-                             std::string(kRemedy));
+                             std::string(kFileRemedy));
     }
     end = tensor.end;
   }
@@ -153,12 +153,12 @@ Result<ShardHeader> DecodeHeader(std::string_view text, std::uint64_t file_bytes
     return InvalidArgument(
         what + "has " + std::to_string(file_bytes) + " bytes, its header describes " +
         std::to_string(end + header.data_offset) + "; tensor " +
-        Quoted(header.tensors.back().name) + " is cut off" + std::string(kRemedy));
+        Quoted(header.tensors.back().name) + " is cut off" + std::string(kFileRemedy));
   }
   if (end < header.data_bytes) {
     return InvalidArgument(what + "its last " + std::to_string(header.data_bytes - end) +
                            " bytes belong to no tensor, which the format forbids" +
-                           std::string(kRemedy));
+                           std::string(kFileRemedy));
   }
   return header;
 }

@@ -25,7 +25,8 @@ namespace rouse::storage {
 
 inline constexpr std::uint64_t kHeaderLengthBytes = 8;
 inline constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  ///< The format's own limit.
-inline constexpr std::size_t kMaxTensors = 1'000'000;          ///< As in a manifest.
+inline constexpr std::size_t kMaxTensorName = 4096;    ///< Bytes, in headers and in the index.
+inline constexpr std::size_t kMaxTensors = 1'000'000;  ///< As in a manifest.
 
 struct Dtype {
   std::string_view name;   ///< As in the file: "BF16".

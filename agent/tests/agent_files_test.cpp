@@ -16,6 +16,7 @@
 #include "agent/tests/agent_process.h"
 #include "agent/tests/fake_engine.h"
 #include "agent/tests/fake_operator.h"
+#include "agent/tests/storage_fixture.h"
 #include "common/sha256.h"
 
 using namespace rouse;
@@ -45,8 +46,8 @@ std::size_t Entries(const std::string& folder) {
       std::distance(fs::recursive_directory_iterator(folder), fs::recursive_directory_iterator()));
 }
 
-void PublishOn(const AgentProcess& agent, const FakeOperator& fake_operator,
-               const std::string& pod) {
+void PublishOneMiB(const AgentProcess& agent, const FakeOperator& fake_operator,
+                   const std::string& pod) {
   auto engine = FakeEngine::Connect(agent.socket());
   REQUIRE(engine->Hello(TestIdentity())->type() == "Welcome");
   REQUIRE(engine->CreateFillPublish(TestIdentity(), 0, TestBytes(1 << 20, 1))->type() == "Ok");
@@ -110,6 +111,38 @@ TEST_CASE("A snapshot in a Hugging Face cache travels with what its links lead t
   folder.Write("hub/elsewhere", "{}");
   fs::create_symlink("../../../elsewhere", snapshot + "/config.json");
   CHECK(source.Content(Sha256Hex("{}")).status().code() == StatusCode::kNotFound);
+}
+
+TEST_CASE("A target is told which tensors the weight files hold, which it has not") {
+  using storage::test::MakeShard;
+  const TempFolder folder;
+  folder.Write("source/config.json", "{}");
+  folder.Write("source/model-2.safetensors",
+               MakeShard({{"layer.qweight", "I32", {2}, "12345678"}}));
+  folder.Write("source/model-1.safetensors", MakeShard({{"layer.bias", "BF16", {1, 2}, "1234"}}));
+  const std::string told = R"({"layer.bias":{"dtype":"BF16","shape":[1,2]},)"
+                           R"("layer.qweight":{"dtype":"I32","shape":[2]}})";
+  ModelFileSource source(folder.path() + "/source");
+  const auto files = source.List();
+  REQUIRE(files.ok());
+  REQUIRE(Names(*files) == std::vector<std::string>{"config.json", "rouse-tensors.json"});
+  CHECK(files->files[1].sha256 == Sha256Hex(told));
+  CHECK(*source.Content(Sha256Hex(told)) == told);
+  const std::string target = folder.path() + "/target";
+  fs::create_directory(target);
+  REQUIRE(PutModelFile(target, files->files[1], told).ok());
+  // It serves others in turn.
+  ModelFileSource next(target);
+  CHECK(Names(*next.List()) == std::vector<std::string>{"rouse-tensors.json"});
+  CHECK(*next.Content(Sha256Hex(told)) == told);
+  // Where there are weight files, what they say counts.
+  folder.Write("source/rouse-tensors.json", "{}");
+  ModelFileSource again(folder.path() + "/source");
+  CHECK(again.List()->files[1].sha256 == Sha256Hex(told));
+  folder.Write("source/model-2.safetensors", "no header");
+  ModelFileSource damaged(folder.path() + "/source");
+  CHECK(Names(*damaged.List()) == std::vector<std::string>{"config.json", "rouse-tensors.json"});
+  CHECK(*damaged.Content(Sha256Hex("{}")) == "{}");
 }
 
 TEST_CASE("Links to a folder that only looks like a cache's are not followed") {
@@ -177,7 +210,7 @@ TEST_CASE("A target's model folder is filled from its peer, the plugin from the 
   source.folder().Write("model/config.json", "{\"a\": 1}");
   source.folder().Write("model/tokenizer/vocab.txt", std::string(3 << 20, 'v'));
   source.folder().Write("model/model.safetensors", "weights");
-  PublishOn(source, fake_operator, "demo-0");
+  PublishOneMiB(source, fake_operator, "demo-0");
   {
     AgentProcess target(
         "demo-1", fake_operator.url(),
@@ -213,7 +246,7 @@ TEST_CASE("A peer that sends another file than it listed, or lists what it may n
   FakeOperator fake_operator;
   AgentProcess source("demo-0", fake_operator.url(), {});
   source.folder().Write("model/config.json", "{}");
-  PublishOn(source, fake_operator, "demo-0");
+  PublishOneMiB(source, fake_operator, "demo-0");
   const std::string address = fake_operator.Last("demo-0")->address;
   std::string expected;
   FakeSourceProxy::Change change;
@@ -281,7 +314,7 @@ TEST_CASE("A full disk is reported with the file and the remedy, and leaves no p
     AgentProcess source("demo-0", fake_operator.url(), {});
     source.folder().Write("model/config.json", "{}");
     source.folder().Write("model/tokenizer.json", std::string(2 << 20, 't'));
-    PublishOn(source, fake_operator, "demo-0");
+    PublishOneMiB(source, fake_operator, "demo-0");
     AgentProcess target(
         "demo-1", fake_operator.url(),
         {{"ROUSE_PATH", "Peer"}, {"ROUSE_MODEL_FILES", "Peer"}, {"ROUSE_MODEL_DIR", disk.path()}});

@@ -46,7 +46,7 @@ def register() -> None:
     from vllm.device_allocator.sleep_mode_backend import SleepModeBackendFactory
     from vllm.model_executor.model_loader import register_model_loader
 
-    from rouse_vllm import device_memory, fork
+    from rouse_vllm import checkpoint_tensors, device_memory, fork
     from rouse_vllm.loader import RouseModelLoader
     from rouse_vllm.patches import wrap
 
@@ -59,6 +59,10 @@ def register() -> None:
         device_memory.install(LOAD_FORMAT)
     except Unsupported as error:
         _complain("an engine that is started again finds no memory beside its weights", error)
+    try:
+        checkpoint_tensors.install()
+    except Unsupported as error:
+        _complain("GPTQ and AWQ models need their weight files in the pod", error)
     # Each engine core asks for its plugins when it is made, be they loaded already (before a fork).
     try:
         wrap(vllm.plugins, "load_general_plugins", ("",), _then_take_commands)
