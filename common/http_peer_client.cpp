@@ -18,7 +18,7 @@ using ErrorCode = boost::system::error_code;
 
 /// Connections to one server that are kept for the next request.
 constexpr std::size_t kMaxIdle = 4;
-constexpr std::uint32_t kMaxHeader = 64u << 10;
+constexpr std::uint32_t kMaxAnswerHeader = 64u << 10;
 
 ErrorCode TimedOut() {
   return beast::error::timeout;
@@ -156,7 +156,7 @@ Result<Response> PeerClient::SendOnce(const Request& request, std::size_t max_bo
   if (error) return failed(error);
 
   bh::response_parser<bh::string_body> parser;
-  parser.header_limit(kMaxHeader);
+  parser.header_limit(kMaxAnswerHeader);
   parser.body_limit(max_body_bytes);
   while (!parser.is_done()) {  // Piece by piece: only silence ends it before the deadline.
     error = connection->Await(soon(), [&](auto handler) {

@@ -25,10 +25,6 @@ constexpr std::size_t kCopyStreams = 4;
 constexpr std::size_t kSlots = 16;
 constexpr std::size_t kDigestStreams = 4;
 
-CUdeviceptr Address(const std::byte* address) {
-  return reinterpret_cast<CUdeviceptr>(address);
-}
-
 /// Where the piece that begins at `offset` ends: at most kPieceBytes long, across no slab boundary,
 /// so that each copy stays within one allocation on both sides.
 std::uint64_t PieceEnd(std::uint64_t offset, std::uint64_t bytes, std::uint64_t from_slab,

@@ -11,10 +11,6 @@ namespace {
 using memory::OwnedFd;
 using memory::Slab;
 
-CUdeviceptr Address(const std::byte* address) {
-  return reinterpret_cast<CUdeviceptr>(address);
-}
-
 class DeviceSlab final : public Slab {
  public:
   DeviceSlab(std::shared_ptr<const Device> device, CUmemGenericAllocationHandle handle, OwnedFd fd,

@@ -4,6 +4,7 @@
 
 #include <cuda.h>
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 
@@ -47,6 +48,11 @@ struct Driver {
   /// reason, where there is no driver or no GPU.
   static Result<const Driver*> Get();
 };
+
+/// An address as the driver wants it.
+inline CUdeviceptr Address(const std::byte* address) {
+  return reinterpret_cast<CUdeviceptr>(address);
+}
 
 /// Ok, or what CUDA says of `code`, as "`what`: CUDA_ERROR_...: text".
 Status ToStatus(const Driver& driver, CUresult code, std::string_view what);

@@ -14,7 +14,7 @@
 namespace rouse::memory {
 namespace {
 
-Status Check(const Arena* from, const Arena& to, const CopyOptions& options) {
+Status CheckCopy(const Arena* from, const Arena& to, const CopyOptions& options) {
   if (options.chunk_bytes == 0) return InvalidArgument("chunks of 0 bytes");
   if (!to.memory().on_host() || (from != nullptr && !from->memory().on_host())) {
     return InvalidArgument("the CPU cannot reach memory of " +
@@ -112,18 +112,18 @@ class Run {
   std::deque<Done> done_;  // guarded by mutex_
 };
 
-class Host final : public CopyEngine {
+class HostCopies final : public CopyEngine {
  public:
-  explicit Host(int threads) : threads_(threads) {}
+  explicit HostCopies(int threads) : threads_(threads) {}
 
   Status Copy(const Arena& from, Arena& to, const CopyOptions& options,
               const OnPiece& on_piece) override {
-    ROUSE_RETURN_IF_ERROR(Check(&from, to, options));
+    ROUSE_RETURN_IF_ERROR(CheckCopy(&from, to, options));
     return Run(from.span().data(), to.span().data(), to.bytes(), options).Go(threads_, on_piece);
   }
 
   Status Digest(const Arena& arena, const CopyOptions& options, const OnPiece& on_piece) override {
-    ROUSE_RETURN_IF_ERROR(Check(nullptr, arena, options));
+    ROUSE_RETURN_IF_ERROR(CheckCopy(nullptr, arena, options));
     // Nothing is written where nothing is copied from.
     auto* const bytes = const_cast<std::byte*>(arena.span().data());
     return Run(nullptr, bytes, arena.bytes(), options).Go(threads_, on_piece);
@@ -136,7 +136,7 @@ class Host final : public CopyEngine {
 }  // namespace
 
 std::unique_ptr<CopyEngine> HostCopyEngine(int threads) {
-  return std::make_unique<Host>(threads);
+  return std::make_unique<HostCopies>(threads);
 }
 
 }  // namespace rouse::memory

@@ -79,7 +79,7 @@ int PopulateRange(std::byte* begin, std::uint64_t bytes) {
   return errno;
 }
 
-class Host final : public Memory {
+class HostKind final : public Memory {
  public:
   std::string name() const override { return "host"; }
   bool on_host() const override { return true; }
@@ -172,7 +172,7 @@ class Host final : public Memory {
 }  // namespace
 
 std::shared_ptr<const Memory> HostMemory() {
-  static const auto memory = std::make_shared<const Host>();
+  static const auto memory = std::make_shared<const HostKind>();
   return memory;
 }
 

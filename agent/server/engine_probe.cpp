@@ -14,7 +14,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr milliseconds kHealthTimeout{5'000};
+constexpr milliseconds kReadyTimeout{5'000};
 constexpr milliseconds kLoadTimeout{2'000};
 constexpr milliseconds kLongestCanaryPause{10'000};
 
@@ -81,7 +81,7 @@ EngineProbe::~EngineProbe() = default;
 Status EngineProbe::LookAtHealth() {
   ROUSE_ASSIGN_OR_RETURN(
       const http::Response answer,
-      client_->Send({.target = "/health", .timeout = kHealthTimeout, .deadline = kHealthTimeout},
+      client_->Send({.target = "/health", .timeout = kReadyTimeout, .deadline = kReadyTimeout},
                     1u << 20));
   if (answer.status == 200) return Status();
   return Unavailable("the engine answers /health with HTTP " + std::to_string(answer.status));

@@ -12,7 +12,7 @@ namespace {
 using std::chrono::milliseconds;
 
 /// Until it serves, and while it has requests.
-constexpr milliseconds kLookAgain{200};
+constexpr milliseconds kCaptureTick{200};
 /// Between two commands: requests that came are begun.
 constexpr milliseconds kBetween{20};
 constexpr milliseconds kAfterFailure{5'000};
@@ -53,7 +53,7 @@ void GraphCapture::Run(const std::stop_token& stop) {
       std::unique_lock lock(mutex_);
       if (!changed_.wait(lock, stop, [&] { return left_; })) return;
     }
-    milliseconds pause = kLookAgain;
+    milliseconds pause = kCaptureTick;
     if (hooks_.serving() && commands_.Ready().ok() && !hooks_.busy()) {
       const auto outcome = CaptureSome(stop);
       const std::scoped_lock lock(mutex_);

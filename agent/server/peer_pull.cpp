@@ -96,7 +96,7 @@ std::string Names(std::vector<transfer::SourceShare> shares) {
   return names;
 }
 
-struct Outcome {
+struct AttemptEnd {
   Status status;
   bool hopeless = false;  ///< The reason is ours: another peer would not help.
 };
@@ -113,7 +113,7 @@ class Attempt {
         swarm_(settings, hooks, picker,
                [this](const OpenResponse& opened) { return CheckIdentity(store_, opened); }) {}
 
-  Outcome Run(const Peer& first);
+  AttemptEnd Run(const Peer& first);
   /// Whether the first peer got as far as opening its weights.
   bool opened() const { return !swarm_.first().ranks.empty(); }
   /// Whom a failed attempt leaves behind although they did nothing wrong.
@@ -121,7 +121,7 @@ class Attempt {
 
  private:
   Status CheckReach() const;
-  Outcome PlaceAndPull(const RemoteRank& rank, WeightStore::Arriving arriving);
+  AttemptEnd PlaceAndPull(const RemoteRank& rank, WeightStore::Arriving arriving);
   Status PullRank(const RemoteRank& rank, const WeightStore::Arriving& arriving);
   Result<transfer::PullReport> PullFromSwarm(const RemoteRank& rank,
                                              const WeightStore::Arriving& arriving,
@@ -143,7 +143,7 @@ class Attempt {
   PeerSwarm swarm_;  // last: its threads use the above
 };
 
-Outcome Attempt::Run(const Peer& first) {
+AttemptEnd Attempt::Run(const Peer& first) {
   peer_ = first;
   if (const Status opened = swarm_.Open(first); !opened.ok()) return {.status = opened};
   const OpenResponse& opened = swarm_.first();
@@ -168,7 +168,7 @@ Outcome Attempt::Run(const Peer& first) {
   hooks_.on_opened(first);
   for (auto& [rank, arriving] : missing) {
     origin_ = origin;
-    const Outcome outcome = PlaceAndPull(*rank, std::move(arriving));
+    const AttemptEnd outcome = PlaceAndPull(*rank, std::move(arriving));
     if (!outcome.status.ok()) return outcome;
     hooks_.on_progress();
   }
@@ -187,7 +187,7 @@ Status Attempt::CheckReach() const {
   return store_.CheckGpus();
 }
 
-Outcome Attempt::PlaceAndPull(const RemoteRank& rank, WeightStore::Arriving arriving) {
+AttemptEnd Attempt::PlaceAndPull(const RemoteRank& rank, WeightStore::Arriving arriving) {
   if (arriving.arena == nullptr) {
     const auto memory = store_.AwaitGpu(rank.manifest.rank, give_up_.get_token());
     // No other peer's weights could lie there either.
@@ -301,7 +301,7 @@ Status PullFromPeers(WeightStore& store, const PeerPullSettings& settings,
     }
     const Peer& peer = std::get<PeerPicker::Take>(choice).peer;
     Attempt attempt(store, settings, hooks, picker, stop);
-    const Outcome outcome = attempt.Run(peer);
+    const AttemptEnd outcome = attempt.Run(peer);
     if (outcome.status.ok()) return Status();
     if (stop.stop_requested()) break;
     if (outcome.hopeless) {

@@ -14,7 +14,7 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 /// The operator may name other peers at any time.
-constexpr milliseconds kLookAgain{100};
+constexpr milliseconds kSwarmTick{100};
 constexpr milliseconds kFirstOpen{10'000};
 /// Shorter for those that join: the pull runs without them.
 constexpr milliseconds kJoin{3'000};
@@ -136,7 +136,7 @@ void PeerSwarm::Run(const std::stop_token& stop, const std::function<void()>& gi
     DropLost();
     JoinMore(stop, give_up);
     std::unique_lock lock(mutex_);
-    changed_.wait_for(lock, stop, kLookAgain, [&] { return !lost_.empty(); });
+    changed_.wait_for(lock, stop, kSwarmTick, [&] { return !lost_.empty(); });
   }
 }
 

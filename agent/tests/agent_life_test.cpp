@@ -19,7 +19,7 @@ using namespace rouse::agent;
 
 namespace {
 
-constexpr std::size_t kArenaBytes = 5u << 20;
+constexpr std::size_t kLifeArenaBytes = 5u << 20;
 
 std::int64_t Now() {
   return std::chrono::duration_cast<std::chrono::microseconds>(
@@ -114,7 +114,7 @@ TEST_CASE("A start from storage goes through its states, and its timeline adds u
   CHECK(Get(address, "/startupz").status == 200);
   CHECK(Get(address, "/healthz").status == 200);
   CHECK(Get(address, "/readyz").status == 503);
-  Load(agent, TestBytes(kArenaBytes, 1));
+  Load(agent, TestBytes(kLifeArenaBytes, 1));
   REQUIRE(fake_operator.WaitForState("demo-0", AgentState::kWarming));
   http_engine.SetAnswers(false);
   http_engine.SetHealthy(true);
@@ -232,7 +232,8 @@ TEST_CASE("The agent works on while the operator is away, and reports when it is
   auto engine = FakeEngine::Connect(agent.socket());
   REQUIRE(engine.ok());
   REQUIRE(engine->Hello(TestIdentity())->type() == "Welcome");
-  REQUIRE(engine->CreateFillPublish(TestIdentity(), 0, TestBytes(kArenaBytes, 2))->type() == "Ok");
+  REQUIRE(engine->CreateFillPublish(TestIdentity(), 0, TestBytes(kLifeArenaBytes, 2))->type() ==
+          "Ok");
   CHECK(fake_operator.reports("demo-0") == 0);
   fake_operator.SetAway(false);
   CHECK(fake_operator.WaitForServable("demo-0"));
@@ -243,7 +244,8 @@ TEST_CASE("SIGTERM ends the agent cleanly: socket and leases are gone") {
   AgentProcess source("demo-0", fake_operator.url(), {{"ROUSE_DRAIN_SECONDS", "1"}});
   auto engine = FakeEngine::Connect(source.socket());
   REQUIRE(engine->Hello(TestIdentity())->type() == "Welcome");
-  REQUIRE(engine->CreateFillPublish(TestIdentity(), 0, TestBytes(kArenaBytes, 3))->type() == "Ok");
+  REQUIRE(engine->CreateFillPublish(TestIdentity(), 0, TestBytes(kLifeArenaBytes, 3))->type() ==
+          "Ok");
   REQUIRE(fake_operator.WaitForServable("demo-0"));
   const std::string address = fake_operator.Last("demo-0")->address;
   AgentProcess target("demo-1", fake_operator.url(), {{"ROUSE_PATH", "Peer"}});
@@ -279,7 +281,7 @@ TEST_CASE("An engine's load is reported, and that it appears at once") {
   http_engine.SetHealthy(true);
   AgentProcess agent("demo-0", fake_operator.url(),
                      {{"ROUSE_ENGINE_URL", http_engine.url()}, {"ROUSE_SERVED_MODEL", "demo"}});
-  Load(agent, TestBytes(kArenaBytes, 4));
+  Load(agent, TestBytes(kLifeArenaBytes, 4));
   REQUIRE(fake_operator.WaitForState("demo-0", AgentState::kServing));
   const auto is = [](std::uint64_t running) {
     return [=](const AgentReport& report) {
@@ -308,7 +310,7 @@ TEST_CASE("Metrics have valid names and help by promtool's rules") {
   FakeEngineHttp http_engine;
   http_engine.SetHealthy(true);
   AgentProcess source("demo-0", fake_operator.url(), {});
-  Load(source, TestBytes(kArenaBytes, 4));
+  Load(source, TestBytes(kLifeArenaBytes, 4));
   REQUIRE(fake_operator.WaitForServable("demo-0"));
   AgentProcess target("demo-1", fake_operator.url(),
                       {{"ROUSE_PATH", "Peer"},

@@ -22,7 +22,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr std::size_t kArenaBytes = (20u << 20) + 512;
+constexpr std::size_t kSleepArenaBytes = (20u << 20) + 512;
 
 http::Response Send(const std::string& address, const std::string& method, const std::string& path,
                     const std::string& body = "") {
@@ -118,7 +118,7 @@ struct Pair {
 
   FakeOperator fake_operator;
   FakeEngineHttp http_engine;
-  const std::string bytes = TestBytes(kArenaBytes, 1);
+  const std::string bytes = TestBytes(kSleepArenaBytes, 1);
   std::unique_ptr<AgentProcess> guard;
   std::unique_ptr<AgentProcess> peer;
   std::optional<SleepingEngine> engine;
@@ -184,7 +184,7 @@ TEST_CASE("A guard gives all of its weights' memory back, and wakes with a peer'
 }
 
 TEST_CASE("The bytes that a guard wakes with are the peer's") {
-  Pair pair({}, TestBytes(kArenaBytes, 2));
+  Pair pair({}, TestBytes(kSleepArenaBytes, 2));
   pair.FallAsleep();
   REQUIRE(pair.Wake().status == 202);
   REQUIRE(pair.fake_operator.WaitForState("demo-0", AgentState::kServing));
@@ -394,7 +394,7 @@ TEST_CASE("A guard wakes with no other weights than those that it slept with") {
     pair.Publish(other, "demo-2", pair.bytes, identity);
   }
   SECTION("another layout") {
-    pair.Publish(other, "demo-2", TestBytes(kArenaBytes + 512, 3), TestIdentity());
+    pair.Publish(other, "demo-2", TestBytes(kSleepArenaBytes + 512, 3), TestIdentity());
   }
   const auto began = std::chrono::steady_clock::now();
   REQUIRE(Tell(pair.address, {.role = Role::kActive,

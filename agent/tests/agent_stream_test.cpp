@@ -20,7 +20,7 @@ namespace {
 
 constexpr std::size_t kTensorBytes = 6u << 20;
 constexpr std::size_t kTensors = 6;
-constexpr std::size_t kArenaBytes = 1u << 20;
+constexpr std::size_t kStreamArenaBytes = 1u << 20;
 
 std::string TensorBytes(std::size_t i) {
   return TestBytes(kTensorBytes, static_cast<std::uint32_t>(i));
@@ -125,7 +125,8 @@ TEST_CASE("The agent reads the checkpoint for its engine, and counts what it has
   engine.LoadAll();
   engine.Close("");
   CHECK(Eventually([&] { return !HoldsSlots(agent); }, std::chrono::seconds(10)));
-  REQUIRE(engine->CreateFillPublish(TestIdentity(), 0, TestBytes(kArenaBytes, 1))->type() == "Ok");
+  REQUIRE(engine->CreateFillPublish(TestIdentity(), 0, TestBytes(kStreamArenaBytes, 1))->type() ==
+          "Ok");
   REQUIRE(engine->Phase("WeightsReady")->type() == "Ok");
   REQUIRE(fake_operator.WaitForServable("demo-0"));
   REQUIRE(fake_operator.WaitFor("demo-0", [](const AgentReport& report) {
@@ -176,7 +177,8 @@ TEST_CASE("An engine that loads by itself is reported with its reason, and count
   }));
   INFO(text());
   const std::uint64_t read = fake_operator.Last("demo-0")->bytes_by_source.storage;
-  REQUIRE(engine->CreateFillPublish(TestIdentity(), 0, TestBytes(kArenaBytes, 1))->type() == "Ok");
+  REQUIRE(engine->CreateFillPublish(TestIdentity(), 0, TestBytes(kStreamArenaBytes, 1))->type() ==
+          "Ok");
   REQUIRE(fake_operator.WaitForServable("demo-0"));
-  CHECK(fake_operator.Last("demo-0")->bytes_by_source.storage == read + kArenaBytes);
+  CHECK(fake_operator.Last("demo-0")->bytes_by_source.storage == read + kStreamArenaBytes);
 }

@@ -19,7 +19,7 @@ CommandDoneRequest Did(std::int64_t id, CommandValues values = {}) {
   return {.id = id, .values = std::move(values), .error = ""};
 }
 
-std::string ErrorOf(const CommandStep& step) {
+std::string CommandError(const CommandStep& step) {
   const auto* reply = std::get_if<step::Reply>(&step);
   return reply == nullptr ? "" : reply->body.value("message", "");
 }
@@ -112,26 +112,27 @@ TEST_CASE("Commands are written as the engine reads them") {
 
 TEST_CASE("A core attaches, takes one command at a time and says what became of it") {
   CommandSession session;
-  CHECK(ErrorOf(session.OnRequest(Request(AwaitCommandRequest{}))).find("before Attach") !=
+  CHECK(CommandError(session.OnRequest(Request(AwaitCommandRequest{}))).find("before Attach") !=
         std::string::npos);
   CHECK(std::get<step::Reply>(session.OnRequest(Request(AwaitCommandRequest{}))).close);
   REQUIRE(std::holds_alternative<step::Attach>(session.OnRequest(Request(Core(0, 1)))));
   CHECK(session.attached());
-  CHECK(ErrorOf(session.OnRequest(Request(Core(0, 1)))).find("twice") != std::string::npos);
-  CHECK(ErrorOf(session.OnRequest(Request(Did(1)))).find("no command is under way") !=
+  CHECK(CommandError(session.OnRequest(Request(Core(0, 1)))).find("twice") != std::string::npos);
+  CHECK(CommandError(session.OnRequest(Request(Did(1)))).find("no command is under way") !=
         std::string::npos);
   REQUIRE(std::holds_alternative<step::AwaitCommand>(
       session.OnRequest(Request(AwaitCommandRequest{}))));
   session.OnCommandSent(7);
-  CHECK(ErrorOf(session.OnRequest(Request(AwaitCommandRequest{})))
+  CHECK(CommandError(session.OnRequest(Request(AwaitCommandRequest{})))
             .find("before CommandDone of command 7") != std::string::npos);
-  CHECK(ErrorOf(session.OnRequest(Request(Did(6)))).find("id: command 7") != std::string::npos);
+  CHECK(CommandError(session.OnRequest(Request(Did(6)))).find("id: command 7") !=
+        std::string::npos);
   REQUIRE(std::holds_alternative<step::FinishCommand>(session.OnRequest(Request(Did(7)))));
   CHECK(std::holds_alternative<step::AwaitCommand>(
       session.OnRequest(Request(AwaitCommandRequest{}))));
-  CHECK(ErrorOf(session.OnRequest(Request(HelloRequest{}))).find("connections of their own") !=
+  CHECK(CommandError(session.OnRequest(Request(HelloRequest{}))).find("connections of their own") !=
         std::string::npos);
-  CHECK(ErrorOf(session.OnRequest(Request(ReleaseArenaRequest{}))).find("ReleaseArena") !=
+  CHECK(CommandError(session.OnRequest(Request(ReleaseArenaRequest{}))).find("ReleaseArena") !=
         std::string::npos);
   bool closed = false;
   for (int i = 0; i < kMaxSessionErrors && !closed; ++i) {

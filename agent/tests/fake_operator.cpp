@@ -17,15 +17,6 @@ std::unique_ptr<http::Server> MustListen(http::Handler handler) {
 
 }  // namespace
 
-bool Eventually(const std::function<bool()>& done, std::chrono::milliseconds longest) {
-  const auto until = std::chrono::steady_clock::now() + longest;
-  while (!done()) {
-    if (std::chrono::steady_clock::now() >= until) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  return true;
-}
-
 FakeOperator::FakeOperator()
     : server_(MustListen([this](const http::Request& in) { return Handle(in); })) {}
 

@@ -15,12 +15,11 @@
 
 #include "common/http.h"
 #include "common/messages.h"
+#include "common/tests/eventually.h"
 
 namespace rouse::agent {
 
-/// Polls until `done`, at most `longest`.
-bool Eventually(const std::function<bool()>& done,
-                std::chrono::milliseconds longest = std::chrono::seconds(30));
+using test::Eventually;
 
 /// Keeps the last report of each pod, and names every servable pod to all others as a peer, and
 /// those that still pull behind it.

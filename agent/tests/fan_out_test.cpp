@@ -8,7 +8,7 @@
 namespace rouse::transfer {
 namespace {
 
-std::vector<FanOutPeer> World(std::uint32_t complete, std::uint32_t targets, std::uint32_t racks,
+std::vector<FanOutPeer> Peers(std::uint32_t complete, std::uint32_t targets, std::uint32_t racks,
                               std::uint32_t seed = 0) {
   std::vector<FanOutPeer> peers;
   for (std::uint32_t i = 0; i < complete + targets; ++i) {
@@ -39,7 +39,7 @@ TEST_CASE("every target keeps a path to a complete peer, and nobody is overloade
   const auto draw = [&](std::uint32_t low, std::uint32_t high) {
     return std::uniform_int_distribution<std::uint32_t>(low, high)(random);
   };
-  std::vector<FanOutPeer> peers = World(draw(1, 4), draw(1, 60), draw(1, 8), seed);
+  std::vector<FanOutPeer> peers = Peers(draw(1, 4), draw(1, 60), draw(1, 8), seed);
   std::shuffle(peers.begin(), peers.end(), random);
   const FanOutOptions options = {.sources_per_target = draw(1, 8),
                                  .targets_per_source = draw(1, 8)};
@@ -68,13 +68,13 @@ TEST_CASE("every target keeps a path to a complete peer, and nobody is overloade
 
 TEST_CASE("where room is short, no target is left with few sources", "[swarm]") {
   for (std::uint32_t targets = 9; targets < 80; ++targets) {
-    const auto sources = AssignSources(World(1, targets, 2), {});
+    const auto sources = AssignSources(Peers(1, targets, 2), {});
     for (std::uint32_t i = 1; i <= targets; ++i) REQUIRE(sources[i].size() >= 6);
   }
 }
 
 TEST_CASE("without a complete peer all paths lead to one target", "[swarm]") {
-  const auto sources = AssignSources(World(0, 20, 2), {});
+  const auto sources = AssignSources(Peers(0, 20, 2), {});
   std::vector<std::size_t> walked_over(sources.size(), 0);
   for (std::uint32_t i = 0; i < sources.size(); ++i) {
     std::set<std::uint32_t> seen;
@@ -87,7 +87,7 @@ TEST_CASE("without a complete peer all paths lead to one target", "[swarm]") {
 }
 
 TEST_CASE("near peers are preferred, and some are taken from anywhere", "[swarm]") {
-  const auto peers = World(1, 255, 16);
+  const auto peers = Peers(1, 255, 16);
   const auto sources = AssignSources(peers, {});
   std::size_t near = 0;
   std::size_t all = 0;
@@ -103,7 +103,7 @@ TEST_CASE("near peers are preferred, and some are taken from anywhere", "[swarm]
 }
 
 TEST_CASE("one peer less changes few answers", "[swarm]") {
-  auto peers = World(1, 127, 8);
+  auto peers = Peers(1, 127, 8);
   const auto before = AssignSources(peers, {.sources_per_target = 4, .targets_per_source = 1000});
   const std::uint32_t gone = 77;
   peers.erase(peers.begin() + gone);

@@ -25,7 +25,7 @@ Environment Over(const std::string& tls, const std::string& devices, Environment
   return more;
 }
 
-Environment Target(Environment environment) {
+Environment TargetOf(Environment environment) {
   environment.insert({{"ROUSE_PATH", "Peer"}, {"ROUSE_WEIGHTS_FALLBACK", "None"}});
   return environment;
 }
@@ -90,7 +90,7 @@ class LinkDown {
   const std::string interface_;
 };
 
-std::uint64_t PacketsReceived(const std::string& device) {
+std::uint64_t PacketsOf(const std::string& device) {
   std::ifstream file("/sys/class/infiniband/" + device + "/ports/1/hw_counters/rcvd_pkts");
   std::uint64_t packets = 0;
   file >> packets;
@@ -117,7 +117,7 @@ TEST_CASE("an agent takes its weights over rc, and says so") {
   const std::string bytes = TestBytes((20u << 20) + 512, 1);
   AgentProcess source("demo-0", fake_operator.url(), Over("rc", "rxe0:1"));
   PublishOn(source, fake_operator, "demo-0", bytes);
-  AgentProcess target("demo-1", fake_operator.url(), Target(Over("rc", "rxe1:1")));
+  AgentProcess target("demo-1", fake_operator.url(), TargetOf(Over("rc", "rxe1:1")));
   const AgentReport report = AwaitServable(target, fake_operator, "demo-1");
   CHECK(report.transport == "rc_verbs/rxe1:1");
   CHECK(report.transport_fallback.empty());
@@ -140,10 +140,10 @@ TEST_CASE("when the link to its source goes down an agent goes on with another s
     peers.push_back({.pod = pod, .node = "n", .address = fake_operator.Last(pod)->address});
   }
   fake_operator.NamePeers(peers);  // the far one first
-  const std::uint64_t before = PacketsReceived("rxe1");
-  AgentProcess target("demo-2", fake_operator.url(), Target(Over("rc", "rxe1:1")));
+  const std::uint64_t before = PacketsOf("rxe1");
+  AgentProcess target("demo-2", fake_operator.url(), TargetOf(Over("rc", "rxe1:1")));
   // Bytes flow: 2 MiB are there.
-  REQUIRE(Eventually([&] { return PacketsReceived("rxe1") > before + 512; }, kLongest));
+  REQUIRE(Eventually([&] { return PacketsOf("rxe1") > before + 512; }, kLongest));
   {
     const LinkDown down("veth0");
     AwaitServable(target, fake_operator, "demo-2");
@@ -158,7 +158,7 @@ TEST_CASE("an agent whose container was not given the devices reports that it fe
   AgentProcess source("demo-0", fake_operator.url(), Over("rc,tcp", "all"));
   PublishOn(source, fake_operator, "demo-0", bytes);
   const WithoutDevices hidden;
-  AgentProcess target("demo-1", fake_operator.url(), Target(Over("rc,tcp", "all")));
+  AgentProcess target("demo-1", fake_operator.url(), TargetOf(Over("rc,tcp", "all")));
   const AgentReport report = AwaitServable(target, fake_operator, "demo-1");
   CHECK_THAT(report.transport, Catch::StartsWith("tcp/"));
   CHECK_THAT(report.transport_fallback,

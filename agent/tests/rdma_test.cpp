@@ -69,15 +69,15 @@ void AwaitPort(const std::string& device, bool active) {
 }
 
 /// The link is down while this lives.
-class LinkDown {
+class PortDown {
  public:
-  LinkDown(std::string interface, const std::string& device) : interface_(std::move(interface)) {
+  PortDown(std::string interface, const std::string& device) : interface_(std::move(interface)) {
     REQUIRE(Set("down"));
     AwaitPort(device, false);
   }
-  ~LinkDown() { static_cast<void>(Set("up")); }
-  LinkDown(const LinkDown&) = delete;
-  LinkDown& operator=(const LinkDown&) = delete;
+  ~PortDown() { static_cast<void>(Set("up")); }
+  PortDown(const PortDown&) = delete;
+  PortDown& operator=(const PortDown&) = delete;
 
  private:
   bool Set(const std::string& state) const {
@@ -93,7 +93,7 @@ TestSource RdmaSource(std::uint64_t bytes, std::uint64_t seed = 1) {
   return TestSource({"--bytes", std::to_string(bytes), "--seed", std::to_string(seed)});
 }
 
-std::shared_ptr<RegisteredArena> Target(std::uint64_t bytes) {
+std::shared_ptr<RegisteredArena> EmptyTarget(std::uint64_t bytes) {
   const ScopedVariable devices("UCX_NET_DEVICES", "rxe1:1");
   return EmptyArena(Must(CreateHostContext()).ucx, bytes, 16 * kMiB);
 }
@@ -150,7 +150,7 @@ TEST_CASE("a pull over rc brings every byte, and so does the next into the same 
   const ScopedVariable tls("UCX_TLS", kRcOnly);
   const std::uint64_t bytes = 37 * kMiB + 1234;
   TestSource source = RdmaSource(bytes, 5);
-  const auto target = Target(bytes);
+  const auto target = EmptyTarget(bytes);
   for (int round = 0; round < 2; ++round) {
     const std::uint64_t before = PacketsReceived("rxe1");
     const auto report = Pull(SourceOf(source.answer()), *target, kPatient, {}, nullptr);
@@ -168,7 +168,7 @@ TEST_CASE("a byte that is wrong in the source is data loss over rc too") {
   const ScopedVariable tls("UCX_TLS", kRcOnly);
   const ScopedVariable devices("UCX_NET_DEVICES", "rxe0:1");
   TestSource source({"--bytes", std::to_string(8 * kMiB), "--flip", std::to_string(5 * kMiB)});
-  const auto target = Target(8 * kMiB);
+  const auto target = EmptyTarget(8 * kMiB);
   const Status status = Pull(SourceOf(source.answer()), *target, kPatient, {}, nullptr).status();
   REQUIRE(status.code() == StatusCode::kDataLoss);
   REQUIRE_THAT(status.message(), Catch::Contains("chunk 1 "));
@@ -177,7 +177,7 @@ TEST_CASE("a byte that is wrong in the source is data loss over rc too") {
 TEST_CASE("over rc a source that stands still is read all the same") {
   const ScopedVariable tls("UCX_TLS", kRcOnly);
   TestSource source = RdmaSource(8 * kMiB, 7);
-  const auto target = Target(32 * kMiB);
+  const auto target = EmptyTarget(32 * kMiB);
   const auto harmed = PullWithHarm(Repeated(source.answer(), 32 * kMiB), *target,
                                    [&] { source.SignalGroup(SIGSTOP); });
   source.SignalGroup(SIGCONT);
@@ -190,14 +190,14 @@ TEST_CASE("over rc a source that stands still is read all the same") {
 TEST_CASE("a source's link that goes down is an error in time, and a pull works once it is up") {
   const ScopedVariable tls("UCX_TLS", kRcOnly);
   TestSource source = RdmaSource(8 * kMiB, 9);
-  const auto target = Target(kLongBytes);
+  const auto target = EmptyTarget(kLongBytes);
   {
-    std::optional<LinkDown> down;
+    std::optional<PortDown> down;
     RequireBrokenConnection(PullWithHarm(Repeated(source.answer(), kLongBytes), *target,
                                          [&] { down.emplace("veth0", "rxe0"); }));
   }
   AwaitPort("rxe0", true);
-  PullAgain(source, *Target(8 * kMiB), 8 * kMiB, 9);
+  PullAgain(source, *EmptyTarget(8 * kMiB), 8 * kMiB, 9);
 }
 
 // In a process of its own: soft-RoCE flushes UD's receive queue when its link goes down, and
@@ -211,7 +211,7 @@ TEST_CASE("a target whose own link goes down ends in time, and the source serves
     devices.reset();
     target.WriteLine(json::Dump(ToJson(source.answer())));
     REQUIRE(target.ReadLine() == "moving");
-    const LinkDown down("veth1", "rxe1");
+    const PortDown down("veth1", "rxe1");
     const auto start = steady_clock::now();
     std::string outcome = "aborted";
     try {
@@ -224,19 +224,19 @@ TEST_CASE("a target whose own link goes down ends in time, and the source serves
     REQUIRE(SecondsSince(start) < 10 + kLongestSeconds);  // its deadline is the default
   }
   AwaitPort("rxe1", true);
-  PullAgain(source, *Target(8 * kMiB), 8 * kMiB, 15);
+  PullAgain(source, *EmptyTarget(8 * kMiB), 8 * kMiB, 15);
 }
 
 TEST_CASE("a source killed in mid-pull is an error in time, and its successor serves") {
   const ScopedVariable tls("UCX_TLS", kRcOnly);
-  const auto target = Target(kLongBytes);
+  const auto target = EmptyTarget(kLongBytes);
   {
     TestSource source = RdmaSource(8 * kMiB);
     RequireBrokenConnection(PullWithHarm(Repeated(source.answer(), kLongBytes), *target,
                                          [&] { source.SignalGroup(SIGKILL); }));
   }
   TestSource next = RdmaSource(8 * kMiB, 11);
-  PullAgain(next, *Target(8 * kMiB), 8 * kMiB, 11);
+  PullAgain(next, *EmptyTarget(8 * kMiB), 8 * kMiB, 11);
 }
 
 TEST_CASE("a target killed in mid-pull does not keep others from being served") {
@@ -249,7 +249,7 @@ TEST_CASE("a target killed in mid-pull does not keep others from being served") 
     REQUIRE(target.ReadLine() == "moving");
     target.Signal(SIGKILL);
   }
-  PullAgain(source, *Target(8 * kMiB), 8 * kMiB, 13);
+  PullAgain(source, *EmptyTarget(8 * kMiB), 8 * kMiB, 13);
   REQUIRE(source.Alive());
 }
 

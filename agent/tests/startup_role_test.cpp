@@ -6,7 +6,7 @@
 using namespace rouse;
 using namespace rouse::agent;
 using namespace std::chrono_literals;
-namespace ev = rouse::agent::role_event;
+namespace role_ev = rouse::agent::role_event;
 
 namespace {
 
@@ -23,10 +23,10 @@ RoleMachine Machine() {
 RoleMachine Asleep() {
   RoleMachine machine = Machine();
   REQUIRE(machine.Sleep(kReady, kNow).ok());
-  machine.Apply(ev::LeasesEnded{});
-  machine.Apply(ev::CommandEnded{});
-  machine.Apply(ev::ArenaReleased{true});
-  machine.Apply(ev::WeightsFreed{});
+  machine.Apply(role_ev::LeasesEnded{});
+  machine.Apply(role_ev::CommandEnded{});
+  machine.Apply(role_ev::ArenaReleased{true});
+  machine.Apply(role_ev::WeightsFreed{});
   machine.TakeActions();
   REQUIRE(machine.state() == RoleState::kAsleep);
   return machine;
@@ -51,17 +51,19 @@ TEST_CASE("An instance goes to sleep step by step") {
   CHECK(machine.message() == "waiting for peers that read the weights");
   CHECK(machine.Sleep(kReady, kNow).ok());
   CHECK(machine.TakeActions().empty());
-  machine.Apply(ev::LeasesEnded{});
+  machine.Apply(role_ev::LeasesEnded{});
   CHECK(machine.TakeActions() == Actions{RoleAction::kSleepEngine});
   CHECK(machine.message() == "waiting for the engine to go to sleep");
   // In either order.
   const bool command_first = GENERATE(true, false);
-  machine.Apply(command_first ? RoleEvent(ev::CommandEnded{}) : RoleEvent(ev::ArenaReleased{true}));
+  machine.Apply(command_first ? RoleEvent(role_ev::CommandEnded{})
+                              : RoleEvent(role_ev::ArenaReleased{true}));
   CHECK(machine.TakeActions().empty());
-  machine.Apply(command_first ? RoleEvent(ev::ArenaReleased{true}) : RoleEvent(ev::CommandEnded{}));
+  machine.Apply(command_first ? RoleEvent(role_ev::ArenaReleased{true})
+                              : RoleEvent(role_ev::CommandEnded{}));
   CHECK(machine.TakeActions() == Actions{RoleAction::kFreeWeights});
   CHECK(machine.message() == "giving the weights' memory back");
-  machine.Apply(ev::WeightsFreed{});
+  machine.Apply(role_ev::WeightsFreed{});
   CHECK(machine.state() == RoleState::kAsleep);
   CHECK_FALSE(machine.deadline().has_value());
   CHECK(machine.Sleep(kReady, kNow).ok());
@@ -72,15 +74,15 @@ TEST_CASE("An instance goes to sleep step by step") {
 TEST_CASE("An engine that does not sleep, and has given nothing up, goes on serving") {
   RoleMachine machine = Machine();
   REQUIRE(machine.Sleep(kReady, kNow).ok());
-  machine.Apply(ev::LeasesEnded{});
+  machine.Apply(role_ev::LeasesEnded{});
   machine.TakeActions();
-  const RoleEvent refused = ev::CommandEnded{Unavailable("cannot sleep with LoRA")};
+  const RoleEvent refused = role_ev::CommandEnded{Unavailable("cannot sleep with LoRA")};
   SECTION("when its canary answers") {
     machine.Apply(refused);
     CHECK(machine.state() == RoleState::kSleeping);
     CHECK(machine.TakeActions() == Actions{RoleAction::kAskCanary});
     CHECK(machine.message().find("cannot sleep with LoRA") != std::string::npos);
-    machine.Apply(ev::CanaryAnswered{{}, 5});
+    machine.Apply(role_ev::CanaryAnswered{{}, 5});
     CHECK(machine.state() == RoleState::kActive);
     CHECK_FALSE(machine.deadline().has_value());
     CHECK_FALSE(machine.timeline().has_value());
@@ -89,19 +91,19 @@ TEST_CASE("An engine that does not sleep, and has given nothing up, goes on serv
   }
   SECTION("but not when it answers otherwise") {
     machine.Apply(refused);
-    machine.Apply(ev::CanaryAnswered{DataLoss("y, not x"), 5});
+    machine.Apply(role_ev::CanaryAnswered{DataLoss("y, not x"), 5});
     CHECK(machine.message() ==
           "sleep failed: cannot sleep with LoRA; and it does not go on serving: y, not x");
   }
   SECTION("but not when it ends") {
     machine.Apply(refused);
-    machine.Apply(ev::EngineGone{"it has ended"});
+    machine.Apply(role_ev::EngineGone{"it has ended"});
     CHECK(machine.message() == "sleep failed: it has ended");
-    machine.Apply(ev::CanaryAnswered{{}, 5});
+    machine.Apply(role_ev::CanaryAnswered{{}, 5});
     CHECK(machine.state() == RoleState::kFailed);
   }
   SECTION("but not when some rank has let go of its weights") {
-    machine.Apply(ev::ArenaReleased{false});
+    machine.Apply(role_ev::ArenaReleased{false});
     machine.Apply(refused);
     CHECK(machine.message() == "sleep failed: cannot sleep with LoRA");
   }
@@ -113,20 +115,20 @@ TEST_CASE("A guard wakes when weights and engine are there and the canary answer
   CHECK(machine.peers() == kPeers);
   CHECK(machine.Wake(kPeers, kReady, kNow, 0).ok());
   CHECK(machine.TakeActions().empty());
-  machine.Apply(ev::ArenaAsked{0, 1'010});
-  machine.Apply(ev::ArenaAsked{1, 1'020});
-  machine.Apply(ev::ArenaAsked{0, 1'900});  // Asks again: it was Pending.
-  machine.Apply(ev::SlabsGiven{1'050});
-  machine.Apply(ev::WeightsGiven{1'100});
+  machine.Apply(role_ev::ArenaAsked{0, 1'010});
+  machine.Apply(role_ev::ArenaAsked{1, 1'020});
+  machine.Apply(role_ev::ArenaAsked{0, 1'900});  // Asks again: it was Pending.
+  machine.Apply(role_ev::SlabsGiven{1'050});
+  machine.Apply(role_ev::WeightsGiven{1'100});
   machine.AddLane("Pull", 1'005, 1'090);
   const bool pull_first = GENERATE(true, false);
-  const RoleEvent command = ev::CommandEnded{{}, 1'120};
-  machine.Apply(pull_first ? RoleEvent(ev::PullEnded{}) : command);
+  const RoleEvent command = role_ev::CommandEnded{{}, 1'120};
+  machine.Apply(pull_first ? RoleEvent(role_ev::PullEnded{}) : command);
   CHECK(machine.TakeActions().empty());
-  machine.Apply(pull_first ? command : RoleEvent(ev::PullEnded{}));
+  machine.Apply(pull_first ? command : RoleEvent(role_ev::PullEnded{}));
   CHECK(machine.TakeActions() == Actions{RoleAction::kAskCanary});
   CHECK(machine.message() == "waiting for the canary's answer");
-  machine.Apply(ev::CanaryAnswered{{}, 1'150});
+  machine.Apply(role_ev::CanaryAnswered{{}, 1'150});
   CHECK(machine.state() == RoleState::kActive);
   REQUIRE(machine.timeline().has_value());
   const Timeline& timeline = *machine.timeline();
@@ -162,19 +164,19 @@ TEST_CASE("What cannot be done now is a conflict, and changes nothing") {
 
 TEST_CASE("What fails is failed for good, with the reason") {
   const auto [machine, happened, said] = GENERATE(table<RoleMachine (*)(), RoleEvent, std::string>(
-      {{Waking, ev::CommandEnded{Unavailable("no KV memory")}, "wake failed: no KV memory"},
-       {Waking, ev::PullEnded{Unavailable("nobody")}, "wake failed: no weights: nobody"},
-       {Waking, ev::EngineGone{"rank 0 has ended"}, "wake failed: rank 0 has ended"},
-       {Asleep, ev::EngineGone{"rank 0 has ended"}, "lost while asleep: rank 0 has ended"}}));
+      {{Waking, role_ev::CommandEnded{Unavailable("no KV memory")}, "wake failed: no KV memory"},
+       {Waking, role_ev::PullEnded{Unavailable("nobody")}, "wake failed: no weights: nobody"},
+       {Waking, role_ev::EngineGone{"rank 0 has ended"}, "wake failed: rank 0 has ended"},
+       {Asleep, role_ev::EngineGone{"rank 0 has ended"}, "lost while asleep: rank 0 has ended"}}));
   RoleMachine failed = machine();
   failed.Apply(happened);
   CHECK(failed.state() == RoleState::kFailed);
   CHECK(failed.message() == said);
   CHECK(failed.TakeActions() == Actions{RoleAction::kGiveUp});
-  failed.Apply(ev::CommandEnded{});
-  failed.Apply(ev::PullEnded{});
-  failed.Apply(ev::EngineGone{"again"});
-  failed.Apply(ev::CanaryAnswered{});
+  failed.Apply(role_ev::CommandEnded{});
+  failed.Apply(role_ev::PullEnded{});
+  failed.Apply(role_ev::EngineGone{"again"});
+  failed.Apply(role_ev::CanaryAnswered{});
   CHECK(failed.state() == RoleState::kFailed);
   CHECK(failed.message() == said);
   CHECK(failed.TakeActions().empty());
@@ -184,9 +186,9 @@ TEST_CASE("What fails is failed for good, with the reason") {
 
 TEST_CASE("A canary with another answer fails the wake") {
   RoleMachine machine = Waking();
-  machine.Apply(ev::PullEnded{});
-  machine.Apply(ev::CommandEnded{});
-  machine.Apply(ev::CanaryAnswered{DataLoss("y, not x"), 7});
+  machine.Apply(role_ev::PullEnded{});
+  machine.Apply(role_ev::CommandEnded{});
+  machine.Apply(role_ev::CanaryAnswered{DataLoss("y, not x"), 7});
   CHECK(machine.state() == RoleState::kFailed);
   CHECK(machine.message() == "wake failed: canary: y, not x");
   CHECK_FALSE(machine.timeline().has_value());
@@ -201,7 +203,7 @@ TEST_CASE("What takes too long fails, and says what it waited for") {
   CHECK(sleeping.message() ==
         "sleep failed: not asleep within 10 s: still waiting for peers that read the weights");
   RoleMachine waking = Waking();
-  waking.Apply(ev::PullEnded{});
+  waking.Apply(role_ev::PullEnded{});
   waking.Tick(kNow + 5s);
   CHECK(waking.message() ==
         "wake failed: not awake within 5 s: still waiting for the engine to wake");
@@ -210,9 +212,9 @@ TEST_CASE("What takes too long fails, and says what it waited for") {
 
 TEST_CASE("An engine that goes while its instance serves is its start's matter") {
   RoleMachine machine = Machine();
-  machine.Apply(ev::EngineGone{"x"});
-  machine.Apply(ev::ArenaReleased{true});
-  machine.Apply(ev::CommandEnded{Unavailable("x")});
+  machine.Apply(role_ev::EngineGone{"x"});
+  machine.Apply(role_ev::ArenaReleased{true});
+  machine.Apply(role_ev::CommandEnded{Unavailable("x")});
   CHECK(machine.state() == RoleState::kActive);
   CHECK(machine.TakeActions().empty());
 }

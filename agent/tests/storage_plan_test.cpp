@@ -11,9 +11,9 @@ using Catch::Contains;
 constexpr std::uint64_t kMiB = 1u << 20;
 
 // A shard with the given tensors, as DecodeHeader makes it; its header has `data_offset` bytes.
-Shard MakeShard(const std::string& file, std::uint64_t data_offset,
-                std::vector<std::pair<std::string, std::uint64_t>> tensors,
-                std::string_view dtype = "U8") {
+Shard PlannedShard(const std::string& file, std::uint64_t data_offset,
+                   std::vector<std::pair<std::string, std::uint64_t>> tensors,
+                   std::string_view dtype = "U8") {
   Shard shard{.file = file, .header = {.data_offset = data_offset}};
   for (auto& [name, elements] : tensors) {
     const std::uint64_t begin = shard.header.data_bytes;
@@ -84,8 +84,8 @@ TEST_CASE("the files to read are those of the index, or the single one, or all",
 }
 
 TEST_CASE("a tensor is in one file, and in the one that the index says", "[storage]") {
-  const std::vector<Shard> shards = {MakeShard("a.safetensors", 64, {{"x", 4}}),
-                                     MakeShard("b.safetensors", 64, {{"y", 4}})};
+  const std::vector<Shard> shards = {PlannedShard("a.safetensors", 64, {{"x", 4}}),
+                                     PlannedShard("b.safetensors", 64, {{"y", 4}})};
   REQUIRE(MakeCheckpoint(shards, std::nullopt)->tensor_count() == 2);
   REQUIRE(MakeCheckpoint(shards, ShardIndex{{"x", "a.safetensors"}}).ok());
 
@@ -99,13 +99,13 @@ TEST_CASE("a tensor is in one file, and in the one that the index says", "[stora
   REQUIRE_THAT(error(shards, ShardIndex{{"z", "b.safetensors"}}),
                Contains("tensor \"z\" is not in b.safetensors"));
   REQUIRE_THAT(error(shards, ShardIndex{{"z", "c.safetensors"}}), Contains("there is no file"));
-  REQUIRE_THAT(error({shards[0], MakeShard("b.safetensors", 64, {{"x", 4}})}, std::nullopt),
+  REQUIRE_THAT(error({shards[0], PlannedShard("b.safetensors", 64, {{"x", 4}})}, std::nullopt),
                Contains("tensor \"x\" is in a.safetensors and in b.safetensors"));
 }
 
 TEST_CASE("files lie one after the other, each block where direct reads can put it", "[storage]") {
-  const Checkpoint checkpoint{{MakeShard("a", 5000, {{"x", 6 * kMiB}}), MakeShard("e", 16, {}),
-                               MakeShard("b", 64, {{"y", 100}})}};
+  const Checkpoint checkpoint{{PlannedShard("a", 5000, {{"x", 6 * kMiB}}),
+                               PlannedShard("e", 16, {}), PlannedShard("b", 64, {{"y", 100}})}};
   const auto plan = PlanReads(checkpoint, 4 * kMiB);
   REQUIRE(plan.ok());
   REQUIRE(plan->shards[0] ==
@@ -120,21 +120,21 @@ TEST_CASE("files lie one after the other, each block where direct reads can put 
 }
 
 TEST_CASE("a file with a misaligned header is moved, and not read directly", "[storage]") {
-  const auto plan = PlanReads({{MakeShard("a", 5001, {{"x", 8}}, "I64")}}, 4096);
+  const auto plan = PlanReads({{PlannedShard("a", 5001, {{"x", 8}}, "I64")}}, 4096);
   REQUIRE(plan.ok());
   REQUIRE(plan->shards[0] ==
           ShardPlace{.file_offset = 5001, .arena_offset = 0, .bytes = 64, .direct = false});
-  REQUIRE(DescribeArena({{MakeShard("a", 5001, {{"x", 8}}, "I64")}}, *plan)->tensors[0].offset ==
+  REQUIRE(DescribeArena({{PlannedShard("a", 5001, {{"x", 8}}, "I64")}}, *plan)->tensors[0].offset ==
           0);
 }
 
 TEST_CASE("plans that make no sense are refused", "[storage]") {
-  const Checkpoint good{{MakeShard("a", 64, {{"x", 4}})}};
+  const Checkpoint good{{PlannedShard("a", 64, {{"x", 4}})}};
   REQUIRE_FALSE(PlanReads(good, 0).ok());
   REQUIRE_FALSE(PlanReads(good, 4097).ok());
-  REQUIRE_FALSE(PlanReads({{MakeShard("a", 16, {})}}).ok());
-  REQUIRE_THAT(PlanReads({{MakeShard("a", 64, {{"x", std::uint64_t{1} << 43}}),
-                           MakeShard("b", 64, {{"y", std::uint64_t{1} << 43}})}},
+  REQUIRE_FALSE(PlanReads({{PlannedShard("a", 16, {})}}).ok());
+  REQUIRE_THAT(PlanReads({{PlannedShard("a", 64, {{"x", std::uint64_t{1} << 43}}),
+                           PlannedShard("b", 64, {{"y", std::uint64_t{1} << 43}})}},
                          1u << 30)
                    .status()
                    .message(),
@@ -142,8 +142,8 @@ TEST_CASE("plans that make no sense are refused", "[storage]") {
 }
 
 TEST_CASE("an arena's manifest holds every tensor at its place", "[storage]") {
-  Checkpoint checkpoint{{MakeShard("a", 5000, {{"x", 8}, {"empty", 0}, {"y", 6}}, "BF16"),
-                         MakeShard("b", 64, {{"z", 10}})}};
+  Checkpoint checkpoint{{PlannedShard("a", 5000, {{"x", 8}, {"empty", 0}, {"y", 6}}, "BF16"),
+                         PlannedShard("b", 64, {{"z", 10}})}};
   checkpoint.shards[0].header.tensors[2].shape = {2, 3};
   const auto plan = PlanReads(checkpoint);
   const auto manifest = DescribeArena(checkpoint, *plan);
@@ -168,14 +168,14 @@ TEST_CASE("a tensor that no manifest can describe is named", "[storage]") {
     REQUIRE(manifest.status().code() == StatusCode::kFailedPrecondition);
     return manifest.status().message();
   };
-  REQUIRE_THAT(error(MakeShard("a", 64, {{"x", 4}}, "C64")),
+  REQUIRE_THAT(error(PlannedShard("a", 64, {{"x", 4}}, "C64")),
                Contains("a: tensor \"x\"") && Contains("C64") && Contains("engine's own loader"));
-  REQUIRE_THAT(error(MakeShard("a", 64, {{"x", 4}}, "F6_E2M3")), Contains("F6_E2M3"));
-  Shard mixed = MakeShard("a", 64, {{"x", 1}, {"y", 4}});
+  REQUIRE_THAT(error(PlannedShard("a", 64, {{"x", 4}}, "F6_E2M3")), Contains("F6_E2M3"));
+  Shard mixed = PlannedShard("a", 64, {{"x", 1}, {"y", 4}});
   mixed.header.tensors[1].dtype = FindDtype("F32");
   mixed.header.tensors[1].shape = {1};
   REQUIRE_THAT(error(mixed), Contains("tensor \"y\"") && Contains("no multiple of its element"));
-  Shard odd = MakeShard("a", 64, {{"x", 6}}, "F4");
+  Shard odd = PlannedShard("a", 64, {{"x", 6}}, "F4");
   odd.header.tensors[0].shape = {2, 3};
   REQUIRE_THAT(error(odd), Contains("no multiple of 2"));
   odd.header.tensors[0].shape = {3, 2};

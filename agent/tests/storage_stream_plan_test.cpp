@@ -13,8 +13,8 @@ constexpr std::uint64_t kSlot = 16384;
 const StreamLimits kSmall{.min_slot_bytes = kSlot, .max_slot_bytes = kSlot, .request_bytes = 8192};
 
 // A shard as it would be decoded, with one tensor of each size.
-Shard MakeShard(const std::string& file, std::uint64_t data_offset,
-                const std::vector<std::uint64_t>& sizes, const std::string& prefix = "t") {
+Shard StreamedShard(const std::string& file, std::uint64_t data_offset,
+                    const std::vector<std::uint64_t>& sizes, const std::string& prefix = "t") {
   Shard shard{.file = file};
   shard.header.data_offset = data_offset;
   std::uint64_t at = 0;
@@ -93,7 +93,7 @@ void Check(const Checkpoint& checkpoint, const StreamPlan& plan, const StreamLim
 }
 
 TEST_CASE("tensors that follow each other share a batch until the slot is full", "[storage]") {
-  const Checkpoint checkpoint{.shards = {MakeShard("a", 200, {8000, 8000, 8000, 100})}};
+  const Checkpoint checkpoint{.shards = {StreamedShard("a", 200, {8000, 8000, 8000, 100})}};
   const StreamPlan plan = *PlanStream(checkpoint, kSmall);
   Check(checkpoint, plan, kSmall);
   REQUIRE(plan.batches.size() == 2);
@@ -110,21 +110,21 @@ TEST_CASE("a slot holds the largest tensor, up to a bound beyond which it is cut
   const StreamLimits limits{
       .min_slot_bytes = 8192, .max_slot_bytes = 65536, .request_bytes = 8192, .slots = 3};
   SECTION("small ones") {
-    const Checkpoint checkpoint{.shards = {MakeShard("a", 8, {100, 200})}};
+    const Checkpoint checkpoint{.shards = {StreamedShard("a", 8, {100, 200})}};
     const StreamPlan plan = *PlanStream(checkpoint, limits);
     Check(checkpoint, plan, limits);
     REQUIRE(plan.slot_bytes == 8192);
     REQUIRE(plan.slots == 1);
   }
   SECTION("one that fits wherever it begins") {
-    const Checkpoint checkpoint{.shards = {MakeShard("a", 4095, {20'000, 20'000, 20'000})}};
+    const Checkpoint checkpoint{.shards = {StreamedShard("a", 4095, {20'000, 20'000, 20'000})}};
     const StreamPlan plan = *PlanStream(checkpoint, limits);
     Check(checkpoint, plan, limits);
     REQUIRE(plan.slot_bytes == 20480 + 4096);
     for (const StreamBatch& batch : plan.batches) REQUIRE(batch.pieces[0].begin == 0);
   }
   SECTION("one beyond the bound") {
-    const Checkpoint checkpoint{.shards = {MakeShard("a", 100, {50, 200'000, 50})}};
+    const Checkpoint checkpoint{.shards = {StreamedShard("a", 100, {50, 200'000, 50})}};
     const StreamPlan plan = *PlanStream(checkpoint, limits);
     Check(checkpoint, plan, limits);
     REQUIRE(plan.slot_bytes == 65536);
@@ -135,9 +135,9 @@ TEST_CASE("a slot holds the largest tensor, up to a bound beyond which it is cut
 }
 
 TEST_CASE("tensors that hold nothing come too, also in a file of nothing else", "[storage]") {
-  const Checkpoint checkpoint{.shards = {MakeShard("a", 4096, {0, 10, 0, kSlot - 10, 0}, "a"),
-                                         MakeShard("b", 120, {0, 0}, "b"),
-                                         MakeShard("c", 120, {}, "c")}};
+  const Checkpoint checkpoint{.shards = {StreamedShard("a", 4096, {0, 10, 0, kSlot - 10, 0}, "a"),
+                                         StreamedShard("b", 120, {0, 0}, "b"),
+                                         StreamedShard("c", 120, {}, "c")}};
   const StreamPlan plan = *PlanStream(checkpoint, kSmall);
   Check(checkpoint, plan, kSmall);
   REQUIRE(plan.batches.back().bytes == 0);
@@ -146,8 +146,8 @@ TEST_CASE("tensors that hold nothing come too, also in a file of nothing else", 
 
 TEST_CASE("a batch's pieces fit a message, however many and long their names", "[storage]") {
   const StreamLimits limits{.max_text_bytes = 20'000};
-  Checkpoint checkpoint{
-      .shards = {MakeShard("a", 80, std::vector<std::uint64_t>(5000, 3), std::string(40, '\x01'))}};
+  Checkpoint checkpoint{.shards = {StreamedShard("a", 80, std::vector<std::uint64_t>(5000, 3),
+                                                 std::string(40, '\x01'))}};
   checkpoint.shards[0].header.tensors[7].name = std::string(4096, '\x01');  // 24 KiB as JSON
   const StreamPlan plan = *PlanStream(checkpoint, limits);
   Check(checkpoint, plan, limits);
@@ -173,7 +173,8 @@ TEST_CASE("any checkpoint streams as a whole", "[storage][property]") {
     for (std::size_t s = 1 + random() % 4; s > 0; --s) {
       std::vector<std::uint64_t> sizes(random() % 20);
       for (std::uint64_t& size : sizes) size = random() % (std::uint64_t{1} << (random() % 17));
-      checkpoint.shards.push_back(MakeShard("f" + std::to_string(s), 10 + random() % 9000, sizes));
+      checkpoint.shards.push_back(
+          StreamedShard("f" + std::to_string(s), 10 + random() % 9000, sizes));
     }
     const StreamLimits limits{.min_slot_bytes = 4096 * (1 + random() % 3),
                               .max_slot_bytes = 4096 * (3 + random() % 10),
@@ -190,7 +191,7 @@ TEST_CASE("any checkpoint streams as a whole", "[storage][property]") {
 }
 
 TEST_CASE("limits that make no sense are refused", "[storage]") {
-  const Checkpoint checkpoint{.shards = {MakeShard("a", 8, {100})}};
+  const Checkpoint checkpoint{.shards = {StreamedShard("a", 8, {100})}};
   for (const StreamLimits& limits :
        {StreamLimits{.slots = 0}, StreamLimits{.request_bytes = 5000},
         StreamLimits{.min_slot_bytes = 0}, StreamLimits{.max_slot_bytes = 4096},

@@ -12,7 +12,6 @@
 namespace rouse::transfer {
 namespace {
 
-constexpr std::uint64_t kMiB = 1u << 20;
 constexpr std::uint64_t kGiB = 1u << 30;
 
 std::shared_ptr<memory::Arena> Slabs(std::uint64_t bytes, std::uint64_t slab_bytes) {

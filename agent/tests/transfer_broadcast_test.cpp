@@ -27,8 +27,6 @@ using memory::BroadcastSeat;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr std::uint64_t kMiB = 1u << 20;
-
 // What the fakes of one test share in place of a network: who is there, and whose bytes.
 struct Hub {
   std::mutex mutex;
@@ -81,9 +79,9 @@ class FakeBroadcaster final : public memory::Broadcaster {
 using Mode = FakeBroadcaster::Mode;
 
 // A source that offers its arena by descriptor and by broadcast, to leases "lease-...".
-class Source {
+class Offering {
  public:
-  explicit Source(Mode mode = Mode::kWorks, bool with_broadcasts = true)
+  explicit Offering(Mode mode = Mode::kWorks, bool with_broadcasts = true)
       : arena(RandomArena(37 * kMiB + 1234, 8 * kMiB, 3)) {
     Must(arena->Seal());
     rank.manifest = ManifestOf(*arena, 0, kChunkBytes);
@@ -113,7 +111,7 @@ class Source {
         })
                         : nullptr));
   }
-  ~Source() {
+  ~Offering() {
     share_.reset();
     std::filesystem::remove_all(folder_);
   }
@@ -138,7 +136,7 @@ struct Outcome {
 };
 
 // `modes.size()` targets that start together, each on a thread.
-std::vector<Outcome> Fetch(Source& source, const std::vector<Mode>& modes) {
+std::vector<Outcome> Fetch(Offering& source, const std::vector<Mode>& modes) {
   std::vector<Outcome> outcomes(modes.size());
   std::vector<std::jthread> threads;
   for (std::size_t i = 0; i < modes.size(); ++i) {
@@ -160,7 +158,7 @@ std::vector<Outcome> Fetch(Source& source, const std::vector<Mode>& modes) {
   return outcomes;
 }
 
-std::string Transport(const Outcome& outcome, const Source& source) {
+std::string Transport(const Outcome& outcome, const Offering& source) {
   REQUIRE(outcome.report.status() == Status());
   REQUIRE(SameBytes(*outcome.arena, *source.arena));
   REQUIRE(outcome.report->counters.bytes_verified == source.arena->bytes());
@@ -169,7 +167,7 @@ std::string Transport(const Outcome& outcome, const Source& source) {
 }
 
 TEST_CASE("targets that start together get one broadcast, verified", "[broadcast]") {
-  Source source;
+  Offering source;
   const auto outcomes = Fetch(source, {Mode::kWorks, Mode::kWorks, Mode::kWorks});
   for (const Outcome& outcome : outcomes) REQUIRE(Transport(outcome, source) == "broadcast/host");
   REQUIRE(source.hub.seats.size() == 3);
@@ -184,12 +182,12 @@ TEST_CASE("targets that start together get one broadcast, verified", "[broadcast
 
 TEST_CASE("a target whose broadcast fails pulls, and so do those who waited for it",
           "[broadcast]") {
-  Source source;
+  Offering source;
   const auto outcomes = Fetch(source, {Mode::kFails, Mode::kWorks});
   REQUIRE(Transport(outcomes[0], source) == "node/host");
   Transport(outcomes[1], source);
 
-  Source broken(Mode::kNoId);
+  Offering broken(Mode::kNoId);
   for (const Outcome& outcome : Fetch(broken, {Mode::kWorks, Mode::kWorks})) {
     REQUIRE(Transport(outcome, broken) == "node/host");
   }
@@ -197,14 +195,14 @@ TEST_CASE("a target whose broadcast fails pulls, and so do those who waited for 
 }
 
 TEST_CASE("bytes that a broadcast damaged are found, and pulled", "[broadcast]") {
-  Source source;
+  Offering source;
   const auto outcomes = Fetch(source, {Mode::kFlipsAByte, Mode::kWorks});
   REQUIRE(Transport(outcomes[0], source) == "node/host");
   REQUIRE(Transport(outcomes[1], source) == "broadcast/host");
 }
 
 TEST_CASE("bytes that the source itself has wrong are an error by any way", "[broadcast]") {
-  Source source;
+  Offering source;
   source.arena->span()[5 * kChunkBytes + 7] ^= std::byte{1};
   for (const Outcome& outcome : Fetch(source, {Mode::kWorks, Mode::kWorks})) {
     REQUIRE(outcome.report.status().code() == StatusCode::kDataLoss);
@@ -213,19 +211,19 @@ TEST_CASE("bytes that the source itself has wrong are an error by any way", "[br
 }
 
 TEST_CASE("a target alone, or of a source without broadcasts, pulls", "[broadcast]") {
-  Source source;
+  Offering source;
   REQUIRE(Transport(Fetch(source, {Mode::kWorks})[0], source) == "node/host");
-  Source without(Mode::kWorks, false);
+  Offering without(Mode::kWorks, false);
   for (const Outcome& outcome : Fetch(without, {Mode::kWorks, Mode::kWorks})) {
     REQUIRE(Transport(outcome, without) == "node/host");
   }
   REQUIRE(without.hub.seats.empty());
-  Source other;
+  Offering other;
   REQUIRE(Transport(Fetch(other, {Mode::kAbsent})[0], other) == "node/host");
 }
 
 TEST_CASE("waiting for a seat ends when it is stopped, or at its deadline", "[broadcast]") {
-  Source source;
+  Offering source;
   std::stop_source stop;
   stop.request_stop();
   REQUIRE(AwaitSeat(source.Node(1), 0, {"node", "GPU-1"}, seconds(60), stop.get_token())

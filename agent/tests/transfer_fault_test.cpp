@@ -21,12 +21,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-constexpr std::uint64_t kMiB = 1u << 20;
-
-std::string Text(std::uint64_t value) {
-  return std::to_string(value);
-}
-
 double SecondsSince(steady_clock::time_point start) {
   return std::chrono::duration<double>(steady_clock::now() - start).count();
 }
@@ -34,7 +28,8 @@ double SecondsSince(steady_clock::time_point start) {
 TEST_CASE("a byte that changed in the source is data loss that names chunk and source",
           "[transfer]") {
   const ScopedVariable variable("UCX_TLS", GENERATE("tcp", "sysv"));
-  TestSource source({"--bytes", Text(20 * kMiB), "--flip", Text(13 * kMiB + 5)});
+  TestSource source(
+      {"--bytes", std::to_string(20 * kMiB), "--flip", std::to_string(13 * kMiB + 5)});
   const auto target = EmptyArena(Must(ucx::Context::Create()), 20 * kMiB, 20 * kMiB);
   const auto report = Pull(SourceOf(source.answer()), *target, {}, {}, nullptr);
   REQUIRE(report.status().code() == StatusCode::kDataLoss);
@@ -81,7 +76,7 @@ constexpr std::uint64_t kLargeBytes = 512 * kMiB;
 
 TEST_CASE("a source that is killed in mid-pull is an error within the deadline", "[transfer]") {
   const ScopedVariable variable("UCX_TLS", GENERATE("tcp", "sysv"));
-  TestSource source({"--bytes", Text(64 * kMiB)});
+  TestSource source({"--bytes", std::to_string(64 * kMiB)});
   const auto target = EmptyArena(Must(ucx::Context::Create()), kLargeBytes, 256 * kMiB);
   const PullOptions options = {
       .piece_bytes = 64 * 1024, .window = 2, .progress_deadline = milliseconds(3000)};
@@ -102,7 +97,7 @@ TEST_CASE("a source that is killed in mid-pull is an error within the deadline",
 TEST_CASE("a source that is stuck is a missed deadline, and nothing is written afterwards",
           "[transfer]") {
   const ScopedVariable variable("UCX_TLS", GENERATE("tcp", "sysv"));
-  TestSource source({"--bytes", Text(64 * kMiB)});
+  TestSource source({"--bytes", std::to_string(64 * kMiB)});
   const auto target = EmptyArena(Must(ucx::Context::Create()), kLargeBytes, 256 * kMiB);
   const PullOptions options = {
       .piece_bytes = 1 * kMiB, .window = 4, .progress_deadline = milliseconds(1000)};
@@ -133,7 +128,7 @@ TEST_CASE("a source that was gone before the pull is an error within the deadlin
   const ScopedVariable variable("UCX_TLS", GENERATE("tcp", "sysv"));
   PullSource gone;
   {
-    TestSource source({"--bytes", Text(kMiB)});
+    TestSource source({"--bytes", std::to_string(kMiB)});
     gone = SourceOf(source.answer());
   }
   const auto target = EmptyArena(Must(ucx::Context::Create()), kMiB, kMiB);
@@ -146,7 +141,7 @@ TEST_CASE("a source that was gone before the pull is an error within the deadlin
 
 TEST_CASE("a damaged description ends in an error, not in a crash or a wrong byte", "[transfer]") {
   const ScopedVariable variable("UCX_TLS", "tcp");
-  TestSource source({"--bytes", Text(kMiB)});
+  TestSource source({"--bytes", std::to_string(kMiB)});
   const auto context = Must(ucx::Context::Create());
   const auto target = EmptyArena(context, kMiB, kMiB);
   const PullOptions options = {.progress_deadline = milliseconds(500)};
@@ -194,7 +189,7 @@ TEST_CASE("a damaged description ends in an error, not in a crash or a wrong byt
 
 TEST_CASE("a pull can be cancelled", "[transfer]") {
   const ScopedVariable variable("UCX_TLS", "tcp");
-  TestSource source({"--bytes", Text(64 * kMiB)});
+  TestSource source({"--bytes", std::to_string(64 * kMiB)});
   const auto target = EmptyArena(Must(ucx::Context::Create()), kLargeBytes, 256 * kMiB);
   std::stop_source stop;
   steady_clock::time_point asked;
@@ -224,7 +219,7 @@ Status PullReopening(TestSource& source, RegisteredArena& target) {
 
 TEST_CASE("a source whose targets are killed in mid-pull serves others", "[transfer]") {
   const ScopedVariable variable("UCX_TLS", GENERATE("tcp", "sysv"));
-  TestSource source({"--bytes", Text(64 * kMiB), "--seed", "21"});
+  TestSource source({"--bytes", std::to_string(64 * kMiB), "--seed", "21"});
   // The second and third way abort UCX in the source over TCP: answers are queued when the target
   // dies.
   const auto [stop_first, piece_bytes, window] =
@@ -232,8 +227,9 @@ TEST_CASE("a source whose targets are killed in mid-pull serves others", "[trans
                std::tuple<bool, std::uint64_t, int>{true, 64 << 10, 2},
                std::tuple<bool, std::uint64_t, int>{true, 4 << 20, 4});
   {
-    PeerProcess target({"pull", "--bytes", Text(kLargeBytes), "--piece-bytes", Text(piece_bytes),
-                        "--window", Text(static_cast<std::uint64_t>(window))});
+    PeerProcess target({"pull", "--bytes", std::to_string(kLargeBytes), "--piece-bytes",
+                        std::to_string(piece_bytes), "--window",
+                        std::to_string(static_cast<std::uint64_t>(window))});
     target.WriteLine(json::Dump(ToJson(source.answer())));
     REQUIRE(target.ReadLine() == "moving");
     if (stop_first) {

@@ -17,6 +17,8 @@
 
 namespace rouse::transfer {
 
+inline constexpr std::uint64_t kMiB = 1u << 20;
+
 /// Throws std::runtime_error with the status unless it is ok.
 void Must(const Status& status);
 template <typename T>

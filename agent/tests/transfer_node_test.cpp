@@ -20,8 +20,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr std::uint64_t kMiB = 1u << 20;
-
 // A published arena, and what a target learns of it over HTTP.
 struct Source {
   explicit Source(std::uint64_t bytes = 37 * kMiB + 1234, std::uint64_t slab_bytes = 8 * kMiB)

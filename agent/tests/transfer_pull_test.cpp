@@ -9,13 +9,7 @@
 namespace rouse::transfer {
 namespace {
 
-constexpr std::uint64_t kMiB = 1u << 20;
-
 const PublisherOptions kPublisher = {.leases = {}, .program = kTransferPeerProgram};
-
-std::string Text(std::uint64_t value) {
-  return std::to_string(value);
-}
 
 Result<PullReport> PullNow(const PullSource& source, RegisteredArena& arena,
                            const PullOptions& options = {}) {
@@ -30,7 +24,8 @@ TEST_CASE("a pull from another process brings every byte, over TCP and over shar
                std::pair<std::string, std::string>{"posix", "posix/memory"});
   const ScopedVariable variable("UCX_TLS", tls);
   const std::uint64_t bytes = 37 * kMiB + 1234;
-  TestSource source({"--bytes", Text(bytes), "--slab-bytes", Text(16 * kMiB), "--seed", "5"});
+  TestSource source(
+      {"--bytes", std::to_string(bytes), "--slab-bytes", std::to_string(16 * kMiB), "--seed", "5"});
   const auto context = Must(ucx::Context::Create());
   const auto target =
       EmptyArena(context, bytes, 12 * kMiB);  // slabs of another size than the source's
@@ -51,7 +46,7 @@ TEST_CASE("a pull from another process brings every byte, over TCP and over shar
 }
 
 TEST_CASE("what UCX picks by itself inside a machine is shared memory", "[transfer]") {
-  TestSource source({"--bytes", Text(kMiB)});
+  TestSource source({"--bytes", std::to_string(kMiB)});
   const auto context = Must(ucx::Context::Create());
   const auto target = EmptyArena(context, kMiB, kMiB);
   const auto report = PullNow(SourceOf(source.answer()), *target);
@@ -62,8 +57,8 @@ TEST_CASE("what UCX picks by itself inside a machine is shared memory", "[transf
 TEST_CASE("arenas of one byte and of odd sizes arrive", "[transfer]") {
   const ScopedVariable variable("UCX_TLS", "tcp");
   const std::uint64_t bytes = GENERATE(1u, 4095u, 4097u, 65536u * 3 + 7);
-  TestSource source(
-      {"--bytes", Text(bytes), "--slab-bytes", "65536", "--chunk-bytes", "8192", "--seed", "9"});
+  TestSource source({"--bytes", std::to_string(bytes), "--slab-bytes", "65536", "--chunk-bytes",
+                     "8192", "--seed", "9"});
   const auto target = EmptyArena(Must(ucx::Context::Create()), bytes, 32768);
   const auto report =
       PullNow(SourceOf(source.answer()), *target, {.piece_bytes = 5000, .window = 7});
@@ -101,7 +96,7 @@ TEST_CASE("several targets pull from one source at a time, several ranks each", 
 
 TEST_CASE("an arena that was pulled can be published in turn", "[transfer]") {
   const ScopedVariable variable("UCX_TLS", "tcp");
-  TestSource source({"--bytes", Text(3 * kMiB), "--seed", "11"});
+  TestSource source({"--bytes", std::to_string(3 * kMiB), "--seed", "11"});
   const auto context = Must(ucx::Context::Create());
   const auto middle = EmptyArena(context, 3 * kMiB, kMiB);
   Must(PullNow(SourceOf(source.answer()), *middle));

@@ -18,8 +18,6 @@
 namespace rouse::transfer {
 namespace {
 
-constexpr std::uint64_t kMiB = 1u << 20;
-
 std::shared_ptr<memory::Arena> Named(const std::string& name) {
   return Must(memory::Arena::Create({.bytes = 3 * kMiB, .slab_bytes = kMiB, .name = name}));
 }

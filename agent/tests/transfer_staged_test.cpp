@@ -17,16 +17,17 @@ namespace {
 using std::chrono::milliseconds;
 using namespace testing;
 
-constexpr std::uint64_t kChunk = 256u << 10;
+constexpr std::uint64_t kStagedChunk = 256u << 10;
 constexpr std::uint64_t kStage = 1 * kMiB;
-constexpr std::uint64_t kBytes = 7 * kMiB + 300'001;  // No whole number of chunks, or of buffers.
+constexpr std::uint64_t kStagedBytes =
+    7 * kMiB + 300'001;  // No whole number of chunks, or of buffers.
 
-struct Source {
-  explicit Source(PublisherOptions options = {}) {
+struct StagingSource {
+  explicit StagingSource(PublisherOptions options = {}) {
     options.program = kTransferPeerProgram;
     options.stage_bytes = kStage;
     publisher = Must(Publisher::Create(options));
-    Must(publisher->Publish(arena, ManifestOf(*arena, 0, kChunk)));
+    Must(publisher->Publish(arena, ManifestOf(*arena, 0, kStagedChunk)));
   }
   StagedSource Open() const {
     const OpenResponse opened = Must(publisher->Open("test/target"));
@@ -40,18 +41,18 @@ struct Source {
   }
 
   std::shared_ptr<memory::Arena> arena =
-      RandomArena(kBytes, 4 * kMiB, 5, std::make_shared<FakeGpuMemory>());
+      RandomArena(kStagedBytes, 4 * kMiB, 5, std::make_shared<FakeGpuMemory>());
   std::unique_ptr<Publisher> publisher;
 };
 
-struct Target {
+struct StagedTarget {
   Result<PullReport> Pull(const StagedSource& source, const AskToStage& ask) {
     return PullStaged(source, context, *arena, ask, options, stop.get_token());
   }
 
   std::shared_ptr<ucx::Context> context = Must(ucx::Context::Create());
   std::shared_ptr<memory::Arena> arena =
-      Must(memory::Arena::Create({.bytes = kBytes,
+      Must(memory::Arena::Create({.bytes = kStagedBytes,
                                   .memory = std::make_shared<FakeGpuMemory>(),
                                   .slab_bytes = 2 * kMiB,
                                   .name = "target"}));
@@ -70,8 +71,8 @@ std::size_t StageMappings() {
 }
 
 TEST_CASE("GPU memory is read through two buffers, whatever its size", "[transfer][staged]") {
-  const Source source;
-  Target target;
+  const StagingSource source;
+  StagedTarget target;
   target.options.piece_bytes = GENERATE(100'000, 1'000'000);
   std::vector<StageRequest> requests;
   const auto ask = [&](const StageRequest& request) {
@@ -80,8 +81,8 @@ TEST_CASE("GPU memory is read through two buffers, whatever its size", "[transfe
   };
   const PullReport report = Must(target.Pull(source.Open(), ask));
   CHECK(SameBytes(*source.arena, *target.arena));
-  CHECK(report.counters.bytes_verified == kBytes);
-  CHECK(report.counters.bytes_arrived == kBytes);
+  CHECK(report.counters.bytes_verified == kStagedBytes);
+  CHECK(report.counters.bytes_arrived == kStagedBytes);
   CHECK(report.counters.chunks_verified == report.counters.chunks_total);
   CHECK_FALSE(report.transport.empty());
   std::uint64_t at = 0;
@@ -91,14 +92,14 @@ TEST_CASE("GPU memory is read through two buffers, whatever its size", "[transfe
     CHECK(requests[i].buffer == i % kStageBuffers);
     at += requests[i].bytes;
   }
-  CHECK(at == kBytes);
+  CHECK(at == kStagedBytes);
 }
 
 TEST_CASE("a chunk that is not what its digest says fails the pull and is named",
           "[transfer][staged]") {
-  const Source source;
-  Target target;
-  source.arena->span()[3 * kChunk + 17] ^= std::byte{1};
+  const StagingSource source;
+  StagedTarget target;
+  source.arena->span()[3 * kStagedChunk + 17] ^= std::byte{1};
   const auto pulled = target.Pull(source.Open(), source.Ask());
   CHECK(pulled.status().code() == StatusCode::kDataLoss);
   CHECK_THAT(pulled.status().message(),
@@ -106,8 +107,8 @@ TEST_CASE("a chunk that is not what its digest says fails the pull and is named"
 }
 
 TEST_CASE("what goes wrong at the source ends the pull with its reason", "[transfer][staged]") {
-  Source source;
-  Target target;
+  StagingSource source;
+  StagedTarget target;
   const StagedSource opened = source.Open();
   int asked = 0;
   SECTION("the lease has ended") {
@@ -169,7 +170,7 @@ TEST_CASE("what goes wrong at the source ends the pull with its reason", "[trans
 }
 
 TEST_CASE("a source copies what a lease may have, and nothing else", "[transfer][staged]") {
-  Source source;
+  StagingSource source;
   const auto code = [&](const StageRequest& request) {
     return source.publisher->Stage(request).status().code();
   };
@@ -186,18 +187,19 @@ TEST_CASE("a source copies what a lease may have, and nothing else", "[transfer]
   CHECK(with([](auto& r) { r.buffer = kStageBuffers; }) == StatusCode::kInvalidArgument);
   CHECK(with([](auto& r) { r.bytes = 0; }) == StatusCode::kInvalidArgument);
   CHECK(with([](auto& r) { r.bytes = kStage + 1; }) == StatusCode::kInvalidArgument);
-  CHECK(with([](auto& r) { r.offset = kBytes - r.bytes + 1; }) == StatusCode::kInvalidArgument);
+  CHECK(with([](auto& r) { r.offset = kStagedBytes - r.bytes + 1; }) ==
+        StatusCode::kInvalidArgument);
   CHECK(with([](auto& r) { r.offset = ~std::uint64_t{0}; }) == StatusCode::kInvalidArgument);
   const auto host = RandomArena(kMiB, kMiB, 1);
-  Must(source.publisher->Publish(host, ManifestOf(*host, 1, kChunk)));
+  Must(source.publisher->Publish(host, ManifestOf(*host, 1, kStagedChunk)));
   CHECK(with([](auto& r) { r.rank = 1; }) == StatusCode::kFailedPrecondition);
 }
 
 TEST_CASE("buffers are for few peers at once, go on to the next, and end with the last",
           "[transfer][staged]") {
-  Source source({.leases = {}, .max_staged = 2});
+  StagingSource source({.leases = {}, .max_staged = 2});
   const auto stage = [&](const StagedSource& opened) {
-    return source.publisher->Stage({.lease = opened.lease, .bytes = kChunk}).status().code();
+    return source.publisher->Stage({.lease = opened.lease, .bytes = kStagedChunk}).status().code();
   };
   REQUIRE(StageMappings() == 0);
   const StagedSource a = source.Open();
@@ -217,7 +219,7 @@ TEST_CASE("buffers are for few peers at once, go on to the next, and end with th
   CHECK(StageMappings() == 0);
   // And all of it again.
   source.publisher->Expire();
-  Target target;
+  StagedTarget target;
   Must(target.Pull(source.Open(), source.Ask()));
   CHECK(SameBytes(*source.arena, *target.arena));
 }

@@ -24,12 +24,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr std::uint64_t kMiB = 1u << 20;
 constexpr std::uint64_t kChunk = 256u << 10;
-
-std::string Text(std::uint64_t value) {
-  return std::to_string(value);
-}
 
 OpenedPeer PeerOf(const OpenResponse& answer, const std::string& name) {
   return {.name = name, .worker_address = answer.worker_address, .ranks = answer.ranks};
@@ -81,8 +76,9 @@ struct Target {
 
 TestSource SourceWith(std::uint64_t bytes, const std::string& seed,
                       std::vector<std::string> more = {}) {
-  more.insert(more.end(), {"--bytes", Text(bytes), "--slab-bytes", Text(8 * kMiB), "--chunk-bytes",
-                           Text(kChunk), "--seed", seed});
+  more.insert(more.end(),
+              {"--bytes", std::to_string(bytes), "--slab-bytes", std::to_string(8 * kMiB),
+               "--chunk-bytes", std::to_string(kChunk), "--seed", seed});
   return TestSource(std::move(more));
 }
 
@@ -152,7 +148,7 @@ TEST_CASE("damaged chunks are pulled again from another source, and theirs is pu
   const ScopedVariable variable("UCX_TLS", "tcp");
   constexpr std::uint64_t kBytes = 8 * kMiB;
   TestSource good = SourceWith(kBytes, "9");
-  TestSource bad = SourceWith(kBytes, "9", {"--flip", Text(3 * kMiB + 5)});
+  TestSource bad = SourceWith(kBytes, "9", {"--flip", std::to_string(3 * kMiB + 5)});
   Target target(good.answer().ranks[0].manifest);
   // The good one comes once the bad one has shown itself.
   const auto bad_id = target.sources.Add(PeerOf(bad.answer(), "bad"));

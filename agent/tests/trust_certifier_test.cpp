@@ -10,24 +10,18 @@
 #include <thread>
 
 #include "agent/trust/certifier.h"
+#include "common/tests/eventually.h"
 #include "common/tests/tls_authority.h"
 
 namespace rouse::agent {
 namespace {
 
 using namespace std::chrono_literals;
+using test::Eventually;
 using tls::testing::Authority;
 using tls::testing::Must;
 
 const tls::Identity kSelf = tls::Agent("ns", "demo-0", "u-1");
-
-bool Eventually(const std::function<bool()>& done, std::chrono::milliseconds longest = 20s) {
-  for (const auto until = std::chrono::steady_clock::now() + longest;;) {
-    if (done()) return true;
-    if (std::chrono::steady_clock::now() > until) return false;
-    std::this_thread::sleep_for(5ms);
-  }
-}
 
 struct World {
   World() {

@@ -10,7 +10,7 @@
 namespace rouse::tls {
 namespace {
 
-Status Failed(const std::string& what) {
+Status ContextFailed(const std::string& what) {
   const unsigned long error = ERR_peek_last_error();
   const char* const reason = error == 0 ? nullptr : ERR_reason_error_string(error);
   ERR_clear_error();
@@ -25,7 +25,8 @@ Status Fill(X509_STORE* store, const std::string& bundle) {
   for (auto end = rest.find(kEnd); end != std::string_view::npos; end = rest.find(kEnd)) {
     ROUSE_ASSIGN_OR_RETURN(const Certificate authority,
                            Certificate::FromPem(rest.substr(0, end + kEnd.size())));
-    if (X509_STORE_add_cert(store, authority.native()) != 1) return Failed("trust an authority");
+    if (X509_STORE_add_cert(store, authority.native()) != 1)
+      return ContextFailed("trust an authority");
     rest.remove_prefix(end + kEnd.size());
     ++count;
   }
@@ -35,13 +36,13 @@ Status Fill(X509_STORE* store, const std::string& bundle) {
 // Those of the bundle, and nothing of the system's.
 Status Trust(SSL_CTX* context, const std::string& bundle) {
   X509_STORE* const store = X509_STORE_new();
-  if (store == nullptr) return Failed("a store of authorities");
+  if (store == nullptr) return ContextFailed("a store of authorities");
   SSL_CTX_set_cert_store(context, store);  // Owns it from here on.
   return Fill(store, bundle);
 }
 
 Status SetUp(SSL_CTX* context, const Credentials& credentials) {
-  if (SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION) != 1) return Failed("TLS 1.3");
+  if (SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION) != 1) return ContextFailed("TLS 1.3");
   SSL_CTX_set_options(context, SSL_OP_NO_TICKET);
   SSL_CTX_set_num_tickets(context, 0);
   SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
@@ -52,7 +53,7 @@ Status SetUp(SSL_CTX* context, const Credentials& credentials) {
   ROUSE_ASSIGN_OR_RETURN(const Key key, Key::FromPem(credentials.key));
   if (SSL_CTX_use_certificate(context, own.native()) != 1 ||
       SSL_CTX_use_PrivateKey(context, key.native()) != 1) {
-    return Failed("use the own certificate");
+    return ContextFailed("use the own certificate");
   }
   return {};
 }
@@ -110,7 +111,7 @@ Status SetUpClient(SSL_CTX* context, const Credentials& credentials, const Ident
   SSL_CTX_set_verify(context, SSL_VERIFY_PEER, nullptr);
   SSL_CTX_set_cert_verify_callback(context, &Verify, kept.get());
   if (SSL_CTX_set_ex_data(context, ExpectedIndex(), kept.get()) != 1) {
-    return Failed("keep whom a connection is for");
+    return ContextFailed("keep whom a connection is for");
   }
   static_cast<void>(kept.release());
   return {};
@@ -121,11 +122,11 @@ Status CheckCertificate(const std::string& trusted, const std::string& certifica
                                                                       &X509_STORE_free);
   const std::unique_ptr<X509_STORE_CTX, decltype(&X509_STORE_CTX_free)> chain(X509_STORE_CTX_new(),
                                                                               &X509_STORE_CTX_free);
-  if (!store || !chain) return Failed("a store of authorities");
+  if (!store || !chain) return ContextFailed("a store of authorities");
   ROUSE_RETURN_IF_ERROR(Fill(store.get(), trusted));
   ROUSE_ASSIGN_OR_RETURN(const Certificate leaf, Certificate::FromPem(certificate));
   if (X509_STORE_CTX_init(chain.get(), store.get(), leaf.native(), nullptr) != 1) {
-    return Failed("check a certificate");
+    return ContextFailed("check a certificate");
   }
   if (X509_verify_cert(chain.get()) == 1) return {};
   return InvalidArgument(X509_verify_cert_error_string(X509_STORE_CTX_get_error(chain.get())));

@@ -22,7 +22,7 @@ namespace rouse::connector {
 namespace {
 
 // Bounded so that rounding up cannot overflow.
-constexpr size_t kMaxArenaBytes = size_t{1} << 46;
+constexpr size_t kMaxGpuArenaBytes = size_t{1} << 46;
 
 int SetAccess(const rouse_gpu_arena& arena, size_t offset, size_t bytes, bool writable) {
   CUmemAccessDesc access{};
@@ -51,7 +51,7 @@ using rouse::connector::RoundUp;
 int rouse_gpu_arena_reserve(size_t bytes, uint64_t at, rouse_gpu_arena** arena) {
   if (arena == nullptr) return Fail(EINVAL, "rouse_gpu_arena_reserve needs a place for the arena");
   *arena = nullptr;
-  if (bytes == 0 || bytes > rouse::connector::kMaxArenaBytes) {
+  if (bytes == 0 || bytes > rouse::connector::kMaxGpuArenaBytes) {
     return Fail(EINVAL, "an arena of %zu bytes cannot be reserved", bytes);
   }
   const Driver* const driver = rouse::connector::GetDriver();

@@ -15,19 +15,19 @@ namespace {
 
 constexpr size_t kGranule = size_t{2} << 20;
 
-struct Free {
+struct FreeGpuArena {
   void operator()(rouse_gpu_arena* arena) const { rouse_gpu_arena_free(arena); }
 };
-using Arena = std::unique_ptr<rouse_gpu_arena, Free>;
+using GpuArena = std::unique_ptr<rouse_gpu_arena, FreeGpuArena>;
 
-Arena Reserve(size_t bytes, uint64_t at = 0) {
+GpuArena ReserveGpu(size_t bytes, uint64_t at = 0) {
   rouse::connector::driver_library = rouse::kFakeCuda;
   rouse_gpu_arena* arena = nullptr;
   REQUIRE(rouse_gpu_arena_reserve(bytes, at, &arena) == 0);
-  return Arena(arena);
+  return GpuArena(arena);
 }
 
-char* Address(const Arena& arena) {
+char* Address(const GpuArena& arena) {
   return reinterpret_cast<char*>(rouse_gpu_arena_address(arena.get()));
 }
 
@@ -51,7 +51,7 @@ std::string PermissionsAt(const void* address) {
 TEST_CASE("GPU slabs form one range, and what is written there reaches them", "[connector]") {
   NoDescriptorLeak no_leak;
   Fd first(MakeSlab(kGranule)), second(MakeSlab(kGranule, 'o'));
-  Arena arena = Reserve(kGranule + 100);
+  GpuArena arena = ReserveGpu(kGranule + 100);
   REQUIRE(rouse_gpu_arena_map(arena.get(), 0, kGranule, first.get(), ROUSE_GPU_READ_WRITE) == 0);
   // The last slab is cut to what is left, and takes a whole granule.
   REQUIRE(rouse_gpu_arena_map(arena.get(), kGranule, 100, second.get(), ROUSE_GPU_READ_WRITE) == 0);
@@ -63,7 +63,7 @@ TEST_CASE("GPU slabs form one range, and what is written there reaches them", "[
 
 TEST_CASE("A protected GPU arena can be read and no longer be written", "[connector]") {
   Fd slab(MakeSlab(kGranule));
-  Arena arena = Reserve(kGranule);
+  GpuArena arena = ReserveGpu(kGranule);
   REQUIRE(rouse_gpu_arena_map(arena.get(), 0, kGranule, slab.get(), ROUSE_GPU_READ_WRITE) == 0);
   CHECK(PermissionsAt(Address(arena)) == "rw-s");
   Address(arena)[5] = 'p';
@@ -75,7 +75,7 @@ TEST_CASE("A protected GPU arena can be read and no longer be written", "[connec
 TEST_CASE("GPU slabs that were unmapped come back at the same addresses", "[connector]") {
   NoDescriptorLeak no_leak;
   Fd slab(MakeSlab(kGranule, 'a')), other(MakeSlab(kGranule, 'b'));
-  Arena arena = Reserve(2 * kGranule);
+  GpuArena arena = ReserveGpu(2 * kGranule);
   REQUIRE(rouse_gpu_arena_map(arena.get(), kGranule, kGranule, slab.get(), ROUSE_GPU_READ) == 0);
   char* const address = Address(arena) + kGranule;
   CHECK(PermissionsAt(address) == "r--s");
@@ -88,7 +88,7 @@ TEST_CASE("GPU slabs that were unmapped come back at the same addresses", "[conn
 
 TEST_CASE("What does not fit a GPU arena is refused, and leaves nothing behind", "[connector]") {
   NoDescriptorLeak no_leak;
-  Arena arena = Reserve(2 * kGranule);
+  GpuArena arena = ReserveGpu(2 * kGranule);
   Fd slab(MakeSlab(kGranule));
   const auto map = [&](size_t offset, size_t bytes, int fd, int access = ROUSE_GPU_READ) {
     return rouse_gpu_arena_map(arena.get(), offset, bytes, fd,
@@ -115,12 +115,12 @@ TEST_CASE("What does not fit a GPU arena is refused, and leaves nothing behind",
 TEST_CASE("A range of GPU addresses can be had again, and not twice", "[connector]") {
   uint64_t address = 0;
   {
-    Arena arena = Reserve(kGranule);
+    GpuArena arena = ReserveGpu(kGranule);
     address = rouse_gpu_arena_address(arena.get());
     rouse_gpu_arena* taken = nullptr;
     CHECK(rouse_gpu_arena_reserve(kGranule, address, &taken) == -EEXIST);
     CHECK(taken == nullptr);
   }
-  Arena again = Reserve(kGranule, address);
+  GpuArena again = ReserveGpu(kGranule, address);
   CHECK(rouse_gpu_arena_address(again.get()) == address);
 }

@@ -18,11 +18,11 @@ char* Allocate(size_t bytes) {
   return static_cast<char*>(rouse_gpu_stand_in_allocate(bytes, 0, nullptr));
 }
 
-void Free(char* address, size_t bytes) {
+void FreeStandIn(char* address, size_t bytes) {
   rouse_gpu_stand_in_free(address, bytes, 0, nullptr);
 }
 
-uint64_t Address(const char* pointer) {
+uint64_t Number(const char* pointer) {
   return reinterpret_cast<uint64_t>(pointer);
 }
 
@@ -31,13 +31,13 @@ uint64_t Address(const char* pointer) {
 TEST_CASE("Large allocations that stand in for weights share one piece of memory", "[connector]") {
   NoDescriptorLeak no_leak;
   char* const probe = Allocate(kLarge);
-  Free(probe, kLarge);
+  FreeStandIn(probe, kLarge);
   const int creates = CreatesLeft();
   std::vector<char*> all;
   for (int i = 0; i < 50; ++i) {
     all.push_back(Allocate(kLarge + i));
     REQUIRE(all.back() != nullptr);
-    CHECK(rouse_gpu_stand_in_holds(Address(all.back()) + kLarge + i - 1) == 1);
+    CHECK(rouse_gpu_stand_in_holds(Number(all.back()) + kLarge + i - 1) == 1);
   }
   CHECK(creates - CreatesLeft() == 1);
   CHECK(rouse_gpu_stand_in_bytes() == 50 * kLarge + 49 * 50 / 2);
@@ -45,9 +45,9 @@ TEST_CASE("Large allocations that stand in for weights share one piece of memory
   all.front()[kLarge - 1] = 'a';
   all.back()[kLarge - 1] = 'b';
   CHECK(all.front()[kLarge - 1] == 'b');
-  for (size_t i = 0; i < all.size(); ++i) Free(all[i], kLarge + i);
+  for (size_t i = 0; i < all.size(); ++i) FreeStandIn(all[i], kLarge + i);
   CHECK(rouse_gpu_stand_in_bytes() == 0);
-  CHECK(rouse_gpu_stand_in_holds(Address(all.front())) == 0);
+  CHECK(rouse_gpu_stand_in_holds(Number(all.front())) == 0);
 }
 
 TEST_CASE("Small allocations beside them have memory of their own", "[connector]") {
@@ -62,17 +62,17 @@ TEST_CASE("Small allocations beside them have memory of their own", "[connector]
   std::memset(large, 'l', kLarge);
   CHECK(one[0] == '1');
   CHECK(one[kSmall - 1] == '1');
-  CHECK(rouse_gpu_stand_in_holds(Address(one)) == 0);
+  CHECK(rouse_gpu_stand_in_holds(Number(one)) == 0);
   CHECK(rouse_gpu_stand_in_bytes() == kLarge);
-  Free(one, kSmall);
-  Free(large, kLarge);
+  FreeStandIn(one, kSmall);
+  FreeStandIn(large, kLarge);
   CHECK(two[kSmall - 1] == '2');
-  Free(two, kSmall);
+  FreeStandIn(two, kSmall);
 }
 
 TEST_CASE("Memory that stands in for weights cannot be had without any memory", "[connector]") {
   NoDescriptorLeak no_leak;
-  Free(Allocate(kLarge), kLarge);
+  FreeStandIn(Allocate(kLarge), kLarge);
   const int creates = CreatesLeft();
   CreatesLeft() = 0;
   CHECK(Allocate(kLarge) == nullptr);
@@ -82,5 +82,5 @@ TEST_CASE("Memory that stands in for weights cannot be had without any memory", 
   CHECK(Allocate(size_t{1} << 47) == nullptr);
   char* const large = Allocate(kLarge);
   REQUIRE(large != nullptr);
-  Free(large, kLarge);
+  FreeStandIn(large, kLarge);
 }

@@ -13,11 +13,6 @@ using json::Json;
 constexpr std::size_t kMaxMessage = 2000;
 constexpr std::int64_t kMaxRetrySeconds = 3600;
 
-std::string StringAt(const Json& object, const char* key) {
-  const auto it = object.find(key);
-  return it == object.end() || !it->is_string() ? std::string() : it->get<std::string>();
-}
-
 // What a person reads must not be a page of HTML or binary noise.
 std::string Readable(std::string_view text) {
   std::string out;

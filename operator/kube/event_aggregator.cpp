@@ -18,12 +18,6 @@ std::string Cut(const std::string& text, std::size_t limit) {
   return text.substr(0, end);
 }
 
-std::string StringAt(const Json& object, const char* key) {
-  if (!object.is_object()) return {};
-  const auto it = object.find(key);
-  return it == object.end() || !it->is_string() ? std::string() : it->get<std::string>();
-}
-
 std::string KeyOf(const Event& event) {
   std::string key = event.type == EventType::kWarning ? "W" : "N";
   for (const std::string& part :

@@ -11,12 +11,6 @@ std::int64_t IntAt(const Json& object, const char* key, std::int64_t fallback, s
   return number < min || number > max ? fallback : number;
 }
 
-std::string StringAt(const Json& object, const char* key) {
-  if (!object.is_object()) return std::string();
-  const auto it = object.find(key);
-  return it == object.end() || !it->is_string() ? std::string() : it->get<std::string>();
-}
-
 }  // namespace
 
 Status Check(const LeaseTiming& timing) {

@@ -18,11 +18,6 @@ constexpr std::size_t kMaxEventBytes = 64u << 20;
 // Who set which field: half of a pod's text, and never read.
 constexpr std::string_view kWriters = "managedFields";
 
-std::string StringAt(const Json& object, const char* key) {
-  const auto it = object.find(key);
-  return it == object.end() || !it->is_string() ? std::string() : it->get<std::string>();
-}
-
 // Empty when `object` can be stored, else what is wrong with it.
 std::string Problem(const Resource& resource, const Json& object) {
   if (!object.is_object()) return "object is no JSON object";

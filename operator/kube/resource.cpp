@@ -28,9 +28,7 @@ const Json* Metadata(const Json& object) {
 }
 
 std::string StringIn(const Json* object, std::string_view field) {
-  if (object == nullptr) return {};
-  const auto it = object->find(std::string(field));
-  return it == object->end() || !it->is_string() ? std::string() : it->get<std::string>();
+  return object == nullptr ? std::string() : StringAt(*object, field);
 }
 
 std::string StringInMap(const Json& object, const char* map, std::string_view name) {
@@ -41,6 +39,12 @@ std::string StringInMap(const Json& object, const char* map, std::string_view na
 }
 
 }  // namespace
+
+std::string StringAt(const Json& object, std::string_view key) {
+  if (!object.is_object()) return {};
+  const auto it = object.find(std::string(key));
+  return it == object.end() || !it->is_string() ? std::string() : it->get<std::string>();
+}
 
 std::string Resource::ApiVersion() const {
   return group.empty() ? version : group + "/" + version;

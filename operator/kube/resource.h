@@ -11,6 +11,9 @@ namespace rouse::kube {
 
 using Json = nlohmann::json;
 
+/// A member of an object that we did not write: empty when it is absent or no string.
+std::string StringAt(const Json& object, std::string_view key);
+
 /// One resource of the API: what stands in URLs and in `apiVersion` and `kind`.
 struct Resource {
   std::string group;  ///< Empty for the core group.

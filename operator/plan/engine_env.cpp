@@ -99,10 +99,6 @@ constexpr std::string_view kAlsoInKey[] = {"CMAKE_BUILD_TYPE",
 // Of a pod's fields, those that all pods of a ModelService have alike.
 constexpr std::string_view kSharedFields[] = {"metadata.namespace", "spec.serviceAccountName"};
 
-Json Env(const char* name, std::string value) {
-  return {{"name", name}, {"value", std::move(value)}};
-}
-
 std::map<std::string, std::string> OurPaths() {
   std::map<std::string, std::string> out;
   for (const auto& [name, folder] : kCacheFolders) {

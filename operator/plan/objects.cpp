@@ -16,6 +16,10 @@ std::string Text(const Json& value, std::string_view key) {
   return text.is_string() ? text.get<std::string>() : std::string();
 }
 
+Json Env(const char* name, std::string value) {
+  return {{"name", name}, {"value", std::move(value)}};
+}
+
 std::string ControllerUid(const Json& metadata) {
   for (const Json& owner : At(metadata, "ownerReferences")) {
     if (At(owner, "controller") == Json(true)) return Text(owner, "uid");

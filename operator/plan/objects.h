@@ -16,6 +16,9 @@ using json::Json;
 const Json& At(const Json& value, std::string_view key);
 std::string Text(const Json& value, std::string_view key);
 
+/// An entry of a container's `env`.
+Json Env(const char* name, std::string value);
+
 /// uid of the controlling owner; empty when there is none.
 std::string ControllerUid(const Json& metadata);
 

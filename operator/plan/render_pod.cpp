@@ -23,10 +23,6 @@ bool HasModelVolume(const api::ModelService& service, const CreateInstance& acti
          service.spec.fast_start.weights_fallback == api::Fallback::kStorage;
 }
 
-Json Env(const char* name, std::string value) {
-  return {{"name", name}, {"value", std::move(value)}};
-}
-
 Json FieldEnv(const char* name, const char* field) {
   return {{"name", name}, {"valueFrom", {{"fieldRef", {{"fieldPath", field}}}}}};
 }

@@ -55,8 +55,8 @@ Json PodOf(const std::string& name, const std::string& role, const std::string& 
 }
 
 /// demo-0 serves, demo-1 sleeps; the ModelService wants so many replicas.
-struct World {
-  explicit World(int replicas, int guards = 1) {
+struct GuardWorld {
+  explicit GuardWorld(int replicas, int guards = 1) {
     Json service = ServiceJson(replicas);
     service["spec"]["fastStart"] = {{"profile", "Guarded"}};
     service["spec"]["guards"] = {{"replicas", guards}};
@@ -81,7 +81,7 @@ struct World {
 }  // namespace
 
 TEST_CASE("a guard is claimed on its pod, then its agent is told") {
-  World world(2);
+  GuardWorld world(2);
   Process process(world.api);
   process.Sync();
   REQUIRE(process.reconciler->Reconcile(kKey).ok());
@@ -106,7 +106,7 @@ TEST_CASE("a guard is claimed on its pod, then its agent is told") {
 }
 
 TEST_CASE("two operators with stale caches claim a guard once") {
-  World world(2);
+  GuardWorld world(2);
   Process first(world.api), second(world.api);
   first.Sync();
   second.Sync();
@@ -116,7 +116,7 @@ TEST_CASE("two operators with stale caches claim a guard once") {
 }
 
 TEST_CASE("a wake that fails is undone, and the next path is tried in the same pass") {
-  World world(2);
+  GuardWorld world(2);
   Process process(world.api);
   process.Sync();
   process.agents.answer = Status(StatusCode::kConflict, "it has failed for good");
@@ -153,7 +153,7 @@ TEST_CASE("a wake that fails is undone, and the next path is tried in the same p
 }
 
 TEST_CASE("a claim whose undoing is lost ends with its lease") {
-  World world(2);
+  GuardWorld world(2);
   Process process(world.api);
   process.Sync();
   process.agents.answer = Unavailable("connection refused");
@@ -178,7 +178,7 @@ TEST_CASE("a claim whose undoing is lost ends with its lease") {
 }
 
 TEST_CASE("an operator that dies between claim and command leaves a claim that ends") {
-  World world(2);
+  GuardWorld world(2);
   {
     Process dying(world.api);
     dying.Sync();
@@ -198,7 +198,7 @@ TEST_CASE("an operator that dies between claim and command leaves a claim that e
 }
 
 TEST_CASE("a replica becomes a guard: out of the endpoints first, then it is told") {
-  World world(0);
+  GuardWorld world(0);
   world.api.Erase(kube::Pods(), {"default", "demo-1"});
   Process process(world.api);
   process.Sync();
@@ -223,7 +223,7 @@ TEST_CASE("a replica becomes a guard: out of the endpoints first, then it is tol
 }
 
 TEST_CASE("a replica that goes leaves the endpoints before its pod is deleted") {
-  World world(0, 0);
+  GuardWorld world(0, 0);
   world.api.Erase(kube::Pods(), {"default", "demo-1"});
   Json service = ServiceJson(0);
   world.api.Put(kube::ModelServices(), service);
@@ -244,7 +244,7 @@ TEST_CASE("a replica that goes leaves the endpoints before its pod is deleted") 
 }
 
 TEST_CASE("a hundred guards are claimed side by side, each once") {
-  World world(101, 0);
+  GuardWorld world(101, 0);
   const Json service = world.api.Objects(kube::ModelServices())[0];
   for (int i = 2; i <= 100; ++i) {
     world.api.Put(kube::Pods(), PodOf("demo-" + std::to_string(i), "Guard", "Asleep", service));

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <thread>
 
+#include "common/tests/eventually.h"
 #include "operator/kube/client.h"
 #include "operator/kube/events.h"
 #include "operator/kube/informer.h"
@@ -16,6 +17,7 @@ namespace {
 
 using namespace std::chrono_literals;
 using Catch::Contains;
+using test::Eventually;
 
 std::string Namespace() {
   const char* name = std::getenv("ROUSE_TEST_NAMESPACE");
@@ -37,15 +39,6 @@ std::unique_ptr<Client> Connect(ClientOptions options = {}, const char* variable
 Json ConfigMap(const std::string& name, const std::string& value) {
   return {{"metadata", {{"namespace", Namespace()}, {"name", name}, {"labels", {{"t", "kube"}}}}},
           {"data", {{"k", value}}}};
-}
-
-bool Eventually(const std::function<bool()>& condition, std::chrono::milliseconds limit = 15s) {
-  const auto until = std::chrono::steady_clock::now() + limit;
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > until) return false;
-    std::this_thread::sleep_for(10ms);
-  }
-  return true;
 }
 
 TEST_CASE("objects are created, read, patched, replaced and deleted under their conditions") {

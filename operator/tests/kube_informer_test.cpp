@@ -4,12 +4,14 @@
 #include <deque>
 #include <random>
 
+#include "common/tests/eventually.h"
 #include "operator/tests/fake_http_server.h"
 
 namespace rouse::kube {
 namespace {
 
 using namespace std::chrono_literals;
+using test::Eventually;
 
 // A small API server for one resource, with a history it can forget and faults on demand.
 class FakeKube {
@@ -242,15 +244,6 @@ struct Rig {
   std::unique_ptr<Client> client;
   std::unique_ptr<Informer> informer;
 };
-
-bool Eventually(const std::function<bool()>& condition, std::chrono::milliseconds limit = 10s) {
-  const auto until = std::chrono::steady_clock::now() + limit;
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > until) return false;
-    std::this_thread::sleep_for(2ms);
-  }
-  return true;
-}
 
 TEST_CASE("the store follows the server: list in pages, then every change") {
   FakeKube kube;

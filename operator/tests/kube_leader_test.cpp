@@ -2,6 +2,7 @@
 
 #include <catch2/catch.hpp>
 
+#include "common/tests/eventually.h"
 #include "operator/kube/events.h"
 #include "operator/tests/fake_api.h"
 
@@ -9,19 +10,11 @@ namespace rouse::kube {
 namespace {
 
 using namespace std::chrono_literals;
+using test::Eventually;
 
 const ObjectName kLease{"rouse-system", "rouse-operator"};
 // Long enough that a busy machine does not cost the leadership by itself.
 const LeaseTiming kFast{.duration = 4s, .renew_deadline = 2500ms, .retry = 50ms};
-
-bool Eventually(const std::function<bool()>& condition, std::chrono::milliseconds limit = 20s) {
-  const auto until = std::chrono::steady_clock::now() + limit;
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > until) return false;
-    std::this_thread::sleep_for(2ms);
-  }
-  return true;
-}
 
 struct Candidate {
   Candidate(Api& api, const std::string& name) {

@@ -9,7 +9,7 @@ namespace {
 using namespace std::chrono_literals;
 using Time = LeaseView::Time;
 
-const Time kNow = Time() + 1000h;
+const Time kLeaseNow = Time() + 1000h;
 const LeaseTiming kTiming{};
 
 LeaseRecord Held(const std::string& by, const std::string& renewed = "t1") {
@@ -18,52 +18,52 @@ LeaseRecord Held(const std::string& by, const std::string& renewed = "t1") {
 
 TEST_CASE("no lease, a released lease and our own old lease are taken at once") {
   LeaseView view;
-  CHECK(Decide(view, "me", kTiming, kNow) == LeaseStep::kAcquire);
-  view.Observe(Held(""), kNow);
-  CHECK(Decide(view, "me", kTiming, kNow) == LeaseStep::kAcquire);
-  view.Observe(Held("me"), kNow);
-  CHECK(Decide(view, "me", kTiming, kNow) == LeaseStep::kAcquire);
+  CHECK(Decide(view, "me", kTiming, kLeaseNow) == LeaseStep::kAcquire);
+  view.Observe(Held(""), kLeaseNow);
+  CHECK(Decide(view, "me", kTiming, kLeaseNow) == LeaseStep::kAcquire);
+  view.Observe(Held("me"), kLeaseNow);
+  CHECK(Decide(view, "me", kTiming, kLeaseNow) == LeaseStep::kAcquire);
 }
 
 TEST_CASE("another's lease is waited for until it was seen unchanged for its whole duration") {
   LeaseView view;
-  view.Observe(Held("other"), kNow);
-  CHECK(Decide(view, "me", kTiming, kNow + 14'999ms) == LeaseStep::kWait);
-  CHECK(Decide(view, "me", kTiming, kNow + 15s) == LeaseStep::kAcquire);
-  view.Observe(Held("other"), kNow + 14s);  // The same reading again changes nothing.
-  CHECK(Decide(view, "me", kTiming, kNow + 15s) == LeaseStep::kAcquire);
-  view.Observe(Held("other", "t2"), kNow + 14s);
-  CHECK(Decide(view, "me", kTiming, kNow + 28s) == LeaseStep::kWait);
-  CHECK(Decide(view, "me", kTiming, kNow + 29s) == LeaseStep::kAcquire);
+  view.Observe(Held("other"), kLeaseNow);
+  CHECK(Decide(view, "me", kTiming, kLeaseNow + 14'999ms) == LeaseStep::kWait);
+  CHECK(Decide(view, "me", kTiming, kLeaseNow + 15s) == LeaseStep::kAcquire);
+  view.Observe(Held("other"), kLeaseNow + 14s);  // The same reading again changes nothing.
+  CHECK(Decide(view, "me", kTiming, kLeaseNow + 15s) == LeaseStep::kAcquire);
+  view.Observe(Held("other", "t2"), kLeaseNow + 14s);
+  CHECK(Decide(view, "me", kTiming, kLeaseNow + 28s) == LeaseStep::kWait);
+  CHECK(Decide(view, "me", kTiming, kLeaseNow + 29s) == LeaseStep::kAcquire);
 }
 
 TEST_CASE("the other's duration counts, not ours, and its clock not at all") {
   LeaseView view;
   LeaseRecord record = Held("other", "1970-01-01T00:00:00.000000Z");
   record.duration = 60s;
-  view.Observe(record, kNow);
-  CHECK(Decide(view, "me", kTiming, kNow + 59s) == LeaseStep::kWait);
-  CHECK(Decide(view, "me", kTiming, kNow + 60s) == LeaseStep::kAcquire);
+  view.Observe(record, kLeaseNow);
+  CHECK(Decide(view, "me", kTiming, kLeaseNow + 59s) == LeaseStep::kWait);
+  CHECK(Decide(view, "me", kTiming, kLeaseNow + 60s) == LeaseStep::kAcquire);
 }
 
 TEST_CASE("a leader renews until its deadline, and is lost when it passes or another holds") {
   LeaseView view;
   view.leading = true;
-  view.renewed_at = kNow;
-  view.Observe(Held("me"), kNow);
-  CHECK(Decide(view, "me", kTiming, kNow + 2s) == LeaseStep::kRenew);
-  CHECK(Decide(view, "me", kTiming, kNow + 9'999ms) == LeaseStep::kRenew);
-  CHECK(Decide(view, "me", kTiming, kNow + 10s) == LeaseStep::kLost);
-  view.Observe(Held("other"), kNow + 2s);
-  CHECK(Decide(view, "me", kTiming, kNow + 2s) == LeaseStep::kLost);
+  view.renewed_at = kLeaseNow;
+  view.Observe(Held("me"), kLeaseNow);
+  CHECK(Decide(view, "me", kTiming, kLeaseNow + 2s) == LeaseStep::kRenew);
+  CHECK(Decide(view, "me", kTiming, kLeaseNow + 9'999ms) == LeaseStep::kRenew);
+  CHECK(Decide(view, "me", kTiming, kLeaseNow + 10s) == LeaseStep::kLost);
+  view.Observe(Held("other"), kLeaseNow + 2s);
+  CHECK(Decide(view, "me", kTiming, kLeaseNow + 2s) == LeaseStep::kLost);
 }
 
 TEST_CASE("a lease that was deleted under its leader is written again") {
   LeaseView view;
   view.leading = true;
-  view.renewed_at = kNow;
-  view.Observe(std::nullopt, kNow);
-  CHECK(Decide(view, "me", kTiming, kNow + 1s) == LeaseStep::kRenew);
+  view.renewed_at = kLeaseNow;
+  view.Observe(std::nullopt, kLeaseNow);
+  CHECK(Decide(view, "me", kTiming, kLeaseNow + 1s) == LeaseStep::kRenew);
 }
 
 TEST_CASE("timings that cannot work are refused with the numbers") {
@@ -102,7 +102,7 @@ TEST_CASE("never do two act at the same time, and one acts again when there is p
     std::vector<Candidate> all(3);
     for (std::size_t i = 0; i < all.size(); ++i) {
       all[i].name = "c" + std::to_string(i);
-      all[i].next = kNow + std::chrono::milliseconds(random() % 2000);
+      all[i].next = kLeaseNow + std::chrono::milliseconds(random() % 2000);
     }
     std::optional<LeaseRecord> lease;
     int version = 0;
@@ -110,8 +110,8 @@ TEST_CASE("never do two act at the same time, and one acts again when there is p
       return c.view.leading && now < c.view.renewed_at + kTiming.renew_deadline;
     };
     bool anyone = false;
-    for (Time now = kNow; now < kNow + 300s; now += 100ms) {
-      const bool peace = now >= kNow + 200s;
+    for (Time now = kLeaseNow; now < kLeaseNow + 300s; now += 100ms) {
+      const bool peace = now >= kLeaseNow + 200s;
       for (Candidate& c : all) {
         if (now < c.next) continue;
         c.next = now + kTiming.retry;

@@ -40,7 +40,7 @@ std::vector<std::string> Printed(const Plan& plan) {
 using Lines = std::vector<std::string>;
 
 /// A cache with nodes and pods, and the ModelServices that it said had changed.
-struct World {
+struct CachedNodes {
   std::map<std::string, int> changed;
   actuate::Cache cache{[this](const std::string& key) { ++changed[key]; },
                        [](const Instance*, const Instance*) {}};
@@ -84,7 +84,7 @@ TEST_CASE("nodes are not believed lost when all are, or most of more than two") 
 }
 
 TEST_CASE("the pods of a lost node are, and their ModelServices are looked at") {
-  World world;
+  CachedNodes world;
   for (const char* name : {"a", "b", "c"}) world.Node(name, "True");
   world.Put(world.cache.pod_sink(), PodJson("one", "one-0", "a"));
   world.Put(world.cache.pod_sink(), PodJson("one", "one-1", "b"));
@@ -114,7 +114,7 @@ TEST_CASE("the pods of a lost node are, and their ModelServices are looked at") 
 }
 
 TEST_CASE("what a full list of the nodes says counts as what a watch says does") {
-  World world;
+  CachedNodes world;
   world.Put(world.cache.pod_sink(), PodJson("one", "one-0", "a"));
   world.Node("a", "Unknown");
   world.Node("b", "True");

@@ -419,6 +419,7 @@ TEST_CASE("the agent alone has the pod's token, of its own audience, and whom to
   const Json mount = Find(AgentOf(pod)["volumeMounts"], "rouse-trust");
   CHECK(mount["mountPath"] == "/rouse/trust");
   CHECK(mount["readOnly"] == true);
-  for (const Json& other : EngineOf(pod)["volumeMounts"]) CHECK(other["name"] != "rouse-trust");
+  const Json engine = EngineOf(pod);
+  for (const Json& other : engine["volumeMounts"]) CHECK(other["name"] != "rouse-trust");
   CHECK(pod["spec"]["automountServiceAccountToken"] == false);
 }

@@ -10,11 +10,13 @@
 #include <mutex>
 #include <thread>
 
+#include "common/tests/eventually.h"
 #include "operator/scaler/externalscaler.grpc.pb.h"
 
 using namespace rouse;
 using namespace rouse::scaler;
 using namespace std::chrono_literals;
+using test::Eventually;
 namespace pb = externalscaler;
 
 namespace {
@@ -127,13 +129,6 @@ class Listener {
   }
   bool Ends() {
     return Eventually([&] { return end().has_value(); });
-  }
-  static bool Eventually(const std::function<bool()>& is) {
-    for (const auto until = std::chrono::steady_clock::now() + 10s; !is();) {
-      if (std::chrono::steady_clock::now() > until) return false;
-      std::this_thread::sleep_for(2ms);
-    }
-    return true;
   }
 
  private:
@@ -272,7 +267,7 @@ TEST_CASE("listeners are bounded, and one that went makes room") {
   REQUIRE(third.Ends());
   CHECK(third.end()->error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED);
   first.reset();
-  CHECK(Listener::Eventually([&] {
+  CHECK(Eventually([&] {
     Listener again(*scaler.stub, Ref());
     return again.Hears({false});
   }));

@@ -11,10 +11,10 @@ namespace {
 using namespace std::chrono_literals;
 
 const tls::TimePoint kNow{std::chrono::seconds(1'800'000'000)};
-const tls::RotationPolicy kPolicy;
+const tls::RotationPolicy kDefaultPolicy;
 
 Authority Made(tls::TimePoint at) {
-  auto made = NewAuthority(at, kPolicy);
+  auto made = NewAuthority(at, kDefaultPolicy);
   REQUIRE(made.ok());
   return *std::move(made);
 }
@@ -41,7 +41,7 @@ TEST_CASE("authorities read back from their Secret") {
     CHECK(after->all[i].key == before.all[i].key);
     CHECK(after->all[i].times.created == before.all[i].times.created);
     CHECK(after->all[i].times.not_after ==
-          before.all[i].times.created + kPolicy.authority_lifetime);
+          before.all[i].times.created + kDefaultPolicy.authority_lifetime);
     CHECK(after->all[i].times.published == before.all[i].times.published);
     CHECK_FALSE(after->all[i].times.retire);
   }
@@ -56,7 +56,7 @@ TEST_CASE("who annotates the Secret asks for a successor of the newest") {
   REQUIRE(read.ok());
   CHECK_FALSE(read->all[0].times.retire);
   CHECK(read->all[1].times.retire);
-  CHECK(PlanRotation(*read, kNow, kPolicy).create);
+  CHECK(PlanRotation(*read, kNow, kDefaultPolicy).create);
   // It stays asked for until it is done.
   CHECK(SecretOf(*read, "a", "b")["metadata"]["annotations"].contains(kAnnotationReplace));
 }
@@ -92,11 +92,11 @@ TEST_CASE("a Secret that Rouse has not written is refused by name") {
 }
 
 TEST_CASE("the bundle holds whoever is trusted") {
-  Authorities both{.all = {Made(kNow - kPolicy.authority_lifetime), Made(kNow)},
+  Authorities both{.all = {Made(kNow - kDefaultPolicy.authority_lifetime), Made(kNow)},
                    .resource_version = ""};
-  CHECK(BundleOf(both, PlanRotation(both, kNow - 1s, kPolicy)) ==
+  CHECK(BundleOf(both, PlanRotation(both, kNow - 1s, kDefaultPolicy)) ==
         both.all[0].certificate + both.all[1].certificate);
-  CHECK(BundleOf(both, PlanRotation(both, kNow, kPolicy)) == both.all[1].certificate);
+  CHECK(BundleOf(both, PlanRotation(both, kNow, kDefaultPolicy)) == both.all[1].certificate);
 }
 
 }  // namespace rouse::trust

@@ -14,8 +14,8 @@ namespace {
 using namespace std::chrono_literals;
 using tls::testing::Must;
 
-struct World {
-  World()
+struct IssuerWorld {
+  IssuerWorld()
       : bundles(api),
         keeper(api, bundles,
                {.secret = {"s", "rouse-authorities"},
@@ -78,7 +78,7 @@ std::string Said(const http::Response& response, int status) {
 }  // namespace
 
 TEST_CASE("the agent of a pod gets a certificate for that pod, good for an hour") {
-  World world;
+  IssuerWorld world;
   const http::Response response = world.Ask();
   REQUIRE(response.status == 200);
   const CertificateAnswer answer = Must(CertificateAnswerFromJson(Json::parse(response.body)));
@@ -93,14 +93,14 @@ TEST_CASE("the agent of a pod gets a certificate for that pod, good for an hour"
 }
 
 TEST_CASE("whoever's token is of no pod of ours gets none") {
-  World world;
+  IssuerWorld world;
   SECTION("refused by the API server") {
     world.review = Json{{"status", {{"authenticated", false}}}};
     CHECK_THAT(Said(world.Ask(), 403), Catch::Contains("does not accept the token"));
     CHECK(world.outcomes == std::vector<std::string>{"PermissionDenied"});
   }
   SECTION("of an earlier pod of the name") {
-    world.review = World::Answer("u-0");
+    world.review = IssuerWorld::Answer("u-0");
     CHECK_THAT(Said(world.Ask(), 403), Catch::Contains("u-0"));
   }
   SECTION("of a pod that only looks like one of ours") {
@@ -118,7 +118,7 @@ TEST_CASE("whoever's token is of no pod of ours gets none") {
 }
 
 TEST_CASE("a request that makes no sense costs no review") {
-  World world;
+  IssuerWorld world;
   CHECK_THAT(Said(world.Ask("x"), 400), Catch::Contains("csr"));
   http::Request request;
   for (const char* body : {"", "[]", "{}", R"({"protocol":"rouse-certificates","version":2})"}) {
@@ -132,12 +132,12 @@ TEST_CASE("a request that makes no sense costs no review") {
 }
 
 TEST_CASE("one pod cannot ask without end, and others still can") {
-  World world;
+  IssuerWorld world;
   int refused = 0;
   for (int i = 0; i < 2 * PodLimits::kBurst; ++i) refused += world.Ask().status == 507;
   CHECK(refused == PodLimits::kBurst);
   world.pod->uid = "u-2";
-  world.review = World::Answer("u-2");
+  world.review = IssuerWorld::Answer("u-2");
   CHECK(world.Ask().status == 200);
 }
 
