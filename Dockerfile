@@ -35,7 +35,7 @@ ARG ROUSE_COMMIT=unknown
 ARG JOBS=2
 # The same folders relative to the tree as `make build` has, so that both can share one compiler cache.
 RUN export LANG=C.UTF-8 CCACHE_DIR=/ccache CCACHE_BASEDIR=/src CCACHE_NOHASHDIR=1 CCACHE_COMPILERCHECK=content \
- && cmake -S . -B build/release -G Ninja -DCMAKE_BUILD_TYPE=Release -DROUSE_BUILD_TESTS=OFF \
+ && cmake -S . -B build/release -G Ninja -DCMAKE_BUILD_TYPE=Release -DROUSE_JOIN_SOURCES=ON -DROUSE_BUILD_TESTS=OFF \
       -DROUSE_CUDA_ROOT=/opt/cuda \
       -DROUSE_COMMIT="$ROUSE_COMMIT" -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
  && cmake --build build/release --parallel "$JOBS" --target rouse-operator rouse-agent rouse_connector \

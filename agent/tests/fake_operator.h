@@ -49,7 +49,7 @@ class FakeOperator {
   void SetReportAfter(std::chrono::milliseconds pause) { report_after_ms_ = pause.count(); }
 
   bool WaitFor(const std::string& pod, const std::function<bool(const AgentReport&)>& is,
-               std::chrono::milliseconds longest = std::chrono::seconds(30)) const;
+               std::chrono::milliseconds longest = std::chrono::seconds(60)) const;
   bool WaitForState(const std::string& pod, AgentState state) const;
   bool WaitForServable(const std::string& pod) const;
 
