@@ -77,9 +77,11 @@ class Server:
             assert environment == CPU_ENVIRONMENT
             self.process = Forked("serve", model, *command)
         else:
+            inherited = dict(os.environ)
+            inherited.pop("ROUSE_IMPORTED_AT_US", None)  # Of a test that registered the plugin here.
             self.process = subprocess.Popen(
                 [*wrap, sys.executable, *how, *command],
-                env=os.environ | (environment or {}),
+                env=inherited | (environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

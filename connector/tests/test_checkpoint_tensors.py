@@ -10,10 +10,9 @@ from safetensors.torch import save_file
 from vllm.model_executor.layers.quantization.auto_gptq import AutoGPTQConfig
 from vllm.transformers_utils.config import get_safetensors_params_metadata
 
-import rouse_vllm
-from rouse_vllm.checkpoint_tensors import FILE
+from rouse_vllm.checkpoint_tensors import FILE, install
 
-rouse_vllm.register()
+install()
 
 _TENSORS = {
     "model.layers.0.mlp.down_proj.qweight": torch.zeros(4, 8, dtype=torch.int32),
