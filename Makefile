@@ -47,9 +47,11 @@ test-release: ## Unit tests of the release build
 test-debug: ## Unit tests of a debug build
 test-asan: ## Unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 test-tsan: ## Unit tests under ThreadSanitizer
-# Most of the time they wait, for processes and deadlines.
+# Most of the time they wait, for processes and deadlines; with sanitizers they compute more.
+test-release test-debug: TESTS_PER_PROCESSOR = 3
+test-asan test-tsan: TESTS_PER_PROCESSOR = 2
 test-release test-debug test-asan test-tsan: test-%: build-%
-	@ctest --preset $* -j $$((3 * $(JOBS))) --no-tests=error
+	@ctest --preset $* -j $$(($(TESTS_PER_PROCESSOR) * $(JOBS))) --no-tests=error
 
 test-gpu: build-release ## Tests that need a GPU of this machine (not part of `make test`)
 	@build/release/agent/rouse-gpu-test
