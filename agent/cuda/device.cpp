@@ -138,18 +138,16 @@ Current::~Current() {
 
 Status Upload(const Device& device, std::byte* to, std::span<const std::byte> from) {
   const Current current(device);
-  return ToStatus(
-      device.driver(),
-      device.driver().cuMemcpyHtoD(reinterpret_cast<CUdeviceptr>(to), from.data(), from.size()),
-      "copy to " + device.name());
+  return ToStatus(device.driver(),
+                  device.driver().cuMemcpyHtoD(Address(to), from.data(), from.size()),
+                  "copy to " + device.name());
 }
 
 Status Download(const Device& device, std::span<std::byte> to, const std::byte* from) {
   const Current current(device);
-  return ToStatus(
-      device.driver(),
-      device.driver().cuMemcpyDtoH(to.data(), reinterpret_cast<CUdeviceptr>(from), to.size()),
-      "copy from " + device.name());
+  return ToStatus(device.driver(),
+                  device.driver().cuMemcpyDtoH(to.data(), Address(from), to.size()),
+                  "copy from " + device.name());
 }
 
 }  // namespace rouse::cuda

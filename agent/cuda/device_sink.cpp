@@ -63,7 +63,7 @@ class Staged final : public storage::Sink {
     const Current current(*device_);
     const std::size_t index = IndexOf(memory);
     const CUstream stream = streams_[next_stream_++ % streams_.size()].get();
-    const CUdeviceptr to = reinterpret_cast<CUdeviceptr>(arena_.span().data()) + arena_offset;
+    const CUdeviceptr to = Address(arena_.span().data()) + arena_offset;
     // From here on it is under way, whatever the calls answer.
     busy_.push_back(index);
     // With the zeros behind a file's end: new GPU memory is not zero everywhere, and the arena's

@@ -7,18 +7,14 @@
 
 #include <cerrno>
 
+#include "common/write_all.h"
+
 namespace rouse::agent {
 
 Result<memory::OwnedFd> MakeDocument(std::string_view content, const std::string& name) {
   memory::OwnedFd fd(::memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!fd.valid()) return FromErrno(errno, "create document " + name);
-  std::size_t done = 0;
-  while (done < content.size()) {
-    const ssize_t wrote = ::write(fd.get(), content.data() + done, content.size() - done);
-    if (wrote < 0 && errno == EINTR) continue;
-    if (wrote < 0) return FromErrno(errno, "write document " + name);
-    done += static_cast<std::size_t>(wrote);
-  }
+  ROUSE_RETURN_IF_ERROR(WriteAll(fd.get(), content, "document " + name));
   if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) !=
       0) {
     return FromErrno(errno, "seal document " + name);

@@ -14,6 +14,7 @@
 #include "agent/state/tree.h"
 #include "common/log.h"
 #include "common/sha256.h"
+#include "common/write_all.h"
 
 namespace rouse::agent {
 namespace {

@@ -11,6 +11,7 @@
 
 #include "agent/memory/owned_fd.h"
 #include "agent/state/plain_path.h"
+#include "common/write_all.h"
 
 namespace rouse::agent {
 namespace {
@@ -58,17 +59,6 @@ OwnedFd CreateAnew(int folder, const char* name) {
 }
 
 }  // namespace
-
-Status WriteAll(int fd, std::string_view content, const std::string& what) {
-  std::size_t done = 0;
-  while (done < content.size()) {
-    const ssize_t wrote = ::write(fd, content.data() + done, content.size() - done);
-    if (wrote < 0 && errno == EINTR) continue;
-    if (wrote < 0) return FromErrno(errno, "write " + what);
-    done += static_cast<std::size_t>(wrote);
-  }
-  return Status();
-}
 
 Status WriteFileBelow(const std::string& folder, const FileToWrite& file,
                       std::string_view content) {

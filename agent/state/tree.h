@@ -27,9 +27,6 @@ struct FileToWrite {
 /// when the disk is full. Nothing is left behind when it fails.
 Status WriteFileBelow(const std::string& folder, const FileToWrite& file, std::string_view content);
 
-/// Writes all of `content` to an open file; an error says "write `what`".
-Status WriteAll(int fd, std::string_view content, const std::string& what);
-
 /// Copies every regular file below `source` to `target`, modes and times kept. For the plugin: a
 /// small tree (at most 4096 files, 256 MiB) that we ship ourselves.
 Status CopyTree(const std::string& source, const std::string& target);

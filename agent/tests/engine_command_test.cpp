@@ -4,6 +4,7 @@
 
 #include "agent/engine/command_book.h"
 #include "agent/engine/command_session.h"
+#include "agent/tests/engine_steps.h"
 
 using namespace rouse;
 using namespace rouse::agent;
@@ -17,15 +18,6 @@ AttachRequest Core(std::uint32_t core, std::uint32_t cores) {
 
 CommandDoneRequest Did(std::int64_t id, CommandValues values = {}) {
   return {.id = id, .values = std::move(values), .error = ""};
-}
-
-std::string CommandError(const CommandStep& step) {
-  const auto* reply = std::get_if<step::Reply>(&step);
-  return reply == nullptr ? "" : reply->body.value("message", "");
-}
-
-Result<EngineRequest> Request(EngineRequest request) {
-  return request;
 }
 
 }  // namespace
@@ -112,27 +104,26 @@ TEST_CASE("Commands are written as the engine reads them") {
 
 TEST_CASE("A core attaches, takes one command at a time and says what became of it") {
   CommandSession session;
-  CHECK(CommandError(session.OnRequest(Request(AwaitCommandRequest{}))).find("before Attach") !=
+  CHECK(ErrorOf(session.OnRequest(Request(AwaitCommandRequest{}))).find("before Attach") !=
         std::string::npos);
   CHECK(std::get<step::Reply>(session.OnRequest(Request(AwaitCommandRequest{}))).close);
   REQUIRE(std::holds_alternative<step::Attach>(session.OnRequest(Request(Core(0, 1)))));
   CHECK(session.attached());
-  CHECK(CommandError(session.OnRequest(Request(Core(0, 1)))).find("twice") != std::string::npos);
-  CHECK(CommandError(session.OnRequest(Request(Did(1)))).find("no command is under way") !=
+  CHECK(ErrorOf(session.OnRequest(Request(Core(0, 1)))).find("twice") != std::string::npos);
+  CHECK(ErrorOf(session.OnRequest(Request(Did(1)))).find("no command is under way") !=
         std::string::npos);
   REQUIRE(std::holds_alternative<step::AwaitCommand>(
       session.OnRequest(Request(AwaitCommandRequest{}))));
   session.OnCommandSent(7);
-  CHECK(CommandError(session.OnRequest(Request(AwaitCommandRequest{})))
+  CHECK(ErrorOf(session.OnRequest(Request(AwaitCommandRequest{})))
             .find("before CommandDone of command 7") != std::string::npos);
-  CHECK(CommandError(session.OnRequest(Request(Did(6)))).find("id: command 7") !=
-        std::string::npos);
+  CHECK(ErrorOf(session.OnRequest(Request(Did(6)))).find("id: command 7") != std::string::npos);
   REQUIRE(std::holds_alternative<step::FinishCommand>(session.OnRequest(Request(Did(7)))));
   CHECK(std::holds_alternative<step::AwaitCommand>(
       session.OnRequest(Request(AwaitCommandRequest{}))));
-  CHECK(CommandError(session.OnRequest(Request(HelloRequest{}))).find("connections of their own") !=
+  CHECK(ErrorOf(session.OnRequest(Request(HelloRequest{}))).find("connections of their own") !=
         std::string::npos);
-  CHECK(CommandError(session.OnRequest(Request(ReleaseArenaRequest{}))).find("ReleaseArena") !=
+  CHECK(ErrorOf(session.OnRequest(Request(ReleaseArenaRequest{}))).find("ReleaseArena") !=
         std::string::npos);
   bool closed = false;
   for (int i = 0; i < kMaxSessionErrors && !closed; ++i) {

@@ -16,6 +16,7 @@
 #include "agent/engine/document.h"
 #include "agent/engine/server.h"
 #include "agent/tests/fake_engine.h"
+#include "common/tests/eventually.h"
 
 using namespace rouse;
 using namespace rouse::agent;
@@ -136,12 +137,7 @@ int OpenFds() {
 
 template <typename Condition>
 bool Soon(Condition done, std::chrono::milliseconds longest = 10s) {
-  const auto until = std::chrono::steady_clock::now() + longest;
-  while (!done()) {
-    if (std::chrono::steady_clock::now() > until) return false;
-    std::this_thread::sleep_for(2ms);
-  }
-  return true;
+  return test::Eventually(done, longest);
 }
 
 struct Fixture {

@@ -1,6 +1,7 @@
 #include <catch2/catch.hpp>
 
 #include "agent/engine/session.h"
+#include "agent/tests/engine_steps.h"
 
 using namespace rouse;
 using namespace rouse::agent;
@@ -17,15 +18,6 @@ Result<EngineRequest> Hello(Identity identity = kIdentity) {
   HelloRequest hello;
   hello.identity = std::move(identity);
   return EngineRequest(std::move(hello));
-}
-
-Result<EngineRequest> Asked(EngineRequest request) {
-  return request;
-}
-
-std::string SessionError(const EngineStep& step) {
-  const auto* reply = std::get_if<step::Reply>(&step);
-  return reply == nullptr ? "" : reply->body.value("message", "");
 }
 
 }  // namespace
@@ -68,7 +60,7 @@ TEST_CASE("Where storage is not allowed an engine without fitting weights is ref
 TEST_CASE(
     "What the agent holds of a GPU is told to who has not said Hello yet, and changes nothing") {
   EngineSession session;
-  const auto step = session.OnRequest(Asked(HeldMemoryRequest{.gpu = "GPU-1"}), kPulled);
+  const auto step = session.OnRequest(Request(HeldMemoryRequest{.gpu = "GPU-1"}), kPulled);
   CHECK(std::get<step::TellHeld>(step).request.gpu == "GPU-1");
   CHECK_FALSE(session.rank().has_value());
   REQUIRE(std::holds_alternative<step::Welcome>(session.OnRequest(Hello(), kPulled)));
@@ -76,55 +68,54 @@ TEST_CASE(
 
 TEST_CASE("Requests out of turn are answered with an error and change nothing") {
   EngineSession session;
-  CHECK(SessionError(session.OnRequest(Asked(PhaseRequest{}), kPulled)).find("before Hello") !=
+  CHECK(ErrorOf(session.OnRequest(Request(PhaseRequest{}), kPulled)).find("before Hello") !=
         std::string::npos);
   REQUIRE(std::holds_alternative<step::Welcome>(session.OnRequest(Hello(), kNothing)));
-  CHECK(SessionError(session.OnRequest(Hello(), kNothing)).find("twice") != std::string::npos);
-  CHECK(SessionError(session.OnRequest(Asked(AwaitWeightsRequest{}), kNothing))
-            .find("said Storage") != std::string::npos);
-  CHECK(
-      SessionError(session.OnRequest(Asked(GetSlabsRequest{}), kNothing)).find("GetSlabs before") !=
-      std::string::npos);
-  CHECK(SessionError(session.OnRequest(Asked(PublishRequest{}), kNothing))
-            .find("CreateArena first") != std::string::npos);
-  CHECK(SessionError(session.OnRequest(Asked(CreateArenaRequest{.rank = 1, .bytes = 1}), kNothing))
+  CHECK(ErrorOf(session.OnRequest(Hello(), kNothing)).find("twice") != std::string::npos);
+  CHECK(ErrorOf(session.OnRequest(Request(AwaitWeightsRequest{}), kNothing)).find("said Storage") !=
+        std::string::npos);
+  CHECK(ErrorOf(session.OnRequest(Request(GetSlabsRequest{}), kNothing)).find("GetSlabs before") !=
+        std::string::npos);
+  CHECK(ErrorOf(session.OnRequest(Request(PublishRequest{}), kNothing)).find("CreateArena first") !=
+        std::string::npos);
+  CHECK(ErrorOf(session.OnRequest(Request(CreateArenaRequest{.rank = 1, .bytes = 1}), kNothing))
             .find("rank 1") != std::string::npos);
   CHECK(std::holds_alternative<step::CreateArena>(
-      session.OnRequest(Asked(CreateArenaRequest{.rank = 0, .bytes = 1}), kNothing)));
+      session.OnRequest(Request(CreateArenaRequest{.rank = 0, .bytes = 1}), kNothing)));
   // It was not performed yet, so there is nothing to publish.
-  CHECK_FALSE(SessionError(session.OnRequest(Asked(PublishRequest{}), kNothing)).empty());
+  CHECK_FALSE(ErrorOf(session.OnRequest(Request(PublishRequest{}), kNothing)).empty());
   session.OnArenaCreated();
   CHECK(std::holds_alternative<step::SendSlabs>(
-      session.OnRequest(Asked(GetSlabsRequest{}), kNothing)));
-  CHECK(
-      std::holds_alternative<step::Publish>(session.OnRequest(Asked(PublishRequest{}), kNothing)));
+      session.OnRequest(Request(GetSlabsRequest{}), kNothing)));
+  CHECK(std::holds_alternative<step::Publish>(
+      session.OnRequest(Request(PublishRequest{}), kNothing)));
   session.OnPublished();
-  CHECK_FALSE(SessionError(session.OnRequest(Asked(PublishRequest{}), kNothing)).empty());
+  CHECK_FALSE(ErrorOf(session.OnRequest(Request(PublishRequest{}), kNothing)).empty());
 }
 
 TEST_CASE("A stream is opened, asked for its batches and closed, where storage is allowed") {
-  const auto open = Asked(OpenStreamRequest{.rank = 0, .folder = "/m", .files = {{"a", 1}}});
+  const auto open = Request(OpenStreamRequest{.rank = 0, .folder = "/m", .files = {{"a", 1}}});
   EngineSession session;
-  CHECK(SessionError(session.OnRequest(open, kNothing)).find("before Hello") != std::string::npos);
+  CHECK(ErrorOf(session.OnRequest(open, kNothing)).find("before Hello") != std::string::npos);
   REQUIRE(std::holds_alternative<step::Welcome>(session.OnRequest(Hello(), kNothing)));
-  for (const auto& early : {Asked(NextBatchRequest{}), Asked(CloseStreamRequest{})}) {
-    CHECK(SessionError(session.OnRequest(early, kNothing)).find("OpenStream first") !=
+  for (const auto& early : {Request(NextBatchRequest{}), Request(CloseStreamRequest{})}) {
+    CHECK(ErrorOf(session.OnRequest(early, kNothing)).find("OpenStream first") !=
           std::string::npos);
   }
   WeightOffer strict = kNothing;
   strict.storage_allowed = false;
-  CHECK(SessionError(session.OnRequest(open, strict)).find("fallback None") != std::string::npos);
+  CHECK(ErrorOf(session.OnRequest(open, strict)).find("fallback None") != std::string::npos);
   CHECK(std::holds_alternative<step::OpenStream>(session.OnRequest(open, kNothing)));
   session.OnStreamOpened();
-  CHECK(SessionError(session.OnRequest(open, kNothing)).find("last stream") != std::string::npos);
-  CHECK(SessionError(session.OnRequest(Asked(NextBatchRequest{.rank = 1}), kNothing))
-            .find("rank 1") != std::string::npos);
+  CHECK(ErrorOf(session.OnRequest(open, kNothing)).find("last stream") != std::string::npos);
+  CHECK(ErrorOf(session.OnRequest(Request(NextBatchRequest{.rank = 1}), kNothing)).find("rank 1") !=
+        std::string::npos);
   CHECK(std::holds_alternative<step::NextBatch>(
-      session.OnRequest(Asked(NextBatchRequest{}), kNothing)));
+      session.OnRequest(Request(NextBatchRequest{}), kNothing)));
   CHECK(std::holds_alternative<step::CloseStream>(
-      session.OnRequest(Asked(CloseStreamRequest{}), kNothing)));
+      session.OnRequest(Request(CloseStreamRequest{}), kNothing)));
   session.OnStreamClosed();
-  CHECK_FALSE(SessionError(session.OnRequest(Asked(NextBatchRequest{}), kNothing)).empty());
+  CHECK_FALSE(ErrorOf(session.OnRequest(Request(NextBatchRequest{}), kNothing)).empty());
   CHECK(std::holds_alternative<step::OpenStream>(session.OnRequest(open, kNothing)));
 }
 
@@ -134,14 +125,13 @@ TEST_CASE(
   EngineSession session;
   REQUIRE(std::holds_alternative<step::Welcome>(session.OnRequest(Hello(), kPulled)));
   CHECK(std::holds_alternative<step::AwaitWeights>(
-      session.OnRequest(Asked(AwaitWeightsRequest{}), kPulled)));
+      session.OnRequest(Request(AwaitWeightsRequest{}), kPulled)));
   CHECK(std::holds_alternative<step::CreateArena>(
-      session.OnRequest(Asked(CreateArenaRequest{}), kPulled)));
+      session.OnRequest(Request(CreateArenaRequest{}), kPulled)));
   WeightOffer strict = kPulled;
   strict.storage_allowed = false;
-  CHECK(
-      SessionError(session.OnRequest(Asked(CreateArenaRequest{}), strict)).find("fallback None") !=
-      std::string::npos);
+  CHECK(ErrorOf(session.OnRequest(Request(CreateArenaRequest{}), strict)).find("fallback None") !=
+        std::string::npos);
 }
 
 TEST_CASE("A client that gets too much wrong is let go, one of another version at once") {
@@ -161,36 +151,36 @@ TEST_CASE("A rank gives its arena up, and asks for the next one") {
   const AwaitArenaRequest await{};
   WeightOffer offer = kPulled;
   EngineSession session;
-  CHECK(SessionError(session.OnRequest(Asked(release), offer)).find("before Hello") !=
+  CHECK(ErrorOf(session.OnRequest(Request(release), offer)).find("before Hello") !=
         std::string::npos);
   SECTION("of a peer's weights") {
     REQUIRE(std::holds_alternative<step::Welcome>(session.OnRequest(Hello(), offer)));
-    CHECK(SessionError(session.OnRequest(Asked(release), offer)).find("ReleaseArena without") !=
+    CHECK(ErrorOf(session.OnRequest(Request(release), offer)).find("ReleaseArena without") !=
           std::string::npos);
     session.OnWeightsDelivered();
   }
   SECTION("of its own") {
     REQUIRE(std::holds_alternative<step::Welcome>(session.OnRequest(Hello(), kNothing)));
     session.OnArenaCreated();
-    CHECK(SessionError(session.OnRequest(Asked(release), offer)).find("ReleaseArena without") !=
+    CHECK(ErrorOf(session.OnRequest(Request(release), offer)).find("ReleaseArena without") !=
           std::string::npos);
     session.OnPublished();
   }
   if (!session.rank()) return;
-  CHECK(SessionError(session.OnRequest(Asked(await), offer)) == "AwaitArena before ReleaseArena");
-  REQUIRE(std::holds_alternative<step::ReleaseArena>(session.OnRequest(Asked(release), offer)));
+  CHECK(ErrorOf(session.OnRequest(Request(await), offer)) == "AwaitArena before ReleaseArena");
+  REQUIRE(std::holds_alternative<step::ReleaseArena>(session.OnRequest(Request(release), offer)));
   session.OnReleased();
-  CHECK_FALSE(SessionError(session.OnRequest(Asked(release), offer)).empty());
-  CHECK_FALSE(SessionError(session.OnRequest(Asked(GetSlabsRequest{.count = 1}), offer)).empty());
-  REQUIRE(std::holds_alternative<step::AwaitArena>(session.OnRequest(Asked(await), offer)));
+  CHECK_FALSE(ErrorOf(session.OnRequest(Request(release), offer)).empty());
+  CHECK_FALSE(ErrorOf(session.OnRequest(Request(GetSlabsRequest{.count = 1}), offer)).empty());
+  REQUIRE(std::holds_alternative<step::AwaitArena>(session.OnRequest(Request(await), offer)));
   session.OnArenaDelivered();
   CHECK(std::holds_alternative<step::SendSlabs>(
-      session.OnRequest(Asked(GetSlabsRequest{.count = 1}), offer)));
+      session.OnRequest(Request(GetSlabsRequest{.count = 1}), offer)));
   CHECK(std::holds_alternative<step::AwaitWeights>(
-      session.OnRequest(Asked(AwaitWeightsRequest{}), offer)));
+      session.OnRequest(Request(AwaitWeightsRequest{}), offer)));
   session.OnWeightsDelivered();
-  CHECK_FALSE(SessionError(session.OnRequest(Asked(await), offer)).empty());
-  CHECK(std::holds_alternative<step::ReleaseArena>(session.OnRequest(Asked(release), offer)));
+  CHECK_FALSE(ErrorOf(session.OnRequest(Request(await), offer)).empty());
+  CHECK(std::holds_alternative<step::ReleaseArena>(session.OnRequest(Request(release), offer)));
 }
 
 TEST_CASE("Commands are no matter of a rank's connection") {
@@ -198,7 +188,7 @@ TEST_CASE("Commands are no matter of a rank's connection") {
   REQUIRE(std::holds_alternative<step::Welcome>(session.OnRequest(Hello(), kPulled)));
   for (const EngineRequest& request : std::initializer_list<EngineRequest>{
            AttachRequest{}, AwaitCommandRequest{}, CommandDoneRequest{}}) {
-    CHECK(SessionError(session.OnRequest(Asked(request), kPulled))
-              .find("a connection of their own") != std::string::npos);
+    CHECK(ErrorOf(session.OnRequest(Request(request), kPulled)).find("a connection of their own") !=
+          std::string::npos);
   }
 }

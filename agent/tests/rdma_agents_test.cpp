@@ -12,10 +12,12 @@
 #include "agent/tests/agent_process.h"
 #include "agent/tests/fake_engine.h"
 #include "agent/tests/fake_operator.h"
+#include "agent/tests/rdma_device.h"
 
 namespace rouse::agent {
 namespace {
 
+using test::PacketsReceived;
 using Environment = std::map<std::string, std::string>;
 
 constexpr std::chrono::seconds kLongest{120};  // emulated, and maybe busy
@@ -90,14 +92,6 @@ class LinkDown {
   const std::string interface_;
 };
 
-std::uint64_t PacketsOf(const std::string& device) {
-  std::ifstream file("/sys/class/infiniband/" + device + "/ports/1/hw_counters/rcvd_pkts");
-  std::uint64_t packets = 0;
-  file >> packets;
-  REQUIRE(file);
-  return packets;
-}
-
 /// For this thread and the processes that it starts, there are no RDMA devices to open: like a
 /// container that was not given them.
 class WithoutDevices {
@@ -140,10 +134,10 @@ TEST_CASE("when the link to its source goes down an agent goes on with another s
     peers.push_back({.pod = pod, .node = "n", .address = fake_operator.Last(pod)->address});
   }
   fake_operator.NamePeers(peers);  // the far one first
-  const std::uint64_t before = PacketsOf("rxe1");
+  const std::uint64_t before = PacketsReceived("rxe1");
   AgentProcess target("demo-2", fake_operator.url(), TargetOf(Over("rc", "rxe1:1")));
   // Bytes flow: 2 MiB are there.
-  REQUIRE(Eventually([&] { return PacketsOf("rxe1") > before + 512; }, kLongest));
+  REQUIRE(Eventually([&] { return PacketsReceived("rxe1") > before + 512; }, kLongest));
   {
     const LinkDown down("veth0");
     AwaitServable(target, fake_operator, "demo-2");

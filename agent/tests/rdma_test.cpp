@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "agent/fabric/fallback.h"
+#include "agent/tests/rdma_device.h"
 #include "agent/tests/transfer_fixture.h"
 #include "agent/transfer/host_context.h"
 #include "agent/transfer/pull.h"
@@ -22,8 +23,8 @@ namespace {
 
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
+using test::PacketsReceived;
 
-constexpr std::uint64_t kMiB = 1u << 20;
 // One frame of the virtual cable carries this at most.
 constexpr std::uint64_t kMtu = 4096;
 const std::string kOverRc = "rc_verbs/rxe1:1";
@@ -41,16 +42,6 @@ constexpr double kLongestSeconds = 15;
 
 double SecondsSince(steady_clock::time_point start) {
   return std::chrono::duration<double>(steady_clock::now() - start).count();
-}
-
-// Packets that the device has received: the proof that bytes went this way, whatever UCX says.
-std::uint64_t PacketsReceived(const std::string& device) {
-  std::ifstream file("/sys/class/infiniband/" + device + "/ports/1/hw_counters/rcvd_pkts");
-  std::uint64_t packets = 0;
-  file >> packets;
-  INFO("this test needs the soft-RoCE device " << device << ": run make test-rdma");
-  REQUIRE(file);
-  return packets;
 }
 
 bool PortIsActive(const std::string& device) {

@@ -35,7 +35,7 @@ def install() -> None:
 def _or_what_a_peer_has(read: _Read) -> _Read:
     def read_or_take(local_dir: Path) -> dict[str, Any]:
         found = read(local_dir)
-        told = Path(local_dir) / FILE
+        told = local_dir / FILE
         if found or not told.is_file():
             return found
         return json.loads(told.read_text())

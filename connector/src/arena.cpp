@@ -29,9 +29,6 @@ size_t PageBytes() {
   return static_cast<size_t>(sysconf(_SC_PAGESIZE));
 }
 
-// Bounded so that rounding up cannot overflow.
-constexpr size_t kMaxArenaBytes = size_t{1} << 46;
-
 /// Reserves `bytes` at a multiple of kAlignment: takes more and gives the ends back.
 void* ReserveAligned(size_t bytes) {
   size_t taken = bytes + kAlignment;

@@ -13,6 +13,9 @@ constexpr std::size_t RoundUp(std::size_t value, std::size_t unit) {
   return (value + unit - 1) / unit * unit;
 }
 
+/// Of arenas, bounded so that rounding up cannot overflow.
+constexpr std::size_t kMaxArenaBytes = std::size_t{1} << 46;
+
 /// The driver's functions that are called here. The names are those that libcuda exports.
 struct Driver {
   decltype(&::cuGetErrorName) get_error_name = nullptr;

@@ -21,9 +21,6 @@ struct rouse_gpu_arena {
 namespace rouse::connector {
 namespace {
 
-// Bounded so that rounding up cannot overflow.
-constexpr size_t kMaxGpuArenaBytes = size_t{1} << 46;
-
 int SetAccess(const rouse_gpu_arena& arena, size_t offset, size_t bytes, bool writable) {
   CUmemAccessDesc access{};
   access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
@@ -51,7 +48,7 @@ using rouse::connector::RoundUp;
 int rouse_gpu_arena_reserve(size_t bytes, uint64_t at, rouse_gpu_arena** arena) {
   if (arena == nullptr) return Fail(EINVAL, "rouse_gpu_arena_reserve needs a place for the arena");
   *arena = nullptr;
-  if (bytes == 0 || bytes > rouse::connector::kMaxGpuArenaBytes) {
+  if (bytes == 0 || bytes > rouse::connector::kMaxArenaBytes) {
     return Fail(EINVAL, "an arena of %zu bytes cannot be reserved", bytes);
   }
   const Driver* const driver = rouse::connector::GetDriver();

@@ -13,8 +13,6 @@ using Catch::Matchers::Contains;
 
 namespace {
 
-constexpr size_t kGranule = size_t{2} << 20;
-
 struct FreeGpuArena {
   void operator()(rouse_gpu_arena* arena) const { rouse_gpu_arena_free(arena); }
 };

@@ -14,8 +14,6 @@ using Catch::Matchers::Contains;
 
 namespace {
 
-constexpr size_t kPoolGranule = size_t{2} << 20;
-
 /// An allocation of the process's pool.
 class Memory {
  public:
@@ -57,52 +55,52 @@ size_t MappedBytes() {
 TEST_CASE("A GPU pool's memory is given back and comes back cleared at the same addresses",
           "[connector]") {
   NoDescriptorLeak no_leak;
-  Memory first(kPoolGranule), second(100), third(3 * kPoolGranule);
+  Memory first(kGranule), second(100), third(3 * kGranule);
   REQUIRE(first.get() != nullptr);
   REQUIRE(second.get() != nullptr);
   REQUIRE(third.get() != nullptr);
-  CHECK(rouse_gpu_pool_bytes() == 5 * kPoolGranule);
-  CHECK(MappedBytes() == 5 * kPoolGranule);
-  std::memset(first.get(), 'f', kPoolGranule);
-  std::memset(third.get(), 't', 3 * kPoolGranule);
+  CHECK(rouse_gpu_pool_bytes() == 5 * kGranule);
+  CHECK(MappedBytes() == 5 * kGranule);
+  std::memset(first.get(), 'f', kGranule);
+  std::memset(third.get(), 't', 3 * kGranule);
   for (int round = 0; round < 3; ++round) {
     REQUIRE(rouse_gpu_pool_release() == 0);
     REQUIRE(rouse_gpu_pool_release() == 0);
     CHECK(MappedBytes() == 0);
-    CHECK(rouse_gpu_pool_bytes() == 5 * kPoolGranule);
+    CHECK(rouse_gpu_pool_bytes() == 5 * kGranule);
     const int creates = CreatesLeft();
     REQUIRE(rouse_gpu_pool_restore() == 0);
     REQUIRE(rouse_gpu_pool_restore() == 0);
     // They lie side by side, so one piece of memory serves all three.
     CHECK(creates - CreatesLeft() == 1);
-    CHECK(MappedBytes() == 5 * kPoolGranule);
-    CHECK(first.get()[kPoolGranule - 1] == 0);
-    CHECK(third.get()[3 * kPoolGranule - 1] == 0);
-    std::memset(third.get(), 't', 3 * kPoolGranule);
+    CHECK(MappedBytes() == 5 * kGranule);
+    CHECK(first.get()[kGranule - 1] == 0);
+    CHECK(third.get()[3 * kGranule - 1] == 0);
+    std::memset(third.get(), 't', 3 * kGranule);
   }
 }
 
 TEST_CASE("What is freed of a GPU pool goes back to the GPU, before and after a restore",
           "[connector]") {
   NoDescriptorLeak no_leak;
-  Memory first(kPoolGranule), second(kPoolGranule), third(kPoolGranule);
+  Memory first(kGranule), second(kGranule), third(kGranule);
   second.Free();
-  CHECK(MappedBytes() == 2 * kPoolGranule);
-  Memory again(kPoolGranule);  // Into the gap.
-  CHECK(again.get() == first.get() + kPoolGranule);
+  CHECK(MappedBytes() == 2 * kGranule);
+  Memory again(kGranule);  // Into the gap.
+  CHECK(again.get() == first.get() + kGranule);
   again.Free();
   REQUIRE(rouse_gpu_pool_release() == 0);
   REQUIRE(rouse_gpu_pool_restore() == 0);
-  CHECK(MappedBytes() == 2 * kPoolGranule);
-  Memory more(2 * kPoolGranule);
-  CHECK(more.get() == third.get() + kPoolGranule);
+  CHECK(MappedBytes() == 2 * kGranule);
+  Memory more(2 * kGranule);
+  CHECK(more.get() == third.get() + kGranule);
   REQUIRE(rouse_gpu_pool_release() == 0);
   REQUIRE(rouse_gpu_pool_restore() == 0);
   third.Free();  // Its memory came back in one piece with the one behind it.
-  CHECK(MappedBytes() == 4 * kPoolGranule);
+  CHECK(MappedBytes() == 4 * kGranule);
   *more.get() = 'm';
   more.Free();
-  CHECK(MappedBytes() == kPoolGranule);
+  CHECK(MappedBytes() == kGranule);
   *first.get() = 'f';
   first.Free();
   CHECK(MappedBytes() == 0);
@@ -110,7 +108,7 @@ TEST_CASE("What is freed of a GPU pool goes back to the GPU, before and after a 
 }
 
 TEST_CASE("A GPU pool is freed while its memory is given back", "[connector]") {
-  Memory memory(kPoolGranule);
+  Memory memory(kGranule);
   REQUIRE(rouse_gpu_pool_release() == 0);
   CHECK(rouse_gpu_pool_allocate(1, 0, nullptr) == nullptr);
   CHECK_THAT(rouse_last_error(), Contains("given back"));
@@ -121,14 +119,14 @@ TEST_CASE("A GPU pool is freed while its memory is given back", "[connector]") {
 
 TEST_CASE("A GPU pool that gets no memory takes none, and can be asked again", "[connector]") {
   NoDescriptorLeak no_leak;
-  Memory first(kPoolGranule);
+  Memory first(kGranule);
   CHECK(rouse_gpu_pool_allocate(SIZE_MAX, 0, nullptr) == nullptr);
   CHECK(rouse_gpu_pool_allocate(size_t{1} << 40, 0, nullptr) == nullptr);
-  Memory second(kPoolGranule), third(kPoolGranule);
+  Memory second(kGranule), third(kGranule);
   second.Free();
   const int creates = CreatesLeft();
   CreatesLeft() = 0;
-  CHECK(rouse_gpu_pool_allocate(kPoolGranule, 0, nullptr) == nullptr);
+  CHECK(rouse_gpu_pool_allocate(kGranule, 0, nullptr) == nullptr);
   CHECK_THAT(rouse_last_error(), Contains("CUDA_ERROR_OUT_OF_MEMORY"));
   REQUIRE(rouse_gpu_pool_release() == 0);
   CreatesLeft() = 1;
@@ -136,7 +134,7 @@ TEST_CASE("A GPU pool that gets no memory takes none, and can be asked again", "
   CHECK(MappedBytes() == 0);
   CreatesLeft() = creates;
   REQUIRE(rouse_gpu_pool_restore() == 0);
-  CHECK(MappedBytes() == 2 * kPoolGranule);
+  CHECK(MappedBytes() == 2 * kGranule);
   *third.get() = 't';
 }
 

@@ -77,8 +77,9 @@ class Server:
             assert environment == CPU_ENVIRONMENT
             self.process = Forked("serve", model, *command)
         else:
-            inherited = dict(os.environ)
-            inherited.pop("ROUSE_IMPORTED_AT_US", None)  # Of a test that registered the plugin here.
+            # Without what tests of models in this process have set for themselves.
+            ours = {"ROUSE_IMPORTED_AT_US", "TORCHDYNAMO_DISABLE"}
+            inherited = {name: value for name, value in os.environ.items() if name not in ours}
             self.process = subprocess.Popen(
                 [*wrap, sys.executable, *how, *command],
                 env=inherited | (environment or {}),

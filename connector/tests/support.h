@@ -19,6 +19,9 @@ extern const char kFakeCuda[];  ///< Where the build put it.
 
 namespace connector_test {
 
+/// The granularity of the stand-in for libcuda.
+constexpr size_t kGranule = size_t{2} << 20;
+
 /// A variable of the stand-in for libcuda (fake_cuda.cpp), which something has had opened before.
 template <typename T>
 T& OfFakeCuda(const char* name) {

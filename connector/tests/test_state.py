@@ -78,8 +78,7 @@ class Node:
 
     def serve(self, model: Path, changed: dict[str, str | None] | None = None) -> Server:
         """`changed` are variables with another value than the operator's, or without one."""
-        # Other tests of this process set that variable: their engines do not compile.
-        setup = [f"hostname host-of-{self.pod}", "unset TORCHDYNAMO_DISABLE"]
+        setup = [f"hostname host-of-{self.pod}"]
         for part in ("state", "home"):
             setup.append(f"mount --bind {self.folder / part} {self.rouse / part}")
         setup.append('exec "$@"')

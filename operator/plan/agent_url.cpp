@@ -3,6 +3,7 @@
 #include "operator/plan/objects.h"
 
 namespace rouse::plan {
+
 Result<std::string> AgentFacingUrl(const Json& service, const std::string& name,
                                    std::uint16_t port) {
   const Json& spec = At(service, "spec");

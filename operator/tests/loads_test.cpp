@@ -1,4 +1,5 @@
 #include "operator/actuate/loads.h"
+#include "common/tests/eventually.h"
 
 #include <catch2/catch.hpp>
 #include <mutex>
@@ -60,15 +61,13 @@ class Leader {
     return messages_;
   }
   bool Gets(const PodLoad& load) {
-    for (const auto until = std::chrono::steady_clock::now() + 10s;;) {
-      {
-        std::lock_guard lock(mutex_);
-        const auto it = got_.find(load.pod);
-        if (it != got_.end() && it->second == load) return true;
-      }
-      if (std::chrono::steady_clock::now() > until) return false;
-      std::this_thread::sleep_for(2ms);
-    }
+    return test::Eventually(
+        [&] {
+          std::lock_guard lock(mutex_);
+          const auto it = got_.find(load.pod);
+          return it != got_.end() && it->second == load;
+        },
+        10s);
   }
 
  private:

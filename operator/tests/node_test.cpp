@@ -31,14 +31,6 @@ Json PodJson(const std::string& service, const std::string& name, const std::str
           {"spec", {{"nodeName", node}}}};
 }
 
-std::vector<std::string> Printed(const Plan& plan) {
-  std::vector<std::string> out;
-  for (const Action& action : plan.actions) out.push_back(ToString(action));
-  return out;
-}
-
-using Lines = std::vector<std::string>;
-
 /// A cache with nodes and pods, and the ModelServices that it said had changed.
 struct CachedNodes {
   std::map<std::string, int> changed;

@@ -14,14 +14,6 @@ using std::chrono::seconds;
 
 namespace {
 
-using Lines = std::vector<std::string>;
-
-Lines Actions(const Plan& plan) {
-  Lines out;
-  for (const Action& action : plan.actions) out.push_back(ToString(action));
-  return out;
-}
-
 const api::Condition& Progressing(const Plan& plan) {
   return *api::FindCondition(plan.status.conditions, "Progressing");
 }
@@ -31,13 +23,13 @@ const api::Condition& Progressing(const Plan& plan) {
 TEST_CASE("guards are made once all replicas are there, from their weights") {
   State state(2, true);
   state.Guards(1).Serving("demo-0");
-  CHECK(Actions(MakePlan(state.Done(), kNow)) == Lines{"create demo-1 by Peer (Wake: no guards)"});
+  CHECK(Printed(MakePlan(state.Done(), kNow)) == Lines{"create demo-1 by Peer (Wake: no guards)"});
   state.Pending("demo-1");
   CHECK(MakePlan(state.Done(), kNow).actions.empty());
   state.Done().instances.pop_back();
   state.Serving("demo-1", "node-b");
   const Plan plan = MakePlan(state.Done(), kNow);
-  CHECK(Actions(plan) == Lines{"create guard demo-2 by Peer (Wake: a guard is to be made)"});
+  CHECK(Printed(plan) == Lines{"create guard demo-2 by Peer (Wake: a guard is to be made)"});
   CHECK(std::get<CreateInstance>(plan.actions[0]).near == Lines{"node-a", "node-b"});
   CHECK(Progressing(plan).message == "1 guard created");
   CHECK(plan.status.replicas == 2);
@@ -51,7 +43,7 @@ TEST_CASE("a missing replica is woken, nearest to weights first, and nothing is 
       .Guard("demo-1", "node-a", seconds(300))
       .Guard("demo-2", "node-b", seconds(200));
   const Plan plan = MakePlan(state.Done(), kNow);
-  REQUIRE(Actions(plan) == Lines{"wake demo-2 (this guard slept; weights of demo-0 (Node))"});
+  REQUIRE(Printed(plan) == Lines{"wake demo-2 (this guard slept; weights of demo-0 (Node))"});
   const auto& claim = std::get<ClaimGuard>(plan.actions[0]);
   CHECK(claim.resource_version == "42");
   CHECK(claim.address == "https://demo-2:7411");
@@ -66,7 +58,7 @@ TEST_CASE("what guards cannot do is started, and says why they could not") {
   state.Guards(1).Serving("demo-0");
   SECTION("there are too few") {
     state.Guard("demo-1");
-    CHECK(Actions(MakePlan(state.Done(), kNow)) ==
+    CHECK(Printed(MakePlan(state.Done(), kNow)) ==
           Lines{"wake demo-1 (this guard slept; weights of demo-0 (Node))",
                 "create demo-2 by Peer (Wake: no other guards)"});
   }
@@ -76,20 +68,20 @@ TEST_CASE("what guards cannot do is started, and says why they could not") {
     state["demo-0"].timeline.reset();
     state["demo-0"].ready = false;
     state.Fallback(api::Fallback::kNone).Source(api::WeightSource::kStorage);
-    CHECK(Actions(MakePlan(state.Done(), kNow))[0] ==
+    CHECK(Printed(MakePlan(state.Done(), kNow))[0] ==
           "create demo-2 by Storage (Wake: no instance has weights for demo-1; Peer: "
           "weights.source is Storage)");
   }
   SECTION("its agent is down") {
     state.Guard("demo-1");
     state["demo-1"].agent_down = true;
-    CHECK(Actions(MakePlan(state.Done(), kNow))[0] ==
+    CHECK(Printed(MakePlan(state.Done(), kNow))[0] ==
           "create demo-2 by Peer (Wake: the agent of demo-1 is down)");
   }
   SECTION("it is of another revision: it goes instead") {
     state.Guard("demo-1");
     state["demo-1"].revision = "old";
-    CHECK(Actions(MakePlan(state.Done(), kNow)) ==
+    CHECK(Printed(MakePlan(state.Done(), kNow)) ==
           Lines{"create demo-2 by Peer (Wake: no guards)",
                 "create demo-3 by Peer (Wake: no guards)",
                 "delete demo-1 (Outdated: the spec has changed)"});
@@ -107,14 +99,14 @@ TEST_CASE("a guard that falls asleep is waited for, one that has not yet is take
   }
   SECTION("it serves, to be put to sleep") {
     state["demo-1"].agent_state = AgentState::kServing;
-    CHECK(Actions(MakePlan(state.Done(), kNow))[0] ==
+    CHECK(Printed(MakePlan(state.Done(), kNow))[0] ==
           "wake demo-1 (this guard had not fallen asleep yet)");
   }
   SECTION("it starts") {
     state["demo-1"].agent_state = AgentState::kLoading;
     state["demo-1"].timeline.reset();
     const Plan plan = MakePlan(state.Done(), kNow);
-    CHECK(Actions(plan)[0] == "take demo-1 (this guard was starting already)");
+    CHECK(Printed(plan)[0] == "take demo-1 (this guard was starting already)");
     CHECK_FALSE(std::get<ClaimGuard>(plan.actions[0]).wake);
   }
 }
@@ -124,11 +116,11 @@ TEST_CASE(
   State state(2, true);
   state.Guards(1).Serving("demo-0").Guard("demo-1");
   state["demo-1"].failed_wakes = {.count = 1, .at = kNow - seconds(59), .reason = "no answer"};
-  CHECK(Actions(MakePlan(state.Done(), kNow)) ==
+  CHECK(Printed(MakePlan(state.Done(), kNow)) ==
         Lines{"create demo-2 by Peer (Wake: demo-1 could not be woken: no answer)"});
-  CHECK(Actions(MakePlan(state.Done(), kNow + seconds(1)))[0].starts_with("wake demo-1"));
+  CHECK(Printed(MakePlan(state.Done(), kNow + seconds(1)))[0].starts_with("wake demo-1"));
   state["demo-1"].failed_wakes.count = 2;
-  CHECK(Actions(MakePlan(state.Done(), kNow + seconds(1))) ==
+  CHECK(Printed(MakePlan(state.Done(), kNow + seconds(1))) ==
         Lines{"create demo-2 by Peer (Wake: no guards)",
               "delete demo-1 (Retired: it could not be woken 2 times, the last time: no answer)"});
 }
@@ -141,13 +133,13 @@ TEST_CASE("a claim has a lease") {
   claimed.path = StartPath::kWake;
   claimed.decided_at = kNow;
   const Plan plan = MakePlan(state.Done(), kNow + seconds(1));
-  CHECK(Actions(plan) == Lines{"demo-1 may serve"});
+  CHECK(Printed(plan) == Lines{"demo-1 may serve"});
   CHECK(plan.replan_after == seconds(2));
   CHECK(plan.status.waking == 1);
   CHECK(plan.status.active == 2);
   SECTION("it sleeps on: it is a guard again, and the next path is taken") {
     CHECK(
-        Actions(MakePlan(state.Done(), kNow + seconds(150))) ==
+        Printed(MakePlan(state.Done(), kNow + seconds(150))) ==
         Lines{"release demo-1 (it slept on for 150 s)", "create demo-2 by Peer (Wake: no guards)"});
   }
   SECTION("it has begun to wake and does not come to an end: it has failed") {
@@ -178,7 +170,7 @@ TEST_CASE("a claimed guard that sleeps on is told again") {
   SECTION("by the same claim, and again after as long") {
     CHECK(MakePlan(state.Done(), later - std::chrono::microseconds(1)).actions.empty());
     const Plan plan = MakePlan(state.Done(), later);
-    REQUIRE(Actions(plan) == Lines{"wake demo-1 (this guard slept)"});
+    REQUIRE(Printed(plan) == Lines{"wake demo-1 (this guard slept)"});
     const auto& claim = std::get<ClaimGuard>(plan.actions[0]);
     CHECK(claim.decided_at == kNow);
     CHECK(claim.resource_version == "42");
@@ -203,7 +195,7 @@ TEST_CASE("a claimed guard that sleeps on is told again") {
   }
   SECTION("not if it goes") {
     state.Done().service.spec.replicas = 1;
-    CHECK(Actions(MakePlan(state.Done(), later)) ==
+    CHECK(Printed(MakePlan(state.Done(), later)) ==
           Lines{"delete demo-1 (ScaleIn: it does not serve yet)"});
   }
 }
@@ -214,7 +206,7 @@ TEST_CASE("a guard that sleeps pulls nothing: the last replica need not stay for
   // It fell asleep before its first token was counted.
   state["demo-1"].path = StartPath::kPeer;
   state["demo-1"].timeline.reset();
-  CHECK(Actions(MakePlan(state.Done(), kNow)) ==
+  CHECK(Printed(MakePlan(state.Done(), kNow)) ==
         Lines{"take demo-0 out of service (ScaleIn: it is the youngest)", "demo-0 may not serve"});
 }
 
@@ -224,7 +216,7 @@ TEST_CASE("scale-in makes guards of replicas while guards are short, and sends t
       .Serving("demo-0", "node-a", seconds(900))
       .Serving("demo-1", "node-a", seconds(800))
       .Serving("demo-2", "node-a", seconds(700));
-  CHECK(Actions(MakePlan(state.Done(), kNow)) ==
+  CHECK(Printed(MakePlan(state.Done(), kNow)) ==
         Lines{"make a guard of demo-2 (it is the youngest)", "demo-2 may not serve",
               "take demo-1 out of service (ScaleIn: it is the youngest)", "demo-1 may not serve"});
   // They are out of the endpoints once the kubelet says that they are not ready.
@@ -236,11 +228,11 @@ TEST_CASE("scale-in makes guards of replicas while guards are short, and sends t
   CHECK(still.actions.empty());
   CHECK(still.replan_after == seconds(29));
   state["demo-1"].ready = state["demo-2"].ready = false;
-  CHECK(Actions(MakePlan(state.Done(), kNow + seconds(1))) ==
+  CHECK(Printed(MakePlan(state.Done(), kNow + seconds(1))) ==
         Lines{"delete demo-1 (ScaleIn: why)", "put demo-2 to sleep"});
   // A node that is gone says nothing any more.
   state["demo-1"].ready = true;
-  CHECK(Actions(MakePlan(state.Done(), kNow + seconds(30)))[0] == "delete demo-1 (ScaleIn: why)");
+  CHECK(Printed(MakePlan(state.Done(), kNow + seconds(30)))[0] == "delete demo-1 (ScaleIn: why)");
 }
 
 TEST_CASE("a guard that starts gives way to a replica that can become one at once") {
@@ -248,7 +240,7 @@ TEST_CASE("a guard that starts gives way to a replica that can become one at onc
   state.Guards(1).Serving("demo-0").Serving("demo-1").Starting("demo-2", StartPath::kPeer);
   state["demo-2"].role = Role::kGuard;
   state["demo-2"].may_serve = false;
-  CHECK(Actions(MakePlan(state.Done(), kNow)) ==
+  CHECK(Printed(MakePlan(state.Done(), kNow)) ==
         Lines{"make a guard of demo-1 (it is the youngest)", "demo-1 may not serve",
               "delete demo-2 (ScaleIn: there are more guards than wanted)"});
 }
@@ -262,7 +254,7 @@ TEST_CASE("the only source of weights does not fall asleep while somebody needs 
   }
   CHECK(MakePlan(state.Done(), kNow).actions.empty());
   state["demo-1"].agent_state = AgentState::kServing;
-  CHECK(Actions(MakePlan(state.Done(), kNow)) ==
+  CHECK(Printed(MakePlan(state.Done(), kNow)) ==
         Lines{"put demo-0 to sleep", "put demo-1 to sleep"});
 }
 
@@ -272,7 +264,7 @@ TEST_CASE("with no replicas guards are kept, and the next replica loads from sto
   CHECK(MakePlan(state.Done(), kNow).actions.empty());
   CHECK(MakePlan(state.Done(), kNow).status.guards == 1);
   state.Done().service.spec.replicas = 1;
-  CHECK(Actions(MakePlan(state.Done(), kNow)) ==
+  CHECK(Printed(MakePlan(state.Done(), kNow)) ==
         Lines{"create demo-1 by Storage (Wake: no instance has weights for demo-0; Peer: no "
               "instance with this launch identity has weights or can come by them)"});
 }
@@ -285,7 +277,7 @@ TEST_CASE("guards that fail hold up no replica") {
   state.Done().service.status.last_guard_failure = kNow - seconds(1);
   state["demo-1"].decided_at = kNow - seconds(2);  // Counted already.
   const Plan plan = MakePlan(state.Done(), kNow);
-  CHECK(Actions(plan)[1] == "create demo-2 by Peer (Wake: no guards)");
+  CHECK(Printed(plan)[1] == "create demo-2 by Peer (Wake: no guards)");
   CHECK(plan.status.consecutive_guard_failures == 5);
   CHECK(plan.status.consecutive_failures == 0);
   CHECK(plan.actions.size() == 2);  // The next guard waits.
@@ -297,7 +289,7 @@ TEST_CASE("who may be sent requests is said of replicas alone") {
   state.Guards(1).Serving("demo-0").Guard("demo-1");
   state["demo-0"].may_serve = false;
   state["demo-1"].may_serve = true;
-  CHECK(Actions(MakePlan(state.Done(), kNow)) == Lines{"demo-0 may serve", "demo-1 may not serve"});
+  CHECK(Printed(MakePlan(state.Done(), kNow)) == Lines{"demo-0 may serve", "demo-1 may not serve"});
 }
 
 TEST_CASE("a woken guard's wake is a scale-out, its start is not") {
@@ -341,7 +333,7 @@ TEST_CASE("a rollout replaces guards first, and a replica once a guard can take 
   State state(2, true);
   state.Guards(1).Serving("demo-0").Serving("demo-1").Guard("demo-2");
   state.Done().service.spec.engine.image = "vllm:2";
-  CHECK(Actions(MakePlan(state.Done(), kNow)) ==
+  CHECK(Printed(MakePlan(state.Done(), kNow)) ==
         Lines{"delete demo-2 (Outdated: the spec has changed)",
               "create guard demo-3 by Storage (Wake: a guard is to be made; Peer: no instance with "
               "this launch identity runs)"});
@@ -354,7 +346,7 @@ TEST_CASE("a rollout replaces guards first, and a replica once a guard can take 
   state.Done().instances.pop_back();
   state.Guard("demo-3");
   state["demo-3"].agent_state = AgentState::kServing;
-  CHECK(Actions(MakePlan(state.Done(), kNow)) ==
+  CHECK(Printed(MakePlan(state.Done(), kNow)) ==
         Lines{"take demo-1 out of service (Outdated: the spec has changed)", "demo-1 may not serve",
               "wake demo-3 (this guard had not fallen asleep yet)"});
 }
@@ -366,9 +358,9 @@ TEST_CASE("a rollout has as many more and as few serving as it may") {
   spec.engine.image = "vllm:2";
   spec.max_surge = 1;
   spec.max_unavailable = 0;
-  CHECK(Actions(MakePlan(state.Done(), kNow)).size() == 1);  // One more, nobody goes.
+  CHECK(Printed(MakePlan(state.Done(), kNow)).size() == 1);  // One more, nobody goes.
   state.Serving("demo-3");
-  CHECK(Actions(MakePlan(state.Done(), kNow)) ==
+  CHECK(Printed(MakePlan(state.Done(), kNow)) ==
         Lines{"take demo-2 out of service (Outdated: the spec has changed)", "demo-2 may not serve",
               "create demo-4 by Peer (Wake: no guards)"});
   spec.max_unavailable = 2;

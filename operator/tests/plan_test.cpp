@@ -12,14 +12,6 @@ using std::chrono::seconds;
 
 namespace {
 
-std::vector<std::string> Printed(const Plan& plan) {
-  std::vector<std::string> out;
-  for (const Action& action : plan.actions) out.push_back(ToString(action));
-  return out;
-}
-
-using Lines = std::vector<std::string>;
-
 const api::Condition& ConditionOf(const Plan& plan, const char* type) {
   const api::Condition* condition = api::FindCondition(plan.status.conditions, type);
   REQUIRE(condition != nullptr);

@@ -5,14 +5,24 @@
 
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "operator/api/launch_identity.h"
 #include "operator/plan/observed.h"
+#include "operator/plan/planner.h"
 
 namespace rouse::plan::testing {
 
 inline constexpr std::int64_t kNowUs = 1'800'000'000'000'000;
 inline const TimePoint kNow = api::FromMicros(kNowUs);
+
+using Lines = std::vector<std::string>;
+
+inline Lines Printed(const Plan& plan) {
+  Lines out;
+  for (const Action& action : plan.actions) out.push_back(ToString(action));
+  return out;
+}
 
 inline Json ServiceJson(int replicas) {
   return Json::parse(R"({
