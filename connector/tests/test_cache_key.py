@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from rouse_vllm import cache_key
+from rouse_vllm import cache_key, cache_use
 from rouse_vllm.cache_use import Recorder
 
 
@@ -87,3 +89,37 @@ def test_inner_caches_take_over_what_differed_in_the_outermost(tmp_path: Path) -
     assert found["triton"].factors == [] and found["triton"].hits == 2
     assert "aot_autograd" not in found
     json.dumps([vars(lookup) for lookup in found.values()])
+
+
+def test_graphs_alike_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a model of 48 equal layers, whose three compiled graphs were found."""
+    from vllm.compilation.counter import compilation_counter
+
+    recorder = Recorder("socket", 0, counters_before=cache_use._counters())
+    for name, more in (("num_compiled_artifacts_loaded", 3), ("num_inductor_compiles", 46)):
+        monkeypatch.setattr(compilation_counter, name, getattr(compilation_counter, name) + more)
+    (found,) = (x for x in recorder.finish() if x.cache == "compiled_artifact")
+    assert (found.hits, found.misses) == (3, 0)
+
+
+#: A platform that says it is a GPU's: everything else of it is this machine's.
+_AS_ON_A_GPU = """
+import torch
+import vllm.platforms
+here = vllm.platforms.current_platform
+fake = type("FakeGpuPlatform", (type(here),), {"is_cpu": lambda self: False})
+vllm.platforms._current_platform = fake()
+before = torch.Event, torch.cuda.Event, torch.cuda.Stream, torch.cuda.current_stream
+from rouse_vllm import cache_use
+cache_use.install("/nowhere", 0)
+assert cache_use._recorder is not None
+assert before == (torch.Event, torch.cuda.Event, torch.cuda.Stream, torch.cuda.current_stream)
+"""
+
+
+def test_watching_caches_leaves_torchs_events_and_streams_alone_on_a_gpu() -> None:
+    """Importing vLLM's worker for CPUs replaces them by placeholders, for the whole process."""
+    done = subprocess.run(
+        [sys.executable, "-c", _AS_ON_A_GPU], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
