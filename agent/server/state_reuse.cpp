@@ -120,13 +120,20 @@ void StateReuse::Run(const std::stop_token& stop, bool look) {
 }
 
 void StateReuse::Hydrate(const std::stop_token& stop) {
-  std::array<bool, 2> settled{};
-  for (std::size_t i = 0; i < slots_.size(); ++i) settled[i] = TryStore(slots_[i]);
+  for (Slot& slot : slots_) TryStore(slot);
   while (!stop.stop_requested()) {
-    for (std::size_t i = 0; i < slots_.size(); ++i) {
-      if (!settled[i]) settled[i] = Advance(slots_[i], stop);
+    std::vector<HydrationStep> steps;
+    for (Slot& slot : slots_) {
+      if (!slot.installed) steps.push_back(Advance(slot, stop));
     }
-    if (settled[0] && settled[1]) break;
+    if (StartsWithout(steps)) {
+      for (std::size_t i = 0, step = 0; i < slots_.size(); ++i) {
+        if (!slots_[i].installed)
+          Settle(slots_[i], std::get<hydration::GiveUp>(steps[step++]).reason);
+      }
+      break;
+    }
+    if (slots_[0].installed && slots_[1].installed) break;
     SleepUntil(Clock::now() + kAskAgain, stop);
   }
   clients_.clear();
@@ -134,14 +141,14 @@ void StateReuse::Hydrate(const std::stop_token& stop) {
 }
 
 // Another pod of this node has fetched or made it, or an earlier one.
-bool StateReuse::TryStore(Slot& slot) {
+void StateReuse::TryStore(Slot& slot) {
   const auto hold = store_->HoldAll();
-  if (!hold.ok()) return false;
+  if (!hold.ok()) return;
   const auto kept = store_->Find(slot.of, slot.fingerprint);
-  return kept.ok() && Install(slot, *kept, "this node's store").ok();
+  if (kept.ok()) (void)Install(slot, *kept, "this node's store");  // Else it says so itself.
 }
 
-bool StateReuse::Advance(Slot& slot, const std::stop_token& stop) {
+HydrationStep StateReuse::Advance(Slot& slot, const std::stop_token& stop) {
   const auto siblings = hooks_.siblings();
   HydrationView view{.pod = options_.pod,
                      .decided_at_us = options_.decided_at_us,
@@ -170,17 +177,13 @@ bool StateReuse::Advance(Slot& slot, const std::stop_token& stop) {
     view.others.push_back(std::move(other));
     if (view.others.back().standing == StateStanding::kHeld) break;  // It is taken.
   }
-  const HydrationStep step = NextHydrationStep(view, options_.limits);
-  if (const auto* take = std::get_if<hydration::Take>(&step)) {
-    TakeFrom(slot, take->pod, stop);
-    return slot.installed;
+  HydrationStep step = NextHydrationStep(view, options_.limits);
+  if (const auto* take = std::get_if<hydration::Take>(&step)) TakeFrom(slot, take->pod, stop);
+  auto* const give_up = std::get_if<hydration::GiveUp>(&step);
+  if (give_up != nullptr && !slot.last_problem.empty()) {
+    give_up->reason += " (" + slot.last_problem + ")";
   }
-  if (const auto* give_up = std::get_if<hydration::GiveUp>(&step)) {
-    Settle(slot,
-           give_up->reason + (slot.last_problem.empty() ? "" : " (" + slot.last_problem + ")"));
-    return true;
-  }
-  return false;
+  return step;
 }
 
 http::Client* StateReuse::ClientOf(const Sibling& sibling) {

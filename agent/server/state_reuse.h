@@ -106,9 +106,9 @@ class StateReuse {
              std::unique_ptr<StateStore> store);
   void Run(const std::stop_token& stop, bool look);
   void Hydrate(const std::stop_token& stop);
-  bool TryStore(Slot& slot);
-  /// True once the slot is settled.
-  bool Advance(Slot& slot, const std::stop_token& stop);
+  void TryStore(Slot& slot);
+  /// Asks the others, and takes what one has: the slot is installed then, unless that failed.
+  HydrationStep Advance(Slot& slot, const std::stop_token& stop);
   void TakeFrom(Slot& slot, const std::string& pod, const std::stop_token& stop);
   Status Install(Slot& slot, const Bundle& bundle, const std::string& from);
   void Settle(Slot& slot, const std::string& why_not);

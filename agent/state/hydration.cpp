@@ -1,5 +1,6 @@
 #include "agent/state/hydration.h"
 
+#include <algorithm>
 #include <tuple>
 
 namespace rouse::agent {
@@ -37,6 +38,12 @@ HydrationStep NextHydrationStep(const HydrationView& view, const HydrationLimits
   if (view.elapsed < limits.deadline) return hydration::Wait{awaited->pod};
   return hydration::GiveUp{awaited->pod + " has not got them ready within " +
                            Seconds(limits.deadline)};
+}
+
+bool StartsWithout(std::span<const HydrationStep> steps) {
+  return !steps.empty() && std::all_of(steps.begin(), steps.end(), [](const HydrationStep& step) {
+    return std::holds_alternative<hydration::GiveUp>(step);
+  });
 }
 
 }  // namespace rouse::agent

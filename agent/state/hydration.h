@@ -3,14 +3,16 @@
 //
 // Of instances that start together one compiles and the others wait for it: an instance waits for
 // those whose engine is at it, and for those that are looking themselves and were decided before
-// it. So no two wait for each other. One that was decided before and cannot be asked yet is waited
-// for a moment.
+// it. So no two wait for each other, as long as who is said to compile does start its engine:
+// an instance is said to for no class of caches while it waits for another class's. One that was
+// decided before and cannot be asked yet is waited for a moment.
 
 #pragma once
 
 #include <chrono>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <variant>
 #include <vector>
@@ -59,5 +61,9 @@ using HydrationStep = std::variant<hydration::Take, hydration::Wait, hydration::
 
 /// Others are taken in the order in which they are given.
 HydrationStep NextHydrationStep(const HydrationView& view, const HydrationLimits& limits);
+
+/// Whether the engine starts without what is missing: `steps` of all classes that are, of one
+/// moment. False for none.
+bool StartsWithout(std::span<const HydrationStep> steps);
 
 }  // namespace rouse::agent

@@ -6,6 +6,7 @@
 #include "agent/state/hydration.h"
 #include "agent/state/state_messages.h"
 #include "agent/tests/state_fixture.h"
+#include "common/seeded.h"
 
 using namespace rouse;
 using namespace rouse::agent;
@@ -173,4 +174,56 @@ TEST_CASE("with no deadline nobody is waited for, and what is there is taken") {
   CHECK(std::holds_alternative<hydration::GiveUp>(NextHydrationStep(view, limits)));
   view.others[0].standing = kHeld;
   CHECK(std::holds_alternative<hydration::Take>(NextHydrationStep(view, limits)));
+}
+
+TEST_CASE("an engine starts without one class of caches once it waits for no other") {
+  const HydrationStep without = hydration::GiveUp{"none"};
+  CHECK(StartsWithout(std::array{without}));
+  CHECK(StartsWithout(std::array{without, without}));
+  CHECK_FALSE(StartsWithout(std::array{without, HydrationStep(hydration::Wait{"demo-0"})}));
+  CHECK_FALSE(StartsWithout(std::array{without, HydrationStep(hydration::Take{"demo-0"})}));
+  CHECK_FALSE(StartsWithout({}));
+}
+
+namespace {
+
+// An instance that looks for two classes of caches, one after the other, while others do too.
+struct Looking {
+  std::array<StateStanding, 2> standing = {kHydrating, kHydrating};
+  std::vector<HydrationStep> steps;
+  bool known = false;  // to the operator, and so to the others
+};
+
+// One question of the instance `self`.
+void AskOne(std::vector<Looking>& all, std::size_t self) {
+  Looking& me = all[self];
+  if (me.standing[0] != kHydrating) return;
+  HydrationView view{.pod = std::to_string(self), .operator_answered = true, .others = {}};
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (i != self && all[i].known) {
+      view.others.push_back({std::to_string(i), all[i].standing[me.steps.size()], 0});
+    }
+  }
+  me.known = true;
+  me.steps.push_back(NextHydrationStep(view, kLimits));
+  if (me.steps.size() < me.standing.size()) return;
+  if (StartsWithout(me.steps)) me.standing = {kCompiling, kCompiling};
+  me.steps.clear();
+}
+
+}  // namespace
+
+TEST_CASE("of instances that start together one compiles, in whatever order they ask") {
+  std::uint64_t seed = 1;
+  for (int round = 0; round < 500; ++round) {
+    std::vector<Looking> all(2 + round % 4);
+    for (int i = 0; i < 100; ++i) {
+      seed = Mix(seed);
+      AskOne(all, seed % all.size());
+    }
+    const auto compiling = std::count_if(
+        all.begin(), all.end(), [](const Looking& one) { return one.standing[0] == kCompiling; });
+    CAPTURE(round);
+    CHECK(compiling >= 1);
+  }
 }

@@ -90,7 +90,7 @@ class Offering {
     if (::mkdtemp(name) == nullptr) throw std::runtime_error("mkdtemp failed");
     folder_ = name;
     RosterOptions roster{
-        .window = milliseconds(300), .ask_again = milliseconds(10), .silence = milliseconds(200)};
+        .window = milliseconds(1500), .ask_again = milliseconds(10), .silence = milliseconds(1200)};
     roster.rates.setup_seconds = 0;  // 37 MiB shall do
     broadcasts_ = std::make_unique<BroadcastSource>(
         arena, 0, std::make_unique<FakeBroadcaster>(hub, mode),
@@ -150,7 +150,7 @@ std::vector<Outcome> Fetch(Offering& source, const std::vector<Mode>& modes) {
                                      memory::HostMemory(), *engine,
                                      modes[i] == Mode::kAbsent ? nullptr : &broadcaster,
                                      {.self = {"node", "GPU-" + std::to_string(i + 1)},
-                                      .broadcast = {.setup_deadline = milliseconds(500)}},
+                                      .broadcast = {.setup_deadline = milliseconds(3000)}},
                                      {}, nullptr);
     });
   }
