@@ -172,6 +172,7 @@ def compare(options: argparse.Namespace, operator: FakeOperator, open_things: li
     interesting = (
         "engine rank connected", "rank transferred", "weights are served to peers", "engine phase",
         "weights are kept in host memory, not in the engine's GPU",
+        "a peer of this node is read over the network",
     )  # fmt: skip
 
     idle = settled_gpu_used()
