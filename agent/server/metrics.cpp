@@ -39,6 +39,11 @@ struct Metrics::Families {
                                         .Name("rouse_pull_seconds")
                                         .Help("Time to pull and verify one rank's weights.")
                                         .Register(registry);
+  Family<Counter>& transport_seconds =
+      BuildCounter()
+          .Name("rouse_pull_transport_seconds_total")
+          .Help("Seconds of the pulls whose bytes are in rouse_pull_bytes_total, by transport.")
+          .Register(registry);
   Family<Counter>& storage_bytes =
       BuildCounter()
           .Name("rouse_storage_read_bytes_total")
@@ -203,8 +208,9 @@ void Metrics::SetTimeline(const Timeline& timeline) {
 void Metrics::CountTransfer(bool ok, std::uint64_t bytes, std::uint64_t mismatches, double seconds,
                             const std::string& transport) {
   if (bytes > 0) {
-    families_->pull_bytes.Add({{"transport", transport.empty() ? "unknown" : transport}})
-        .Increment(static_cast<double>(bytes));
+    const prometheus::Labels by{{"transport", transport.empty() ? "unknown" : transport}};
+    families_->pull_bytes.Add(by).Increment(static_cast<double>(bytes));
+    families_->transport_seconds.Add(by).Increment(seconds);
   }
   families_->mismatches.Add({}).Increment(static_cast<double>(mismatches));
   families_->pull_seconds.Add({{"outcome", Outcome(ok)}}, families_->pull_buckets).Observe(seconds);

@@ -324,7 +324,8 @@ TEST_CASE("Metrics have valid names and help by promtool's rules") {
   const std::string text = Get(fake_operator.Last("demo-1")->address, "/metrics").body;
   for (const std::string name :
        {"rouse_agent_state{state=\"Serving\"} 1", "rouse_pull_bytes_total{transport=\"tcp",
-        "rouse_pull_seconds_count{outcome=\"success\"} 1", "rouse_digest_mismatch_total 0",
+        "rouse_pull_seconds_count{outcome=\"success\"} 1",
+        "rouse_pull_transport_seconds_total{transport=\"tcp", "rouse_digest_mismatch_total 0",
         "rouse_weights_bytes{role=\"pulled\"} 5242880", "rouse_leases_open 0", "rouse_leases_total",
         "rouse_engine_requests_total{outcome=\"error\",type=\"Invalid\"} 1", "rouse_reports_total",
         "rouse_phase_seconds{path=\"Peer\",phase=\"FirstToken\"}",

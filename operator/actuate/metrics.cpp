@@ -2,6 +2,8 @@
 
 #include <prometheus/text_serializer.h>
 
+#include "common/timeline.h"
+
 namespace rouse::actuate {
 namespace {
 
@@ -30,6 +32,8 @@ Metrics::Metrics()
                     "What was decided and tried, by kind of action")),
       instances_(Make(prometheus::BuildGauge(), registry_, "rouse_instances",
                       "Instances of each ModelService by state")),
+      desired_(Make(prometheus::BuildGauge(), registry_, "rouse_instances_desired",
+                    "Instances that each ModelService asks for, replicas and guards")),
       reconciles_(Make(prometheus::BuildCounter(), registry_, "controller_runtime_reconcile_total",
                        "Reconciles by result")),
       reconcile_errors_(Make(prometheus::BuildCounter(), registry_,
@@ -66,7 +70,14 @@ Metrics::Metrics()
       events_(Make(prometheus::BuildCounter(), registry_, "rouse_events_total",
                    "Kubernetes Events emitted, by type")),
       normals_(events_.Add({{"type", "Normal"}})),
-      warnings_(events_.Add({{"type", "Warning"}})) {}
+      warnings_(events_.Add({{"type", "Warning"}})) {
+  // There from the first scrape, so that the increase over the first start of a kind is right.
+  for (const auto& [value, path] : kStartPaths) {
+    for (const char* outcome : {"success", "failure"}) {
+      total_seconds_.Add({{"path", std::string(path)}, {"outcome", outcome}}, kStartBuckets);
+    }
+  }
+}
 
 void Metrics::ScaleOutFinished(const api::ScaleOut& scale_out) {
   for (const api::PhaseSeconds& phase : scale_out.phases) {
@@ -113,12 +124,30 @@ void Metrics::Instances(const std::string& ns, const std::string& name,
   }
 }
 
+void Metrics::Desired(const std::string& ns, const std::string& name, int replicas, int guards) {
+  std::lock_guard lock(mutex_);
+  auto& gauges = desired_gauges_[{ns, name}];
+  const auto set = [&](const char* role, int count) {
+    prometheus::Gauge*& gauge = gauges[role];
+    if (gauge == nullptr) {
+      gauge = &desired_.Add({{"namespace", ns}, {"modelservice", name}, {"role", role}});
+    }
+    gauge->Set(count);
+  };
+  set("active", replicas);
+  set("guard", guards);
+}
+
 void Metrics::ForgetInstances(const std::string& ns, const std::string& name) {
   std::lock_guard lock(mutex_);
-  const auto it = instance_gauges_.find({ns, name});
-  if (it == instance_gauges_.end()) return;
-  for (auto& [state, gauge] : it->second) instances_.Remove(gauge);
-  instance_gauges_.erase(it);
+  const auto forget = [&](prometheus::Family<prometheus::Gauge>& family, ServiceGauges& services) {
+    const auto it = services.find({ns, name});
+    if (it == services.end()) return;
+    for (auto& [label, gauge] : it->second) family.Remove(gauge);
+    services.erase(it);
+  };
+  forget(instances_, instance_gauges_);
+  forget(desired_, desired_gauges_);
 }
 
 void Metrics::Reconciled(const std::string& result, double seconds) {

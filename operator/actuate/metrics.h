@@ -36,6 +36,8 @@ class Metrics {
   /// The instances of one ModelService by state; states that are not given are gone.
   void Instances(const std::string& ns, const std::string& name,
                  const std::map<std::string, int>& by_state);
+  /// How many it asks for.
+  void Desired(const std::string& ns, const std::string& name, int replicas, int guards);
   /// The ModelService is gone: so are its series.
   void ForgetInstances(const std::string& ns, const std::string& name);
 
@@ -73,6 +75,7 @@ class Metrics {
   prometheus::Family<prometheus::Counter>& bytes_;
   prometheus::Family<prometheus::Counter>& actions_;
   prometheus::Family<prometheus::Gauge>& instances_;
+  prometheus::Family<prometheus::Gauge>& desired_;
   prometheus::Family<prometheus::Counter>& reconciles_;
   prometheus::Counter& reconcile_errors_;
   prometheus::Histogram& reconcile_seconds_;
@@ -91,8 +94,11 @@ class Metrics {
   std::function<void(Metrics&)> on_scrape_;
 
   std::mutex mutex_;
-  std::map<std::pair<std::string, std::string>, std::map<std::string, prometheus::Gauge*>>
-      instance_gauges_;                                                   ///< Guarded by mutex_.
+  /// Of each ModelService by state or role.
+  using ServiceGauges =
+      std::map<std::pair<std::string, std::string>, std::map<std::string, prometheus::Gauge*>>;
+  ServiceGauges instance_gauges_;                                         ///< Guarded by mutex_.
+  ServiceGauges desired_gauges_;                                          ///< Guarded by mutex_.
   std::map<std::string, prometheus::Family<prometheus::Gauge>*> gauges_;  ///< Guarded by mutex_.
   std::map<std::string, prometheus::Family<prometheus::Counter>*>
       counters_;  ///< Guarded by mutex_.

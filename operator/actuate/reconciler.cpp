@@ -142,6 +142,8 @@ void Reconciler::Count(const api::ModelService& service, const plan::Plan& plan)
                       {"failed", s.failed},
                       {"guard", s.guards},
                       {"waking", s.waking}});
+  metrics_.Desired(service.metadata.ns, service.metadata.name, service.spec.replicas,
+                   service.spec.guard_replicas);
 }
 
 }  // namespace rouse::actuate

@@ -304,6 +304,15 @@ TEST_CASE("a start is counted and told once, however often it is seen") {
     REQUIRE(process.reconciler->Reconcile(kKey).ok());
   }
   const std::string text = process.metrics.Text();
+  CHECK(text.find(R"(rouse_scaleout_total_seconds_count{outcome="failure",path="Peer"} 0)") !=
+        std::string::npos);
+  CHECK(
+      text.find(
+          R"(rouse_instances_desired{modelservice="demo",namespace="default",role="active"} 1)") !=
+      std::string::npos);
+  CHECK(text.find(
+            R"(rouse_instances_desired{modelservice="demo",namespace="default",role="guard"} 0)") !=
+        std::string::npos);
   CHECK(text.find(R"(rouse_scaleout_seconds_count{path="Storage",phase="Schedule"} 1)") !=
         std::string::npos);
   CHECK(text.find(R"(rouse_scaleout_seconds_sum{path="Storage",phase="Schedule"} 2.5)") !=
@@ -331,10 +340,12 @@ TEST_CASE("the series of a ModelService that is gone are gone") {
   process.Sync();
   REQUIRE(process.reconciler->Reconcile(kKey).ok());
   CHECK(process.metrics.Text().find("rouse_instances{") != std::string::npos);
+  CHECK(process.metrics.Text().find("rouse_instances_desired{") != std::string::npos);
   api.Erase(kube::ModelServices(), {"default", "demo"});
   process.Sync();
   REQUIRE(process.reconciler->Reconcile(kKey).ok());
   CHECK(process.metrics.Text().find("rouse_instances{") == std::string::npos);
+  CHECK(process.metrics.Text().find("rouse_instances_desired{") == std::string::npos);
 }
 
 TEST_CASE("what was just done is shown until the cache shows it, and not for ever") {
