@@ -65,11 +65,36 @@ struct Flags {
   AppOptions app;
 };
 
+// Instead of running, asks whether an operator does; for `helm test`, whose image has no other
+// client. Ends the program.
+void CheckUrl(const std::string& url) {
+  const std::size_t path = url.find('/', url.find("://") + 3);
+  rouse::http::Request request;
+  request.target = path == std::string::npos ? "/" : url.substr(path);
+  request.timeout = request.deadline = milliseconds(5'000);
+  const auto client = rouse::http::Client::Create(url.substr(0, path));
+  const auto answer = client.ok() ? (*client)->Send(request) : client.status();
+  if (answer.ok() && answer->status == 200) {
+    std::cout << url << ": " << answer->body << std::flush;
+    throw CLI::Success();
+  }
+  std::cerr << url << ": "
+            << (answer.ok() ? "answers " + std::to_string(answer->status) + ": " + answer->body
+                            : answer.status().ToString())
+            << std::endl;
+  throw CLI::RuntimeError(1);
+}
+
 void Declare(CLI::App& cli, Flags& f) {
   using rouse::plan::PodConfig;
   AppOptions& a = f.app;
   PodConfig& pods = a.pods;
   cli.set_version_flag("--version", std::string("rouse-operator ") + rouse::kVersion);
+  cli.add_option_function<std::string>("--check-url", CheckUrl,
+                                       "Do nothing but ask this URL, for example "
+                                       "http://10.96.0.7:7480/readyz; ends with 0 when it "
+                                       "answers 200")
+      ->trigger_on_parse();
   cli.add_option("--kubeconfig", f.kubeconfig,
                  "Kubeconfig file; default: $KUBECONFIG, else the pod's service account, else "
                  "~/.kube/config");

@@ -32,6 +32,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end }}
 
+{{- define "rouse.testSelector" -}}
+app.kubernetes.io/name: {{ include "rouse.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: test
+{{- end }}
+
 {{- define "rouse.labels" -}}
 {{ include "rouse.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -51,4 +57,24 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* image REPOSITORY:TAG of a dict with "image" and "root". */}}
 {{- define "rouse.image" -}}
 {{ .image.repository }}:{{ default .root.Chart.AppVersion .image.tag }}
+{{- end }}
+
+{{/* agent.resources, and the RDMA devices of agent.rdma. */}}
+{{- define "rouse.agentResources" -}}
+{{- $resources := deepCopy .Values.agent.resources -}}
+{{- with .Values.agent.rdma.resourceName -}}
+{{- $limits := get $resources "limits" | default dict -}}
+{{- if hasKey $limits . -}}
+{{- fail (printf "agent.rdma.resourceName and agent.resources.limits both name %s: leave one of them out" .) -}}
+{{- end -}}
+{{- $_ := set $resources "limits" (set $limits . (int64 $.Values.agent.rdma.count)) -}}
+{{- end -}}
+{{ toJson $resources }}
+{{- end }}
+
+{{/* "yes" where a dict's "want" says so, or is Auto and the cluster knows its "kind" of the Prometheus operator. */}}
+{{- define "rouse.monitoring" -}}
+{{- if or (eq .want "Always") (and (eq .want "Auto") (.root.Capabilities.APIVersions.Has (printf "monitoring.coreos.com/v1/%s" .kind))) -}}
+yes
+{{- end -}}
 {{- end }}

@@ -21,7 +21,16 @@ LOOSE = {  # what a Go type's own unmarshaller takes, which OpenAPI v2 cannot sa
 WANTED = {
     *("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ServiceAccount"),
     *("Deployment", "Service", "ModelService", "PersistentVolume", "PersistentVolumeClaim"),
-    *("ConfigMap", "Pod", "Namespace"),
+    *("ConfigMap", "Pod", "Namespace", "PodDisruptionBudget", "NetworkPolicy"),
+    *("HorizontalPodAutoscaler", "ScaledObject", "InferencePool"),
+    *("ServiceMonitor", "PodMonitor", "PrometheusRule"),
+}
+# Of the kinds that are not Kubernetes' own, which a server publishes a moment after it knows them.
+WANTED_FILES = {
+    "modelservice-rouse-v1alpha1.json",
+    "scaledobject-keda-v1alpha1.json",
+    "inferencepool-inference-v1.json",
+    *(f"{x}-monitoring-v1.json" for x in ("servicemonitor", "podmonitor", "prometheusrule")),
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,9 @@ from rouse_e2e.cluster import Cluster, KubectlError, Object
 from rouse_e2e.processes import wait_until
 
 from . import kubeconform
-from .conftest import CHART, CRD, MODELSERVICES
+from .conftest import CRD, MODELSERVICES
+from .rendering import CHART, MONITORING, NAMESPACE, helm, one, render
 
-NAMESPACE = "rouse-system"
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:rouse-operator"
 
 EVERYTHING = {
@@ -37,6 +36,10 @@ EVERYTHING = {
         "tolerations": [{"key": "x", "operator": "Exists"}],
         "affinity": {"nodeAffinity": {}},
         "priorityClassName": "system-cluster-critical",
+        "podDisruptionBudget": {"enabled": True, "maxUnavailable": "50%"},
+        "topologySpreadConstraints": [
+            {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+        ],
     },
     "agent": {
         "image": {
@@ -52,7 +55,8 @@ EVERYTHING = {
             "resourceNames": ["nvidia.com/gpu", "example.com/gpu"],
             "runtimeClassName": "nvidia",
         },
-        "resources": {"limits": {"memory": "64Gi", "rdma/hca": 1}},
+        "rdma": {"resourceName": "rdma/hca", "count": 2},
+        "resources": {"limits": {"memory": "64Gi"}},
     },
     "imagePullSecrets": [{"name": "pull"}],
     "serviceAccount": {"create": True, "name": "someone", "annotations": {"a": "b"}},
@@ -63,40 +67,42 @@ EVERYTHING = {
         "scalerPort": 81,
         "annotations": {"prometheus.io/scrape": "true"},
     },
+    "networkPolicy": {
+        "enabled": True,
+        "metricsFrom": [{"namespaceSelector": {"matchLabels": {"team": "watch"}}}],
+        "scalerFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
+    },
+    "monitoring": {
+        "monitors": "Always",
+        "rules": "Always",
+        "labels": {"release": "prometheus"},
+        "interval": "15s",
+    },
+    "grafana": {
+        "dashboard": {
+            "enabled": True,
+            "labels": {"grafana_dashboard": "1"},
+            "annotations": {"grafana_folder": "Rouse"},
+        }
+    },
     "fullnameOverride": "wake",
 }
-
-
-def helm(*arguments: str, values: Object | None = None) -> subprocess.CompletedProcess[str]:
-    extra = [] if values is None else ["--values", "-"]
-    return subprocess.run(
-        [paths.tool("helm"), *arguments, *extra],
-        input=None if values is None else json.dumps(values),
-        stdin=subprocess.DEVNULL if values is None else None,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def render(values: Object | None = None, release: str = "rouse") -> list[Object]:
-    result = helm("template", release, str(CHART), "-n", NAMESPACE, "--include-crds", values=values)
-    assert result.returncode == 0, result.stderr
-    return [x for x in yaml.safe_load_all(result.stdout) if x]
-
-
-def one(objects: list[Object], kind: str, name: str = "") -> Object:
-    found = [x for x in objects if x["kind"] == kind and name in ("", x["metadata"]["name"])]
-    assert len(found) == 1, [x["metadata"]["name"] for x in found]
-    return found[0]
 
 
 # ---- without a cluster
 
 
-def test_the_chart_holds_the_same_crd_as_the_repository():
-    copy = CHART / "crds" / CRD.name
-    assert copy.read_text() == CRD.read_text(), f"copy {CRD} to {copy}"
+@pytest.mark.parametrize(
+    ("original", "copy"),
+    [
+        (CRD, f"crds/{CRD.name}"),
+        (paths.REPOSITORY / "config/alerts/rouse.yaml", "files/alerts.yaml"),
+        (paths.REPOSITORY / "config/dashboards/scale-latency.json", "files/scale-latency.json"),
+    ],
+    ids=["crd", "alerts", "dashboard"],
+)
+def test_the_chart_holds_the_same_as_the_repository(original: Path, copy: str):
+    assert (CHART / copy).read_text() == original.read_text(), f"copy {original} to {CHART / copy}"
 
 
 @pytest.mark.parametrize("values", [None, EVERYTHING], ids=["defaults", "everything"])
@@ -139,8 +145,34 @@ def test_every_value_arrives_where_it_belongs():
     assert "--gpu-resource=nvidia.com/gpu" in container["args"]
     assert "--gpu-resource=example.com/gpu" in container["args"]
     assert "--gpu-runtime-class=nvidia" in container["args"]
-    assert '--agent-resources={"limits":{"memory":"64Gi","rdma/hca":1}}' in container["args"]
+    assert '--agent-resources={"limits":{"memory":"64Gi","rdma/hca":2}}' in container["args"]
     assert container["args"][-1] == "--some-flag=some value"
+    assert pod["topologySpreadConstraints"] == [
+        {
+            **EVERYTHING["operator"]["topologySpreadConstraints"][0],
+            "labelSelector": deployment["spec"]["selector"],
+        }
+    ]
+    budget = one(objects, "PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == "50%"
+    assert budget["selector"] == deployment["spec"]["selector"]
+    policy = one(objects, "NetworkPolicy")["spec"]
+    assert policy["podSelector"] == deployment["spec"]["selector"]
+    agents, metrics, scaler = policy["ingress"]
+    assert agents["from"][0]["namespaceSelector"] == {
+        "matchLabels": {"kubernetes.io/metadata.name": "default"}
+    }
+    assert metrics["from"][1:] == EVERYTHING["networkPolicy"]["metricsFrom"]
+    assert scaler["from"] == EVERYTHING["networkPolicy"]["scalerFrom"]
+    for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule"):
+        assert one(objects, kind)["metadata"]["labels"]["release"] == "prometheus"
+    (endpoint,) = one(objects, "ServiceMonitor")["spec"]["endpoints"]
+    (agent,) = one(objects, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert endpoint["interval"] == agent["interval"] == "15s"
+    assert one(objects, "PodMonitor")["spec"]["namespaceSelector"] == {"matchNames": ["default"]}
+    dashboard = one(objects, "ConfigMap")
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert dashboard["metadata"]["annotations"] == {"grafana_folder": "Rouse"}
     service = one(objects, "Service")
     ports = {x["name"]: x["port"] for x in service["spec"]["ports"]}
     assert ports == {"http": 80, "agents": 82, "scaler": 81}
@@ -194,7 +226,52 @@ def test_what_is_switched_off_is_not_rendered():
         "rbac": {"create": False, "aggregate": False},
     }
     kinds = {x["kind"] for x in render(off)}
-    assert kinds == {"CustomResourceDefinition", "Deployment", "Service"}
+    assert kinds == {"CustomResourceDefinition", "Deployment", "Service", "Pod"}  # helm test's pod
+
+
+def test_one_replica_has_no_disruption_budget_which_would_keep_its_node_from_being_drained():
+    def budgets(operator: Object) -> list[Object]:
+        objects = render({"operator": operator})
+        return [x for x in objects if x["kind"] == "PodDisruptionBudget"]
+
+    assert budgets({}) == []
+    assert len(budgets({"replicas": 2})) == 1
+    assert budgets({"replicas": 2, "podDisruptionBudget": {"enabled": False}}) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "known", "rendered"),
+    [
+        ("Auto", (), False),
+        ("Auto", MONITORING, True),
+        ("Always", (), True),
+        ("Never", MONITORING, False),
+    ],
+)
+def test_the_prometheus_operators_kinds_are_rendered_where_the_cluster_knows_them(
+    value: str, known: tuple[str, ...], rendered: bool
+):
+    values = {"monitoring": {"monitors": value, "rules": value}}
+    kinds = {x["kind"] for x in render(values, capabilities=known)}
+    found = kinds & {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
+    assert len(found) == (3 if rendered else 0)
+
+
+def test_a_device_that_is_named_twice_is_refused():
+    twice = {"agent": {"rdma": {"resourceName": "rdma/hca"}}}
+    twice["agent"]["resources"] = {"limits": {"rdma/hca": 1}}
+    result = helm("template", "rouse", str(CHART), values=twice)
+    assert result.returncode != 0
+    assert "agent.rdma.resourceName and agent.resources.limits both name rdma/hca" in result.stderr
+
+
+def test_the_network_policy_opens_the_ports_that_the_pods_have():
+    objects = render({"networkPolicy": {"enabled": True}})
+    (container,) = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    opened = [
+        y["port"] for x in one(objects, "NetworkPolicy")["spec"]["ingress"] for y in x["ports"]
+    ]
+    assert sorted(opened) == sorted(x["name"] for x in container["ports"])
 
 
 def test_long_release_names_still_make_valid_names():
@@ -202,78 +279,18 @@ def test_long_release_names_still_make_valid_names():
         assert len(thing["metadata"]["name"]) <= 63
 
 
-BAD_VALUES: dict[str, tuple[Object, str]] = {
-    "a misspelt value": ({"operator": {"replicaCount": 2}}, "replicaCount"),
-    "an unknown section": ({"webhook": {}}, "webhook"),
-    "replicas as text": ({"operator": {"replicas": "two"}}, "/operator/replicas"),
-    "fewer than no replicas": ({"operator": {"replicas": -1}}, "/operator/replicas"),
-    "a node's folder that is no absolute path": (
-        {"agent": {"nodeFolder": "run/rouse"}},
-        "/agent/nodeFolder",
-    ),
-    "a folder for caches that is no absolute path": (
-        {"agent": {"state": {"folder": "rouse"}}},
-        "/agent/state/folder",
-    ),
-    "no room for caches": ({"agent": {"state": {"maxMib": 0}}}, "/agent/state/maxMib"),
-    "a GPU's resource without a domain": (
-        {"agent": {"gpus": {"resourceNames": ["gpu"]}}},
-        "/agent/gpus/resourceNames/0",
-    ),
-    "a runtime class with capitals": (
-        {"agent": {"gpus": {"runtimeClassName": "Nvidia"}}},
-        "/agent/gpus/runtimeClassName",
-    ),
-    "an unknown log level": ({"operator": {"logLevel": "loud"}}, "/operator/logLevel"),
-    "an unknown pull policy": (
-        {"agent": {"image": {"pullPolicy": "Sometimes"}}},
-        "/agent/image/pullPolicy",
-    ),
-    "a tag within the repository": (
-        {"agent": {"image": {"repository": "rouse-agent:1"}}},
-        "/agent/image/repository",
-    ),
-    "an empty repository": (
-        {"operator": {"image": {"repository": ""}}},
-        "/operator/image/repository",
-    ),
-    "a port out of range": ({"service": {"port": 70000}}, "/service/port"),
-    "no port for agents": ({"service": {"agentsPort": 0}}, "/service/agentsPort"),
-    "no port for KEDA": ({"service": {"scalerPort": 0}}, "/service/scalerPort"),
-    "a label that is a number": ({"operator": {"podLabels": {"a": 1}}}, "/operator/podLabels/a"),
-    "a pull secret that is no object": ({"imagePullSecrets": ["pull"]}, "/imagePullSecrets/0"),
-    "an account name with capitals": (
-        {"serviceAccount": {"name": "Rouse"}},
-        "/serviceAccount/name",
-    ),
-    "arguments as one string": ({"operator": {"extraArgs": "--a --b"}}, "/operator/extraArgs"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_VALUES)
-def test_a_bad_value_is_refused_by_name(case: str):
-    values, name = BAD_VALUES[case]
-    result = helm("template", "rouse", str(CHART), values=values)
-    assert result.returncode != 0, "was rendered"
-    assert "values don't meet the specifications of the schema" in result.stderr, result.stderr
-    # helm writes /operator/replicas or operator.replicas, depending on its version
-    assert name in result.stderr or name.strip("/").replace("/", ".") in result.stderr, (
-        result.stderr
-    )
-
-
 # ---- the API server's opinion of what is rendered
 
 
 @pytest.fixture(scope="module")
-def schemas(api_with_crd: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def schemas(api_with_foreign_kinds: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("schemas")
 
     def published() -> bool:
-        kubeconform.write_schemas(api_with_crd, folder)
-        return (folder / "modelservice-rouse-v1alpha1.json").exists()
+        kubeconform.write_schemas(api_with_foreign_kinds, folder)
+        return kubeconform.WANTED_FILES <= {x.name for x in folder.iterdir()}
 
-    wait_until("the API server to publish our schema", 30, published, 1)
+    wait_until("the API server to publish all schemas", 30, published, 1)
     return folder
 
 
@@ -292,22 +309,22 @@ def test_kubeconform_finds_a_typo(schemas: Path):
 @pytest.mark.parametrize(
     "sample", sorted((paths.REPOSITORY / "config" / "samples").glob("*.yaml")), ids=lambda x: x.name
 )
-def test_the_samples_are_accepted(schemas: Path, api_with_crd: Cluster, sample: Path):
+def test_the_samples_are_accepted(schemas: Path, api_with_foreign_kinds: Cluster, sample: Path):
     assert kubeconform.check(schemas, sample.read_text()) == ""
-    api_with_crd.kubectl(
+    api_with_foreign_kinds.kubectl(
         *("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", str(sample))
     )
 
 
 @pytest.fixture(scope="module")
-def namespace(api_with_crd: Cluster) -> Cluster:
+def namespace(api_with_foreign_kinds: Cluster) -> Cluster:
     """NAMESPACE, where only pods of the `restricted` Pod Security Standard are let in."""
     labels = {f"pod-security.kubernetes.io/{x}": "restricted" for x in ("enforce", "warn")}
     metadata = {"name": NAMESPACE, "labels": labels}
-    api_with_crd.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
-    account = lambda: api_with_crd.get("serviceaccount", "default", NAMESPACE)  # noqa: E731
+    api_with_foreign_kinds.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    account = lambda: api_with_foreign_kinds.get("serviceaccount", "default", NAMESPACE)  # noqa: E731
     wait_until("the namespace's service account", 30, account)
-    return api_with_crd
+    return api_with_foreign_kinds
 
 
 @pytest.mark.parametrize("values", [None, EVERYTHING], ids=["defaults", "everything"])
@@ -488,9 +505,13 @@ def test_who_may_edit_or_view_a_namespace_may_so_with_modelservices(
 def test_upgrade_and_uninstall_leave_the_crd_and_nothing_else(installed: Cluster):
     installed.helm("upgrade", "rouse", str(CHART), "-n", NAMESPACE, "--set", "operator.replicas=2")
     assert installed.get("deployment", "rouse-operator", NAMESPACE)["spec"]["replicas"] == 2
+    # With two replicas, and in a cluster that knows the Prometheus operator's kinds.
+    more = ("poddisruptionbudget", "servicemonitor", "podmonitor", "prometheusrule")
+    for kind in more:
+        assert len(installed.list(kind, NAMESPACE, "app.kubernetes.io/part-of=rouse")) == 1, kind
     installed.helm("uninstall", "rouse", "-n", NAMESPACE)
     assert installed.get("crd", "modelservices.rouse.dev") is not None
-    for kind in ("deployment", "service", "serviceaccount", "role", "rolebinding"):
+    for kind in ("deployment", "service", "serviceaccount", "role", "rolebinding", *more):
         assert installed.list(kind, NAMESPACE, "app.kubernetes.io/part-of=rouse") == []
     for kind in ("clusterrole", "clusterrolebinding"):
         assert installed.list(kind, "*", "app.kubernetes.io/part-of=rouse") == []
