@@ -1,4 +1,4 @@
-"""A real Prometheus (Debian's) that scrapes operator and agents, and the dashboards' queries."""
+"""A real Prometheus (Debian's) that scrapes operator and agents, with our alerts, and the dashboards' queries."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from .cluster import Cluster, KubectlError, Object
 from .control_plane import free_ports
 from .processes import Processes, tail, wait_until
 
+OPERATOR = "app.kubernetes.io/component=operator"
 OPERATOR_PORT = 7480
 AGENT_PORT = 7410
 
@@ -75,9 +76,12 @@ class Prometheus:
         self._discoverer = threading.Thread(target=self._discover, name="discover", daemon=True)
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": [str(paths.REPOSITORY / "config" / "alerts" / "*.yaml")],
             "scrape_configs": [
                 {
                     "job_name": "rouse",
+                    # As the chart's ServiceMonitor: rouse_instances is of another namespace.
+                    "honor_labels": True,
                     "file_sd_configs": [
                         {"files": [str(self._targets)], "refresh_interval": "1s"},
                     ],
@@ -106,7 +110,7 @@ class Prometheus:
                 text = json.dumps(
                     [
                         self._target(api, "rouse-operator", OPERATOR_PORT, pod)
-                        for pod in self.cluster.list("pods", self.operator_namespace)
+                        for pod in self.cluster.list("pods", self.operator_namespace, OPERATOR)
                     ]
                     + [
                         self._target(api, "rouse-agent", AGENT_PORT, pod)
@@ -124,6 +128,8 @@ class Prometheus:
     @staticmethod
     def _target(api: str, job: str, port: int, pod: Object) -> Object:
         namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
+        # As the chart's PodMonitor.
+        service = pod["metadata"]["labels"].get("rouse.dev/modelservice")
         return {
             "targets": [api],
             "labels": {
@@ -132,6 +138,7 @@ class Prometheus:
                 "namespace": namespace,
                 "pod": name,
                 "instance": f"{namespace}/{name}",
+                **({"modelservice": service} if service else {}),
             },
         }
 
@@ -163,6 +170,11 @@ class Prometheus:
 
     def targets(self) -> list[dict[str, Any]]:
         return json.loads(self._get("/api/v1/targets"))["data"]["activeTargets"]
+
+    def rules(self) -> list[dict[str, Any]]:
+        """Each with its health, its last error, and its alerts with their state."""
+        groups = json.loads(self._get("/api/v1/rules"))["data"]["groups"]
+        return [rule for group in groups for rule in group["rules"]]
 
     def close(self) -> None:
         self._stop.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ import pytest
 
 import make_checkpoint
 from rouse_e2e.cluster import Object, wait_until
-from rouse_e2e.prometheus import Prometheus, Query, dashboard_queries
-from rouse_e2e.story import START_SECONDS, SYSTEM, TOKENS, Instance, Story
+from rouse_e2e.prometheus import OPERATOR, OPERATOR_PORT, Prometheus, Query, dashboard_queries
+from rouse_e2e.story import RELEASE, START_SECONDS, SYSTEM, TOKENS, Instance, Story
 
 from .endpoint_watch import Watch
 
@@ -158,15 +159,6 @@ def test_prometheus_scrapes_operator_and_agents(told: Told):
     wait_until("three targets to be up", 30, all_up)
 
 
-@pytest.mark.parametrize("query", dashboard_queries(), ids=str)
-def test_every_query_of_the_dashboards_has_data(told: Told, query: Query):
-    wait_until(f"data for {query}", 30, lambda: told.prometheus.has_data(query.expression), every=1)
-
-
-def test_the_dashboards_have_queries():
-    assert len(dashboard_queries()) >= 4
-
-
 # ---- a guard, and a scale-out that wakes it
 
 
@@ -247,6 +239,43 @@ def test_after_the_scale_in_it_is_a_guard_again_and_what_it_was_asked_is_answere
         120,
     )
     wait_until("both endpoints", 10, lambda: watch.ready() == {"demo-0", "demo-1"}, 0.2)
+
+
+@pytest.mark.parametrize("query", dashboard_queries(), ids=str)
+def test_every_query_of_the_dashboards_has_data(told: Told, query: Query):
+    """Now that there have been starts by all paths, and a guard sleeps."""
+    wait_until(f"data for {query}", 30, lambda: told.prometheus.has_data(query.expression), every=1)
+
+
+def test_the_dashboards_have_queries():
+    assert len(dashboard_queries()) >= 10
+
+
+def test_every_alert_can_be_evaluated_and_none_fires(told: Told):
+    wait_until(
+        "all rules to be evaluated",
+        30,
+        lambda: all(x["health"] != "unknown" for x in told.prometheus.rules()),
+    )
+    rules = told.prometheus.rules()
+    assert len(rules) >= 10
+    assert [x for x in rules if x["health"] != "ok"] == []
+    assert [x["name"] for x in rules if x["state"] == "firing"] == []
+
+
+def test_the_operators_metrics_are_as_prometheus_wants_them(told: Told):
+    (operator,) = told.story.cluster.list("pods", SYSTEM, OPERATOR)
+    text = told.story.cluster.pod_request(
+        operator["metadata"]["name"], OPERATOR_PORT, "/metrics", namespace=SYSTEM
+    ).text
+    said = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=30
+    )
+    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+
+
+def test_helm_test_asks_the_operator(told: Told):
+    assert "Succeeded" in told.story.cluster.helm("test", RELEASE, "-n", SYSTEM)
 
 
 def test_no_guard_was_in_the_endpoints_at_any_time(watch: Watch):
