@@ -96,10 +96,11 @@ EVERYTHING = {
     ("original", "copy"),
     [
         (CRD, f"crds/{CRD.name}"),
+        (CRD, f"../../config/crd/{CRD.name}"),
         (paths.REPOSITORY / "config/alerts/rouse.yaml", "files/alerts.yaml"),
         (paths.REPOSITORY / "config/dashboards/scale-latency.json", "files/scale-latency.json"),
     ],
-    ids=["crd", "alerts", "dashboard"],
+    ids=["crd", "kustomize", "alerts", "dashboard"],
 )
 def test_the_chart_holds_the_same_as_the_repository(original: Path, copy: str):
     assert (CHART / copy).read_text() == original.read_text(), f"copy {original} to {CHART / copy}"
