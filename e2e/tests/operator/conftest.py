@@ -27,6 +27,7 @@ from rouse_e2e.processes import tail, wait_until
 from .fake_faulty_proxy import FakeFaultyProxy
 
 SYSTEM = "rouse-system"
+CHART = paths.REPOSITORY / "charts" / "rouse"
 ACCOUNT = f"system:serviceaccount:{SYSTEM}:rouse-operator"
 AUDIT_POLICY = """
 apiVersion: audit.k8s.io/v1
@@ -247,7 +248,10 @@ class Operator:
 
 @contextlib.contextmanager
 def start_world(
-    build_folder: Path, tmp_path_factory: pytest.TempPathFactory, **options: Any
+    build_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    chart: Path = CHART,
+    **options: Any,
 ) -> Iterator[World]:
     named = os.environ.get("ROUSE_OPERATOR")
     program = Path(named) if named else build_folder / "operator" / "rouse-operator"
@@ -262,7 +266,7 @@ def start_world(
     with LightCluster(options=Options(apiserver_flags=flags, **options)) as cluster:
         # Installed as a user would, but the operator's processes are started by the tests.
         cluster.helm(
-            *("install", "rouse", str(paths.REPOSITORY / "charts" / "rouse")),
+            *("install", "rouse", str(chart)),
             *("--namespace", SYSTEM, "--create-namespace", "--set", "operator.replicas=0"),
         )
         cluster.kubectl(
