@@ -25,6 +25,7 @@ import make_checkpoint  # noqa: E402
 
 SYSTEM = "rouse-system"
 RELEASE = "rouse"
+SAMPLES = [paths.REPOSITORY / "config" / "samples" / x for x in ("demo-volume.yaml", "demo.yaml")]
 PROMPT = "Rouse wakes large models"
 TOKENS = 24
 START_SECONDS = 300
@@ -144,13 +145,12 @@ class Story:
 
     @staticmethod
     def _samples() -> list[Object]:
-        files = sorted((paths.REPOSITORY / "config" / "samples").glob("*.yaml"))
-        return [x for file in files for x in yaml.safe_load_all(file.read_text()) if x]
+        return [x for file in SAMPLES for x in yaml.safe_load_all(file.read_text()) if x]
 
     def _sample(self, kind: str) -> Object:
         found = [x for x in self.samples if x["kind"] == kind]
         if len(found) != 1:
-            raise RuntimeError(f"config/samples has {len(found)} objects of kind {kind}, not one")
+            raise RuntimeError(f"{SAMPLES} have {len(found)} objects of kind {kind}, not one")
         return found[0]
 
     def import_images(self) -> None:
@@ -206,7 +206,8 @@ class Story:
     # ---- the ModelService
 
     def apply(self) -> None:
-        self.say("kubectl apply -f config/samples/")
+        files = " ".join(f"-f {x.relative_to(paths.REPOSITORY)}" for x in SAMPLES)
+        self.say(f"kubectl apply {files}")
         self.cluster.apply(self.samples)
 
     def scale(self, replicas: int) -> None:

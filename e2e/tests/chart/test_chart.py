@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -307,14 +308,44 @@ def test_kubeconform_finds_a_typo(schemas: Path):
     assert "replikas" in kubeconform.check(schemas, json.dumps(deployment))
 
 
-@pytest.mark.parametrize(
-    "sample", sorted((paths.REPOSITORY / "config" / "samples").glob("*.yaml")), ids=lambda x: x.name
-)
-def test_the_samples_are_accepted(schemas: Path, api_with_foreign_kinds: Cluster, sample: Path):
+SAMPLES = sorted((paths.REPOSITORY / "config" / "samples").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def samples_namespace(api_with_foreign_kinds: Cluster) -> Iterator[str]:
+    api_with_foreign_kinds.kubectl("create", "namespace", "samples")
+    yield "samples"
+    api_with_foreign_kinds.kubectl("delete", "namespace", "samples", "--wait=false")
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda x: x.name)
+def test_the_samples_can_be_applied(
+    schemas: Path, api_with_foreign_kinds: Cluster, samples_namespace: str, sample: Path
+):
+    """Really, the kinds of others included, of whose API servers only the CRDs are here."""
     assert kubeconform.check(schemas, sample.read_text()) == ""
     api_with_foreign_kinds.kubectl(
-        *("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", str(sample))
+        *("apply", "--server-side", "--validate=strict", "-n", samples_namespace),
+        *("-f", str(sample)),
     )
+
+
+def test_there_is_a_sample_of_each_profile():
+    documents = [x for file in SAMPLES for x in yaml.safe_load_all(file.read_text())]
+    services = [x["spec"] for x in documents if x["kind"] == "ModelService"]
+    found = {x["fastStart"]["profile"] for x in services}
+    assert found == {"Guarded", "LazyCapture", "Shared"}
+
+
+def test_what_scales_a_modelservice_and_what_sends_it_requests_name_the_sample():
+    documents = [x for file in SAMPLES for x in yaml.safe_load_all(file.read_text())]
+    named = {
+        x["spec"]["scaleTargetRef"]["name"] for x in documents if "scaleTargetRef" in x["spec"]
+    }
+    (pool,) = [x for x in documents if x["kind"] == "InferencePool"]
+    named.add(pool["spec"]["selector"]["matchLabels"]["rouse.dev/modelservice"])
+    assert named == {"qwen3"}
+    assert "qwen3" in [x["metadata"]["name"] for x in documents if x["kind"] == "ModelService"]
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,7 @@ def test_what_the_trigger_says_is_checked_and_the_answer_says_what_is_wrong(
 
 
 def test_the_samples_trigger_is_accepted(world: World, namespace: str, operator: Operator, keda):
-    sample = yaml.safe_load((paths.REPOSITORY / "config/keda/scaledobject.yaml").read_text())
+    sample = yaml.safe_load((paths.REPOSITORY / "config/samples/keda.yaml").read_text())
     (trigger,) = sample["spec"]["triggers"]
     assert trigger["type"] == "external-push"
     metadata = dict(trigger["metadata"])
