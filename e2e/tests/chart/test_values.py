@@ -138,16 +138,33 @@ def test_a_misspelt_value_is_refused_in_every_section(path: tuple[str, ...]):
     assert f"'{''.join(f'/{x}' for x in path)}'" in error
 
 
-def test_the_schema_and_the_values_name_the_same():
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 
+
+def default(path: tuple[str, ...]) -> Any:
+    at: Any = VALUES
+    for name in path:
+        at = at.get(name) if isinstance(at, dict) else None
+    return at
+
+
+NEEDED = [x for x in (*every_section(SCHEMA), *(x for x, _ in every_value(SCHEMA))) if default(x)]
+
+
+# What a container's resources may have is Kubernetes' matter.
+@pytest.mark.parametrize(
+    "path", [x for x in NEEDED if x and "resources" not in x[:-1]], ids=".".join
+)
+def test_what_has_a_default_cannot_be_taken_away(path: tuple[str, ...]):
+    """As helm does with what is set to null."""
+    error = refused(nested(path, None))
+    assert f"missing property '{path[-1]}'" in error
+    assert f"'{''.join(f'/{x}' for x in path[:-1])}'" in error
+
+
+def test_the_schema_and_the_values_name_the_same():
     def there(path: tuple[str, ...]) -> bool:
-        at: Any = values
-        for name in path:
-            if not isinstance(at, dict) or name not in at:
-                return False
-            at = at[name]
-        return True
+        return default(path) is not None
 
     # What a container's resources may have is Kubernetes' matter.
     ours = [x for x, _ in every_value(SCHEMA) if "resources" not in x]
