@@ -8,6 +8,8 @@ MAKEFLAGS += --no-builtin-rules
 CACHE := $(or $(ROUSE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rouse)
 JOBS ?= $(shell nproc)
 KEEP ?=
+# Where `make kubectl-rouse` installs to.
+PREFIX ?= $(HOME)/.local
 # Arguments for pytest or the benchmarks, for example: make e2e ARGS='-k story -x', make bench ARGS=pull
 ARGS ?=
 # How long `make fuzz` runs each of its fuzzers, and which.
@@ -26,7 +28,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 export LANG := C.UTF-8
 unexport LC_ALL LC_CTYPE LC_MESSAGES
 
-.PHONY: help all build deps test demo bench e2e chaos fuzz lint format clean images \
+.PHONY: help all build deps kubectl-rouse test demo bench e2e chaos fuzz lint format clean images \
   test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-gpu test-rdma test-plugin test-cache-keys
 
 help: ## List the targets
@@ -88,6 +90,12 @@ demo: build-release ## Show the main job on a real cluster (KEEP=1 leaves the cl
 
 chaos: build-release ## Faults of every kind on a real cluster of two nodes (ARGS="--minutes 20 --seed N")
 	@python=$$(e2e/install.sh) && "$$python" e2e/chaos.py $(ARGS)
+
+# Only what users need: neither agent nor tests.
+kubectl-rouse: deps ## Build the kubectl plugin, and put it into PREFIX/bin (default: ~/.local/bin)
+	@cmake --preset release -DROUSE_CUDA_ROOT="$(CACHE)/cuda" -DROUSE_COMMIT=$$(git rev-parse --short HEAD 2> /dev/null || echo unknown) --log-level=WARNING
+	@cmake --build --preset release -j $(JOBS) --target kubectl-rouse
+	@cmake --install build/release --prefix "$(PREFIX)" --component kubectl --strip
 
 images: deps ## Build the container images into the cache folder
 	@python=$$(e2e/install.sh) && cd e2e && "$$python" -m rouse_e2e images

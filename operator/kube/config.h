@@ -24,6 +24,9 @@ class SecretFolder {
   /// Writes `content` to a new file (mode 0600) and returns its path.
   Result<std::string> Write(const std::string& name, const std::string& content);
 
+  /// Removes it now, for a process that ends without destructors. Any thread.
+  void Remove() const;
+
  private:
   explicit SecretFolder(std::string path) : path_(std::move(path)) {}
   std::string path_;

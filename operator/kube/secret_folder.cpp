@@ -23,6 +23,10 @@ Result<std::shared_ptr<SecretFolder>> SecretFolder::Make() {
 }
 
 SecretFolder::~SecretFolder() {
+  Remove();
+}
+
+void SecretFolder::Remove() const {
   std::error_code ignored;  // Nobody is left to be told.
   std::filesystem::remove_all(path_, ignored);
 }

@@ -1,0 +1,71 @@
+#include "operator/kubectl/cluster.h"
+
+#include <algorithm>
+
+#include "operator/api/names.h"
+
+namespace rouse::kubectl {
+namespace {
+
+// What to do about an error that the API server's words do not tell.
+Status WithRemedy(Status status, const kube::ObjectName& name) {
+  if (status.code() != StatusCode::kNotFound) return status;
+  // So it says of kinds that it does not know, and of objects of those it does: `... not found`.
+  if (status.message().find("the server could not find the requested resource") !=
+      std::string::npos) {
+    return NotFound(
+        "this cluster has no ModelServices (CustomResourceDefinition modelservices.rouse.dev is "
+        "missing): install Rouse with its Helm chart, or choose another cluster with --context");
+  }
+  return NotFound("ModelService " + name.Key() + " is not there; `kubectl rouse status -n " +
+                  name.ns + "` lists those of the namespace, -n chooses another");
+}
+
+}  // namespace
+
+std::string PodSelector(const std::string& name) {
+  return name.empty() ? api::kLabelModelService : std::string(api::kLabelModelService) + "=" + name;
+}
+
+Status CheckServiceName(const std::string& name) {
+  const auto allowed = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-';
+  };
+  if (!name.empty() && std::all_of(name.begin(), name.end(), allowed)) return {};
+  return InvalidArgument("\"" + name +
+                         "\" cannot be the name of a ModelService: lower-case letters, digits and "
+                         "'-' are expected");
+}
+
+Result<ServiceView> Cluster::Service(const kube::ObjectName& name) {
+  ROUSE_RETURN_IF_ERROR(CheckServiceName(name.name));
+  auto service = client_.Get(kube::ModelServices(), name);
+  if (!service.ok()) return WithRemedy(service.status(), name);
+  ROUSE_ASSIGN_OR_RETURN(
+      const kube::ObjectList pods,
+      client_.List(kube::Pods(), name.ns,
+                   {.label_selector = PodSelector(name.name), .field_selector = ""}));
+  return MakeView(*service, pods.items);
+}
+
+Result<std::vector<ServiceView>> Cluster::Services(const std::string& ns) {
+  auto services = client_.List(kube::ModelServices(), ns, {});
+  if (!services.ok()) return WithRemedy(services.status(), {ns, ""});
+  ROUSE_ASSIGN_OR_RETURN(
+      const kube::ObjectList pods,
+      client_.List(kube::Pods(), ns, {.label_selector = PodSelector(), .field_selector = ""}));
+  return MakeViews(services->items, pods.items);
+}
+
+std::vector<ServiceView> MakeViews(const std::vector<kube::Json>& services,
+                                   const std::vector<kube::Json>& pods) {
+  std::vector<ServiceView> views;
+  for (const kube::Json& service : services) {
+    if (auto view = MakeView(service, pods); view.ok()) views.push_back(*std::move(view));
+  }
+  std::sort(views.begin(), views.end(),
+            [](const ServiceView& a, const ServiceView& b) { return a.Name() < b.Name(); });
+  return views;
+}
+
+}  // namespace rouse::kubectl
