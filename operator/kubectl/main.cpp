@@ -12,8 +12,10 @@
 #include "operator/kubectl/cluster.h"
 #include "operator/kubectl/starts.h"
 #include "operator/kubectl/status.h"
+#include "operator/kubectl/svg.h"
 #include "operator/kubectl/terminal.h"
 #include "operator/kubectl/timeline.h"
+#include "operator/kubectl/watch.h"
 
 namespace {
 
@@ -26,7 +28,9 @@ struct Flags {
   std::string kubeconfig;
   std::string context;
   std::string ns;
+  std::string server;
   bool all_namespaces = false;
+  bool watch = false;
   std::string output = "text";
   std::string name;
   std::string pod;
@@ -36,11 +40,12 @@ struct Flags {
 struct Session {
   const Flags& flags;
   std::string ns;
-  Cluster& cluster;
+  rouse::kube::Client& client;
+  Cluster cluster;
   Screen screen;
 };
 
-rouse::api::TimePoint Now() {
+TimePoint Now() {
   return std::chrono::time_point_cast<std::chrono::microseconds>(std::chrono::system_clock::now());
 }
 
@@ -60,15 +65,38 @@ Status NoInstance(const ServiceView& view, const std::string& pod) {
                          (there.empty() ? "none" : there));
 }
 
-// The starts of one pod, which may be gone by now.
-Result<std::vector<Start>> StartsOfPod(const ServiceView& view, const std::string& pod) {
-  std::vector<Start> starts = StartsOf(view, Now());
-  std::erase_if(starts, [&](const Start& start) { return start.pod != pod; });
-  if (starts.empty()) return NoInstance(view, pod);
+// Those of `pod`, which may be gone by now; of all pods when that is empty.
+std::vector<Start> StartsOfPod(const ServiceView& view, const std::string& pod, TimePoint now) {
+  std::vector<Start> starts = StartsOf(view, now);
+  if (!pod.empty()) std::erase_if(starts, [&](const Start& start) { return start.pod != pod; });
   return starts;
 }
 
+std::string ShowTimeline(const ServiceView& view, const std::string& pod, TimePoint now,
+                         const Screen& screen) {
+  const std::vector<Start> starts = StartsOfPod(view, pod, now);
+  return pod.empty() ? TimelineText(view, starts, screen) : TimelineDetail(view, starts, screen);
+}
+
+Status RunWatch(
+    Session& s,
+    const std::function<std::string(const std::vector<ServiceView>&, TimePoint)>& render) {
+  if (s.flags.output != "text") {
+    return rouse::InvalidArgument("--watch shows text: leave out -o " + s.flags.output);
+  }
+  if (!s.flags.name.empty()) {
+    // Whether it is there at all, and may be read.
+    ROUSE_RETURN_IF_ERROR(s.cluster.Service({s.ns, s.flags.name}).status());
+  }
+  return Watch(s.client, {.ns = s.ns, .name = s.flags.name, .render = render});
+}
+
 Status RunStatus(Session& s) {
+  if (s.flags.watch) {
+    return RunWatch(s, [&](const auto& views, TimePoint now) {
+      return StatusText(views, now, ScreenOfOutput());
+    });
+  }
   std::vector<ServiceView> views;
   if (!s.flags.name.empty()) {
     ROUSE_ASSIGN_OR_RETURN(ServiceView view, s.cluster.Service({s.ns, s.flags.name}));
@@ -88,16 +116,22 @@ Status RunStatus(Session& s) {
 }
 
 Status RunTimeline(Session& s) {
-  ROUSE_ASSIGN_OR_RETURN(const ServiceView view, s.cluster.Service({s.ns, s.flags.name}));
-  std::vector<Start> starts = StartsOf(view, Now());
-  if (!s.flags.pod.empty()) {
-    ROUSE_ASSIGN_OR_RETURN(starts, StartsOfPod(view, s.flags.pod));
+  const std::string& pod = s.flags.pod;
+  if (s.flags.watch) {
+    return RunWatch(s, [&](const auto& views, TimePoint now) {
+      return ShowTimeline(views.front(), pod, now, ScreenOfOutput());
+    });
   }
+  ROUSE_ASSIGN_OR_RETURN(const ServiceView view, s.cluster.Service({s.ns, s.flags.name}));
+  const TimePoint now = Now();
+  const std::vector<Start> starts = StartsOfPod(view, pod, now);
+  if (!pod.empty() && starts.empty()) return NoInstance(view, pod);
   if (s.flags.output == "json") {
     Write(ToJson(view, starts));
+  } else if (s.flags.output == "svg") {
+    Write(TimelineSvg(view, starts));
   } else {
-    Write(s.flags.pod.empty() ? TimelineText(view, starts, s.screen)
-                              : TimelineDetail(view, starts, s.screen));
+    Write(ShowTimeline(view, pod, now, s.screen));
   }
   return {};
 }
@@ -118,28 +152,39 @@ void AddOutput(CLI::App& command, Flags& flags, const std::vector<std::string>& 
       ->capture_default_str();
 }
 
+void AddWatch(CLI::App& command, Flags& flags) {
+  command.add_flag("-w,--watch", flags.watch, "Show it anew whenever something changes");
+}
+
 void DeclareAll(CLI::App& cli, Flags& flags, Command& chosen) {
   cli.set_version_flag("--version", std::string("kubectl-rouse ") + rouse::kVersion);
   cli.require_subcommand(1);
   cli.add_option("--kubeconfig", flags.kubeconfig,
                  "Kubeconfig file; default: $KUBECONFIG, else ~/.kube/config");
   cli.add_option("--context", flags.context, "Context in it; default: its current-context");
+  cli.add_option("-s,--server", flags.server,
+                 "Address of a `kubectl proxy`, for example http://127.0.0.1:8001, instead of a "
+                 "kubeconfig");
   cli.add_option("-n,--namespace", flags.ns, "Namespace; default: the context's");
 
   CLI::App* status = Declare(cli, "status",
                              "What runs: state, path and seconds to the first token of each "
                              "instance, guards, and conditions that are not as they should be",
                              RunStatus, chosen);
-  status->add_option("NAME", flags.name, "ModelService; default: all of the namespace");
-  status->add_flag("-A,--all-namespaces", flags.all_namespaces, "Those of all namespaces");
+  CLI::Option* one =
+      status->add_option("NAME", flags.name, "ModelService; default: all of the namespace");
+  status->add_flag("-A,--all-namespaces", flags.all_namespaces, "Those of all namespaces")
+      ->excludes(one);
   AddOutput(*status, flags, {"text", "json"});
+  AddWatch(*status, flags);
 
   CLI::App* timeline =
       Declare(cli, "timeline", "Where the time of the last starts and wakes went, as a Gantt chart",
               RunTimeline, chosen);
   timeline->add_option("NAME", flags.name, "ModelService")->required();
   timeline->add_option("POD", flags.pod, "One of its instances, phase by phase");
-  AddOutput(*timeline, flags, {"text", "json"});
+  AddOutput(*timeline, flags, {"text", "json", "svg"});
+  AddWatch(*timeline, flags);
 }
 
 // --help and --version end the program too; what is wrong is said as kubectl says it.
@@ -151,17 +196,30 @@ int Usage(const CLI::App& cli, const CLI::ParseError& error) {
   return 1;
 }
 
+// A kubeconfig's cluster, or what a `kubectl proxy` leads to, which knows who asks.
+Result<rouse::kube::Config> ConfigOf(const Flags& flags) {
+  if (flags.server.empty()) return rouse::kube::LoadConfig(flags.kubeconfig, flags.context);
+  if (!flags.server.starts_with("http://")) {
+    return rouse::InvalidArgument(
+        "--server: expected the address of a `kubectl proxy`, such as "
+        "http://127.0.0.1:8001, got \"" +
+        flags.server + "\"");
+  }
+  rouse::kube::Config config;
+  config.server = flags.server;
+  while (config.server.ends_with('/')) config.server.pop_back();
+  return config;
+}
+
 Status Run(const Flags& flags, Command command, Interrupts& interrupts) {
-  ROUSE_ASSIGN_OR_RETURN(const auto config,
-                         rouse::kube::LoadConfig(flags.kubeconfig, flags.context));
+  ROUSE_ASSIGN_OR_RETURN(const auto config, ConfigOf(flags));
   interrupts.RemoveFirst(config.secrets);
   rouse::kube::ClientOptions options;
   options.user_agent = std::string("kubectl-rouse/") + rouse::kVersion;
   ROUSE_ASSIGN_OR_RETURN(const auto client, rouse::kube::Client::Create(config, options));
-  Cluster cluster(*client);
   std::string ns = flags.ns.empty() ? config.ns : flags.ns;
   if (flags.all_namespaces) ns.clear();
-  Session session{flags, std::move(ns), cluster, ScreenOfOutput()};
+  Session session{flags, std::move(ns), *client, Cluster(*client), ScreenOfOutput()};
   return command(session);
 }
 

@@ -1,5 +1,6 @@
 #include <catch2/catch.hpp>
 
+#include "operator/kubectl/svg.h"
 #include "operator/kubectl/timeline.h"
 #include "operator/tests/kubectl_world.h"
 
@@ -131,6 +132,31 @@ TEST_CASE("phases of other versions, and of no length, are drawn all the same", 
   const Timeline none = MakeTimeline(StartPath::kPeer, kNowUs, {});
   const ServiceView empty = View(Content(1), {WithTimeline(Pod("demo-0", "Serving", 0), none)});
   CHECK(TimelineText(empty, StartsOf(empty, kNow), kNarrow).find("0.00  ?\n") != std::string::npos);
+}
+
+TEST_CASE("a timeline's SVG has each phase in its place, and names as text only", "[kubectl]") {
+  Timeline timeline = StorageStart(kNowUs - 600 * kSecond);
+  timeline.lanes = {{"<Read>", 10 * kSecond, 15 * kSecond}};
+  timeline.phases[4].name = "We\"ig</title><script>\x1b";
+  const ServiceView view = View(Content(1), {WithTimeline(Serving("demo-0", 600), timeline)});
+  const std::string svg = TimelineSvg(view, StartsOf(view, kNow));
+  // 680 pixels are 20 s, from 300 on: EngineStart is from 2 s to 10 s.
+  CHECK(svg.find(R"(<rect x="368.00" y="76.00" width="272.00" height="22.00" fill="#5f87af">)"
+                 "<title>EngineStart 8.00 s</title></rect>") != std::string::npos);
+  CHECK(svg.find("<title>We&quot;ig&lt;/title&gt;&lt;script&gt;\\x1b 5.00 s</title>") !=
+        std::string::npos);
+  CHECK(svg.find("&lt;Read&gt; 5.00 s") != std::string::npos);
+  CHECK(svg.find("<script") == std::string::npos);
+  CHECK(svg.find('\x1b') == std::string::npos);
+  CHECK(svg.ends_with("</svg>\n"));
+}
+
+TEST_CASE("an SVG of starts without a first token, and of none, can be drawn", "[kubectl]") {
+  const ServiceView view = Busy();
+  const std::string svg = TimelineSvg(view, StartsOf(view, kNow));
+  CHECK(svg.find("<title>Loading</title>") != std::string::npos);
+  CHECK(svg.find("<title>Failed: why</title>") != std::string::npos);
+  CHECK(TimelineSvg(view, {}).find("0 starts") != std::string::npos);
 }
 
 TEST_CASE("a timeline's JSON has every span in microseconds", "[kubectl]") {

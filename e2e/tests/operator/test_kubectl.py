@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
+import signal
 import subprocess
+import threading
+import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
 
 from rouse_e2e import paths
+from rouse_e2e.processes import wait_until
 
 from .conftest import Operator, World
 from .fake_agent_reports import FakeAgents
 from .modelservice import modelservice, peer, scale, wait_pods, wait_status
+from .test_kube_client import with_client_certificate
 
 FALLBACK = "mlx5_0 was refused\x1b[31m: no memory locked; raise the limit"
 
@@ -23,7 +29,7 @@ class Plugin:
     """kubectl-rouse as built, run by a real kubectl that finds it on PATH."""
 
     def __init__(self, world: World, build_folder: Path, folder: Path) -> None:
-        program = build_folder / "operator" / "kubectl" / "kubectl-rouse"
+        self.program = program = build_folder / "operator" / "kubectl" / "kubectl-rouse"
         assert program.exists(), f"{program} is missing: build it, or name its build in ROUSE_BUILD"
         self.environment = dict(
             os.environ,
@@ -59,6 +65,49 @@ class Plugin:
         assert result.returncode == 1, result.stdout + result.stderr
         assert result.stderr.startswith("error: "), result.stderr
         return result.stderr
+
+
+class Shown:
+    """A command that goes on, and what it has written; on a terminal, if that is wanted."""
+
+    def __init__(self, rouse: Plugin, *arguments: str, terminal: bool = False) -> None:
+        self.text = ""
+        source, target = pty.openpty() if terminal else os.pipe()
+        # Without kubectl in between, which passes on no signal that only it gets.
+        self.process = subprocess.Popen(
+            [rouse.program, *arguments],
+            env=rouse.environment | {"TERM": "xterm"},
+            stdin=subprocess.DEVNULL,
+            stdout=target,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        os.close(target)
+        self._source = source
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            while data := os.read(self._source, 65536):
+                self.text += data.decode()
+        except OSError:  # a terminal whose other end is closed
+            pass
+
+    def __enter__(self) -> Shown:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._thread.join(10)
+        os.close(self._source)
+
+    def wait(self, pattern: str, seconds: float = 20) -> None:
+        try:
+            wait_until(f"{pattern!r} to be shown", seconds, lambda: re.search(pattern, self.text))
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}; shown so far:\n{self.text}") from error
 
 
 @pytest.fixture
@@ -100,6 +149,58 @@ def test_status_and_timeline_of_a_scale_out(
     assert [x["path"] for x in starts] == ["Storage", "Peer"]
     assert sum(x["endUs"] - x["startUs"] for x in starts[1]["phases"]) == starts[1]["totalUs"]
     assert starts[1]["lanes"][0]["name"] == "Pull"
+    picture = xml.etree.ElementTree.fromstring(rouse("timeline", "m", "-n", namespace, "-o", "svg"))
+    titles = [x.text for x in picture.iter("{http://www.w3.org/2000/svg}title")]
+    assert titles.count("EngineInit 8.00 s") == 2
+    assert "Pull 0.40 s" in titles
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_watch_shows_a_scale_out_while_it_runs(
+    world: World, namespace: str, operator: Operator, rouse: Plugin, terminal: bool
+) -> None:
+    world.cluster.apply(modelservice(namespace, 1))
+    with (
+        FakeAgents(world.cluster, namespace, operator.tls_port) as agents,
+        Shown(rouse, "timeline", "m", "-n", namespace, "-w", terminal=terminal) as timeline,
+        Shown(rouse, "status", "-w", "-n", namespace, terminal=terminal) as status,
+    ):
+        wait_pods(world.cluster, namespace, {"m-0"})
+        agents.states["m-1"] = {"state": "Loading", "weights": None, "timeline": None}
+        scale(world.cluster, namespace, 2)
+        timeline.wait(r"m-1 +Storage +\d+\.\d\d… .*Loading")
+        status.wait(r"m-1 .*Loading")  # kwok has it ready before its agent says more
+        del agents.states["m-1"]
+        timeline.wait(r"m-1 +Storage +18\.88 ")
+        status.wait(r"2 of 2 instances serve")
+        assert ("\x1b[H" in timeline.text) == terminal
+        if terminal:
+            assert "\x1b[30;48;5;" in timeline.text
+        world.cluster.kubectl("delete", "modelservice", "m", "-n", namespace)
+        assert timeline.process.wait(20) == 1
+        assert f"ModelService {namespace}/m is gone" in timeline.process.stderr.read()
+        status.process.send_signal(signal.SIGINT)
+        assert status.process.wait(10) == 128 + signal.SIGINT
+
+
+def test_keys_of_a_kubeconfig_are_not_left_behind_by_ctrl_c(
+    world: World, namespace: str, rouse: Plugin, tmp_path: Path
+) -> None:
+    kubeconfig = with_client_certificate(world, tmp_path / "inline.kubeconfig")
+    with Shown(rouse, "status", "-w", "-n", namespace, "--kubeconfig", str(kubeconfig)) as shown:
+        wait_until("a folder of secrets", 20, lambda: list(tmp_path.glob("rouse-*")))
+        shown.process.send_signal(signal.SIGINT)
+        assert shown.process.wait(10) == 128 + signal.SIGINT
+    assert not list(tmp_path.glob("rouse-*"))
+
+
+def test_a_kubectl_proxy_can_stand_in_for_a_kubeconfig(
+    world: World, namespace: str, rouse: Plugin
+) -> None:
+    world.cluster.apply(modelservice(namespace, 0))
+    url = world.cluster.proxy_url()
+    assert "0 of 0 instances serve" in rouse("status", "-n", namespace, "--server", url)
+    assert "expected the address" in rouse.fails("status", "--server", "https://127.0.0.1:1")
 
 
 def test_errors_name_the_object_and_the_remedy(
