@@ -1,8 +1,10 @@
 #include "operator/kubectl/cluster.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "operator/api/names.h"
+#include "operator/plan/observe.h"
 
 namespace rouse::kubectl {
 namespace {
@@ -55,6 +57,45 @@ Result<std::vector<ServiceView>> Cluster::Services(const std::string& ns) {
       const kube::ObjectList pods,
       client_.List(kube::Pods(), ns, {.label_selector = PodSelector(), .field_selector = ""}));
   return MakeViews(services->items, pods.items);
+}
+
+Result<Cluster::Observation> Cluster::Observe(const kube::ObjectName& name) {
+  ROUSE_RETURN_IF_ERROR(CheckServiceName(name.name));
+  auto service = client_.Get(kube::ModelServices(), name);
+  if (!service.ok()) return WithRemedy(service.status(), name);
+  ROUSE_ASSIGN_OR_RETURN(
+      kube::ObjectList pods,
+      client_.List(kube::Pods(), name.ns,
+                   {.label_selector = PodSelector(name.name), .field_selector = ""}));
+  std::vector<kube::Json> objects = std::move(pods.items);
+  std::string incomplete;
+  if (auto endpoint = client_.Get(kube::Services(), name); endpoint.ok()) {
+    objects.push_back(*std::move(endpoint));
+  } else if (endpoint.status().code() != StatusCode::kNotFound) {
+    return endpoint.status();
+  }
+  if (auto nodes = client_.List(kube::Nodes(), "", {}); nodes.ok()) {
+    std::move(nodes->items.begin(), nodes->items.end(), std::back_inserter(objects));
+  } else if (nodes.status().code() == StatusCode::kFailedPrecondition) {
+    incomplete = "no node is taken for lost: " + nodes.status().message();
+  } else {
+    return nodes.status();
+  }
+  auto observed = plan::ObservedFromObjects(*service, objects);
+  if (!observed.ok()) {
+    return observed.status().WithContext("the operator cannot read ModelService " + name.Key());
+  }
+  return Observation{*std::move(observed), std::move(incomplete)};
+}
+
+Result<std::vector<kube::Json>> Cluster::EventsAbout(const std::string& ns, const std::string& kind,
+                                                     const std::string& name) {
+  std::string selector = "regarding.kind=" + kind;
+  if (!name.empty()) selector += ",regarding.name=" + name;
+  ROUSE_ASSIGN_OR_RETURN(
+      kube::ObjectList list,
+      client_.List(kube::Events(), ns, {.label_selector = "", .field_selector = selector}));
+  return std::move(list.items);
 }
 
 std::vector<ServiceView> MakeViews(const std::vector<kube::Json>& services,

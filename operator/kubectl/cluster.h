@@ -8,6 +8,7 @@
 
 #include "operator/kube/client.h"
 #include "operator/kubectl/view.h"
+#include "operator/plan/observed.h"
 
 namespace rouse::kubectl {
 
@@ -25,6 +26,18 @@ class Cluster {
   Result<ServiceView> Service(const kube::ObjectName& name);
   /// All of a namespace, or of all when `ns` is empty, by namespace and name.
   Result<std::vector<ServiceView>> Services(const std::string& ns);
+
+  /// What the operator would plan from. `incomplete` says what could not be read and is taken for
+  /// not there, for lack of a right; empty when nothing is missing.
+  struct Observation {
+    plan::Observed observed;
+    std::string incomplete;
+  };
+  Result<Observation> Observe(const kube::ObjectName& name);
+
+  /// Events of a namespace about objects of this kind; about one of them, if `name` is not empty.
+  Result<std::vector<kube::Json>> EventsAbout(const std::string& ns, const std::string& kind,
+                                              const std::string& name = "");
 
  private:
   kube::Client& client_;

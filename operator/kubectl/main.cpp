@@ -1,142 +1,20 @@
 // kubectl-rouse: what Rouse does in a cluster, for people. kubectl runs it as `kubectl rouse` when
-// it is on PATH. The shell around operator/kubectl: flags, reading the cluster, writing what the
-// pure functions there make of it.
+// it is on PATH. Here are its flags; commands.h has what it does.
 
 #include <CLI/CLI.hpp>
 #include <csignal>
-#include <functional>
 #include <iostream>
 
 #include "common/log.h"
 #include "common/version.h"
-#include "operator/kubectl/cluster.h"
-#include "operator/kubectl/starts.h"
-#include "operator/kubectl/status.h"
-#include "operator/kubectl/svg.h"
+#include "operator/kubectl/commands.h"
 #include "operator/kubectl/terminal.h"
-#include "operator/kubectl/timeline.h"
-#include "operator/kubectl/watch.h"
 
 namespace {
 
 using namespace rouse::kubectl;
 using rouse::Result;
 using rouse::Status;
-using rouse::kube::ObjectName;
-
-struct Flags {
-  std::string kubeconfig;
-  std::string context;
-  std::string ns;
-  std::string server;
-  bool all_namespaces = false;
-  bool watch = false;
-  std::string output = "text";
-  std::string name;
-  std::string pod;
-};
-
-// What a command is given: the cluster, the flags, and the namespace that they mean.
-struct Session {
-  const Flags& flags;
-  std::string ns;
-  rouse::kube::Client& client;
-  Cluster cluster;
-  Screen screen;
-};
-
-TimePoint Now() {
-  return std::chrono::time_point_cast<std::chrono::microseconds>(std::chrono::system_clock::now());
-}
-
-void Write(const std::string& text) {
-  std::cout << text << std::flush;
-}
-
-// With everything beyond ASCII escaped: the text of others may reach a terminal so as well.
-void Write(const Json& value) {
-  Write(value.dump(2, ' ', true, Json::error_handler_t::replace) + "\n");
-}
-
-Status NoInstance(const ServiceView& view, const std::string& pod) {
-  std::string there;
-  for (const auto& instance : view.instances) there += (there.empty() ? "" : ", ") + instance.name;
-  return rouse::NotFound("ModelService " + view.Name() + " has no instance " + pod + "; it has " +
-                         (there.empty() ? "none" : there));
-}
-
-// Those of `pod`, which may be gone by now; of all pods when that is empty.
-std::vector<Start> StartsOfPod(const ServiceView& view, const std::string& pod, TimePoint now) {
-  std::vector<Start> starts = StartsOf(view, now);
-  if (!pod.empty()) std::erase_if(starts, [&](const Start& start) { return start.pod != pod; });
-  return starts;
-}
-
-std::string ShowTimeline(const ServiceView& view, const std::string& pod, TimePoint now,
-                         const Screen& screen) {
-  const std::vector<Start> starts = StartsOfPod(view, pod, now);
-  return pod.empty() ? TimelineText(view, starts, screen) : TimelineDetail(view, starts, screen);
-}
-
-Status RunWatch(
-    Session& s,
-    const std::function<std::string(const std::vector<ServiceView>&, TimePoint)>& render) {
-  if (s.flags.output != "text") {
-    return rouse::InvalidArgument("--watch shows text: leave out -o " + s.flags.output);
-  }
-  if (!s.flags.name.empty()) {
-    // Whether it is there at all, and may be read.
-    ROUSE_RETURN_IF_ERROR(s.cluster.Service({s.ns, s.flags.name}).status());
-  }
-  return Watch(s.client, {.ns = s.ns, .name = s.flags.name, .render = render});
-}
-
-Status RunStatus(Session& s) {
-  if (s.flags.watch) {
-    return RunWatch(s, [&](const auto& views, TimePoint now) {
-      return StatusText(views, now, ScreenOfOutput());
-    });
-  }
-  std::vector<ServiceView> views;
-  if (!s.flags.name.empty()) {
-    ROUSE_ASSIGN_OR_RETURN(ServiceView view, s.cluster.Service({s.ns, s.flags.name}));
-    views.push_back(std::move(view));
-  } else {
-    ROUSE_ASSIGN_OR_RETURN(views, s.cluster.Services(s.ns));
-  }
-  if (s.flags.output == "json") {
-    Write(StatusJson(views));
-  } else if (views.empty()) {
-    std::cerr << "No ModelServices found"
-              << (s.ns.empty() ? std::string() : " in namespace " + Printable(s.ns)) << ".\n";
-  } else {
-    Write(StatusText(views, Now(), s.screen));
-  }
-  return {};
-}
-
-Status RunTimeline(Session& s) {
-  const std::string& pod = s.flags.pod;
-  if (s.flags.watch) {
-    return RunWatch(s, [&](const auto& views, TimePoint now) {
-      return ShowTimeline(views.front(), pod, now, ScreenOfOutput());
-    });
-  }
-  ROUSE_ASSIGN_OR_RETURN(const ServiceView view, s.cluster.Service({s.ns, s.flags.name}));
-  const TimePoint now = Now();
-  const std::vector<Start> starts = StartsOfPod(view, pod, now);
-  if (!pod.empty() && starts.empty()) return NoInstance(view, pod);
-  if (s.flags.output == "json") {
-    Write(ToJson(view, starts));
-  } else if (s.flags.output == "svg") {
-    Write(TimelineSvg(view, starts));
-  } else {
-    Write(ShowTimeline(view, pod, now, s.screen));
-  }
-  return {};
-}
-
-using Command = Status (*)(Session&);
 
 CLI::App* Declare(CLI::App& cli, const char* name, const char* help, Command run, Command& chosen) {
   CLI::App* command = cli.add_subcommand(name, help);
@@ -185,6 +63,22 @@ void DeclareAll(CLI::App& cli, Flags& flags, Command& chosen) {
   timeline->add_option("POD", flags.pod, "One of its instances, phase by phase");
   AddOutput(*timeline, flags, {"text", "json", "svg"});
   AddWatch(*timeline, flags);
+
+  CLI::App* explain =
+      Declare(cli, "explain",
+              "Why instances started by the path that they did, the conditions, and the Events",
+              RunExplain, chosen);
+  explain->add_option("NAME", flags.name, "ModelService")->required();
+  explain->add_option("POD", flags.pod, "One of its instances");
+
+  CLI::App* preview =
+      Declare(cli, "preview", "What the operator would do at another number of replicas",
+              RunPreview, chosen);
+  preview->add_option("NAME", flags.name, "ModelService")->required();
+  preview->add_option("--replicas", flags.replicas, "That number")
+      ->required()
+      ->check(CLI::Range(0, 1000));
+  AddOutput(*preview, flags, {"text", "json"});
 }
 
 // --help and --version end the program too; what is wrong is said as kubectl says it.

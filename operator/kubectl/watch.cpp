@@ -62,8 +62,8 @@ std::vector<Json> All(const kube::Store<Json>& store) {
   return out;
 }
 
-// `text` from the first row of the terminal on, as far as it has rows; nothing flickers, since each
-// line is overwritten before what is left of it is cleared.
+// `text` from the first row of the terminal on, as far as it has rows and columns; nothing
+// flickers, since each line is overwritten before what is left of it is cleared.
 std::string Redrawn(const std::string& text, int rows) {
   std::vector<std::string> lines;
   std::istringstream in(text);
@@ -74,9 +74,9 @@ std::string Redrawn(const std::string& text, int rows) {
     lines.resize(room - 1);
     lines.push_back("… " + std::to_string(more) + " more lines");
   }
-  std::string out = "\x1b[H";
+  std::string out = "\x1b[?7l\x1b[H";  // What is too long for a line does not go on in the next.
   for (const std::string& line : lines) out += line + "\x1b[K\n";
-  return out + "\x1b[J";
+  return out + "\x1b[J\x1b[?7h";
 }
 
 class Watching {

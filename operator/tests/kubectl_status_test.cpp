@@ -9,8 +9,6 @@ using namespace rouse::kubectl::testing;
 
 namespace {
 
-const Screen kPlain{.columns = 80, .colour = false};
-
 std::string StatusOf(const Json& service, const std::vector<Json>& pods) {
   return "\n" + StatusText({View(service, pods)}, kNow, kPlain);
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "operator/api/names.h"
+#include "operator/kubectl/text.h"
 #include "operator/kubectl/view.h"
 #include "operator/tests/state.h"
 
@@ -18,6 +19,7 @@ using plan::testing::kNowUs;
 using plan::testing::ServiceJson;
 
 inline constexpr std::int64_t kSecond = 1'000'000;
+inline const Screen kPlain{.columns = 80, .colour = false};
 
 /// Phases of these seconds, one after the other.
 inline Timeline MakeTimeline(StartPath path, std::int64_t decided_at_us,

@@ -12,6 +12,7 @@
 #include <iostream>
 #include <sstream>
 
+#include "operator/plan/observe.h"
 #include "operator/plan/planner.h"
 #include "operator/plan/render_pod.h"
 
@@ -30,24 +31,11 @@ Result<Json> ReadJson(const std::string& path) {
 
 Result<rouse::plan::Observed> ReadState(const std::string& service_path,
                                         const std::string& pods_path) {
-  rouse::plan::Observed observed;
   ROUSE_ASSIGN_OR_RETURN(const Json service, ReadJson(service_path));
-  ROUSE_ASSIGN_OR_RETURN(observed.service, rouse::api::ModelServiceFromJson(service));
-  if (pods_path.empty()) return observed;
-  ROUSE_ASSIGN_OR_RETURN(const Json pods, ReadJson(pods_path));
-  for (const Json& pod : pods.is_array() ? pods : pods.value("items", Json::array())) {
-    if (pod.value("kind", "") == "Service") {
-      observed.endpoint = rouse::plan::EndpointFromService(pod);
-      continue;
-    }
-    ROUSE_ASSIGN_OR_RETURN(auto instance, rouse::plan::InstanceFromPod(pod));
-    if (instance.owner_uid == observed.service.metadata.uid) {
-      observed.instances.push_back(std::move(instance));
-    } else {
-      observed.taken_names.push_back(instance.name);
-    }
-  }
-  return observed;
+  if (pods_path.empty()) return rouse::plan::ObservedFromObjects(service, {});
+  ROUSE_ASSIGN_OR_RETURN(const Json list, ReadJson(pods_path));
+  const Json objects = list.is_array() ? list : list.value("items", Json::array());
+  return rouse::plan::ObservedFromObjects(service, {objects.begin(), objects.end()});
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ from rouse_e2e.processes import wait_until
 
 from .conftest import Operator, World
 from .fake_agent_reports import FakeAgents
-from .modelservice import modelservice, peer, scale, wait_pods, wait_status
+from .modelservice import modelservice, peer, pods, scale, wait_pods, wait_status
 from .test_kube_client import with_client_certificate
 
 FALLBACK = "mlx5_0 was refused\x1b[31m: no memory locked; raise the limit"
@@ -223,3 +223,89 @@ def test_errors_name_the_object_and_the_remedy(
     assert "has no instance m-7; it has none" in rouse.fails(
         "timeline", "m", "m-7", "-n", namespace
     )
+
+
+def test_explain_says_why_this_path_and_what_has_happened(
+    world: World, namespace: str, operator: Operator, rouse: Plugin
+) -> None:
+    world.cluster.apply(modelservice(namespace, 1, fastStart=peer()))
+    with FakeAgents(world.cluster, namespace, operator.tls_port):
+        wait_pods(world.cluster, namespace, {"m-0"})
+        scale(world.cluster, namespace, 2)
+        wait_pods(world.cluster, namespace, {"m-0", "m-1"})
+        wait_status(world.cluster, namespace, readyReplicas=2, lastPath="Peer")
+        # Events are written a moment after the status.
+        wait_until(
+            "the Event of m-1",
+            20,
+            lambda: "m-1 serves after" in rouse("explain", "m", "-n", namespace),
+        )
+    text = rouse("explain", "m", "-n", namespace)
+    assert re.search(r"not Wake +no guards\n +not Peer +no other instance runs\n", text), text
+    assert re.search(r"Available +True +InstancesServe ", text), text
+    assert re.search(r"Normal +ModelService m +InstanceServes +m-0 serves after 18\.88 s", text), (
+        text
+    )
+    one = rouse("explain", "m", "m-1", "-n", namespace)
+    assert "path      Peer: weights come from instances that have them\n" in one
+    assert "weights   1.1 GB from peers by tcp\n" in one
+    assert "m-0" not in one.partition("events")[0]
+    assert "Pod m-1" in one.partition("events")[2]  # the scheduler's
+    assert "has no instance m-7; it has m-0, m-1" in rouse.fails(
+        "explain", "m", "m-7", "-n", namespace
+    )
+
+
+def test_preview_says_what_the_operator_then_does(
+    world: World, namespace: str, operator: Operator, rouse: Plugin
+) -> None:
+    world.cluster.apply(modelservice(namespace, 1, fastStart=peer()))
+    with FakeAgents(world.cluster, namespace, operator.tls_port):
+        wait_pods(world.cluster, namespace, {"m-0"})
+        wait_status(world.cluster, namespace, readyReplicas=1, lastPath="Storage")
+        before = rouse("preview", "m", "--replicas", "3", "-n", namespace)
+        told = json.loads(rouse("preview", "m", "--replicas", "3", "-n", namespace, "-o", "json"))
+        assert set(pods(world.cluster, namespace)) == {"m-0"}, "a preview changes nothing"
+        scale(world.cluster, namespace, 3)
+        found = wait_pods(world.cluster, namespace, 3)
+    assert "then 3 of 3 instances serve" in before
+    assert "Storage 18.88 s" in before
+    created = {
+        x["pod"] for step in told["steps"] for x in step["actions"] if x["kind"] == "CreateInstance"
+    }
+    assert created == found.keys() - {"m-0"}
+    for name in created:
+        annotations = found[name]["metadata"]["annotations"]
+        wanted = f"create {name} by {annotations['rouse.dev/path']} ({annotations['rouse.dev/path-reason']})"
+        assert wanted in before
+    assert "--replicas is required" in rouse.fails("preview", "m", "-n", namespace)
+    assert "not in range" in rouse.fails("preview", "m", "--replicas=-1", "-n", namespace)
+
+
+def test_who_may_view_a_namespace_may_see_what_rouse_does_there(
+    world: World, namespace: str, rouse: Plugin, tmp_path: Path
+) -> None:
+    world.cluster.apply(modelservice(namespace, 0))
+    viewer = str(viewer_kubeconfig(world, namespace, tmp_path / "viewer"))
+    assert "0 of 0 instances serve" in rouse("status", "--kubeconfig", viewer)
+    assert "no start is known yet" in rouse("timeline", "m", "--kubeconfig", viewer)
+    result = rouse.run("preview", "m", "--replicas=1", "--kubeconfig", viewer)
+    assert result.returncode == 0, result.stderr
+    assert "create m-0 by Storage" in result.stdout
+    assert "no node is taken for lost" in result.stderr
+
+
+def viewer_kubeconfig(world: World, namespace: str, path: Path) -> Path:
+    """That of an account that has the role `view` in this namespace, and nothing else."""
+    kubectl = world.cluster.kubectl
+    kubectl("create", "serviceaccount", "viewer", "-n", namespace)
+    kubectl(
+        *("create", "rolebinding", "viewer", "-n", namespace, "--clusterrole=view"),
+        f"--serviceaccount={namespace}:viewer",
+    )
+    token = kubectl("create", "token", "viewer", "-n", namespace).strip()
+    document = json.loads(world.kubeconfig(path).read_text())
+    document["users"][0]["user"]["token"] = token
+    document["contexts"][0]["context"]["namespace"] = namespace
+    path.write_text(json.dumps(document))
+    return path
