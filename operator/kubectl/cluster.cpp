@@ -9,6 +9,22 @@
 namespace rouse::kubectl {
 namespace {
 
+// Of the chart's Deployment, whatever the release is called; and the operator's default Lease.
+constexpr char kOperatorLabels[] =
+    "app.kubernetes.io/part-of=rouse,app.kubernetes.io/component=operator";
+constexpr char kLease[] = "rouse-operator";
+
+kube::Resource Deployments() {
+  return {"apps", "v1", "deployments", "Deployment", true};
+}
+kube::Resource PersistentVolumeClaims() {
+  return {"", "v1", "persistentvolumeclaims", "PersistentVolumeClaim", true};
+}
+kube::Resource CustomResourceDefinitions() {
+  return {"apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition",
+          false};
+}
+
 // What to do about an error that the API server's words do not tell.
 Status WithRemedy(Status status, const kube::ObjectName& name) {
   if (status.code() != StatusCode::kNotFound) return status;
@@ -92,10 +108,45 @@ Result<std::vector<kube::Json>> Cluster::EventsAbout(const std::string& ns, cons
                                                      const std::string& name) {
   std::string selector = "regarding.kind=" + kind;
   if (!name.empty()) selector += ",regarding.name=" + name;
-  ROUSE_ASSIGN_OR_RETURN(
-      kube::ObjectList list,
-      client_.List(kube::Events(), ns, {.label_selector = "", .field_selector = selector}));
+  return Items(kube::Events(), ns, {.label_selector = "", .field_selector = selector});
+}
+
+Result<std::vector<kube::Json>> Cluster::Items(const kube::Resource& resource,
+                                               const std::string& ns,
+                                               const kube::ListOptions& options) {
+  ROUSE_ASSIGN_OR_RETURN(kube::ObjectList list, client_.List(resource, ns, options));
   return std::move(list.items);
+}
+
+Result<Evidence> Cluster::Examine(const std::string& ns, const std::string& operator_ns) {
+  Evidence evidence;
+  evidence.crd = client_.Get(CustomResourceDefinitions(), {"", "modelservices.rouse.dev"});
+  auto services = Services(ns);
+  if (services.ok()) {
+    evidence.services = *std::move(services);
+  } else if (services.status().code() != StatusCode::kNotFound) {
+    return services.status();  // Without the definition there are none.
+  }
+  const kube::ListOptions operators{.label_selector = kOperatorLabels, .field_selector = ""};
+  evidence.operator_namespace = operator_ns;
+  evidence.deployments = Items(Deployments(), "", operators);
+  if (!evidence.deployments.ok())
+    evidence.deployments = Items(Deployments(), operator_ns, operators);
+  if (evidence.deployments.ok() && !evidence.deployments->empty()) {
+    evidence.operator_namespace = kube::NameOf(evidence.deployments->front()).ns;
+  }
+  evidence.lease = client_.Get(kube::Leases(), {evidence.operator_namespace, kLease});
+  for (const ServiceView& view : evidence.services) {
+    const std::string& where = view.service.metadata.ns;
+    const auto [entry, is_new] = evidence.namespaces.try_emplace(where);
+    if (!is_new) continue;
+    entry->second.trust = client_.Get(kube::ConfigMaps(), {where, api::kTrustConfigMap});
+    entry->second.claims = Items(PersistentVolumeClaims(), where);
+    entry->second.pod_warnings =
+        Items(kube::Events(), where,
+              {.label_selector = "", .field_selector = "regarding.kind=Pod,type=Warning"});
+  }
+  return evidence;
 }
 
 std::vector<ServiceView> MakeViews(const std::vector<kube::Json>& services,

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "operator/kube/client.h"
+#include "operator/kubectl/doctor.h"
 #include "operator/kubectl/view.h"
 #include "operator/plan/observed.h"
 
@@ -39,7 +40,16 @@ class Cluster {
   Result<std::vector<kube::Json>> EventsAbout(const std::string& ns, const std::string& kind,
                                               const std::string& name = "");
 
+  /// What the doctor looks at: the ModelServices of `ns` (empty: of all namespaces), and the
+  /// cluster. What may not be read is in the evidence as an error; an error here means that nothing
+  /// can be said. The operator is looked for in all namespaces, and where that is not allowed in
+  /// `operator_ns`.
+  Result<Evidence> Examine(const std::string& ns, const std::string& operator_ns);
+
  private:
+  Result<std::vector<kube::Json>> Items(const kube::Resource& resource, const std::string& ns,
+                                        const kube::ListOptions& options = {});
+
   kube::Client& client_;
 };
 

@@ -3,6 +3,8 @@
 #include <functional>
 #include <iostream>
 
+#include "common/version.h"
+#include "operator/kubectl/doctor.h"
 #include "operator/kubectl/explain.h"
 #include "operator/kubectl/forecast.h"
 #include "operator/kubectl/starts.h"
@@ -54,10 +56,9 @@ Status RunWatch(
   if (s.flags.output != "text") {
     return InvalidArgument("--watch shows text: leave out -o " + s.flags.output);
   }
-  if (!s.flags.name.empty()) {
-    // Whether it is there at all, and may be read.
-    ROUSE_RETURN_IF_ERROR(s.cluster.Service({s.ns, s.flags.name}).status());
-  }
+  // Whether it is there at all, and may be read: a watch would go on asking.
+  ROUSE_RETURN_IF_ERROR(s.flags.name.empty() ? s.cluster.Services(s.ns).status()
+                                             : s.cluster.Service({s.ns, s.flags.name}).status());
   return Watch(s.client, {.ns = s.ns, .name = s.flags.name, .render = render});
 }
 
@@ -145,6 +146,21 @@ Status RunPreview(Session& s) {
   }
   if (!seen.incomplete.empty()) std::cerr << Printable(seen.incomplete) << "\n";
   return {};
+}
+
+Status RunDoctor(Session& s) {
+  ROUSE_ASSIGN_OR_RETURN(const Evidence evidence,
+                         s.cluster.Examine(s.ns, s.flags.operator_namespace));
+  const std::vector<Finding> findings = Diagnose(evidence, kVersion, Now());
+  if (s.flags.output == "json") {
+    Write(ToJson(findings));
+  } else {
+    Write(DoctorText(findings, s.screen));
+  }
+  const int errors = ErrorsIn(findings);
+  if (errors == 0) return {};
+  return FailedPrecondition(Plural(errors, "finding") +
+                            " to be mended (marked !, or Error in JSON)");
 }
 
 }  // namespace rouse::kubectl

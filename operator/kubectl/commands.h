@@ -39,5 +39,7 @@ Status RunStatus(Session& s);
 Status RunTimeline(Session& s);
 Status RunExplain(Session& s);
 Status RunPreview(Session& s);
+/// FailedPrecondition when it has found an error.
+Status RunDoctor(Session& s);
 
 }  // namespace rouse::kubectl

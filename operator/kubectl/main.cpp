@@ -5,6 +5,7 @@
 #include <csignal>
 #include <iostream>
 
+#include "common/http.h"
 #include "common/log.h"
 #include "common/version.h"
 #include "operator/kubectl/commands.h"
@@ -79,6 +80,19 @@ void DeclareAll(CLI::App& cli, Flags& flags, Command& chosen) {
       ->required()
       ->check(CLI::Range(0, 1000));
   AddOutput(*preview, flags, {"text", "json"});
+
+  CLI::App* doctor = Declare(
+      cli, "doctor",
+      "What is wrong and what to do about it: the definition, the operator, certificates, storage, "
+      "agents, network and caches. Ends with status 1 when something does not work",
+      RunDoctor, chosen);
+  doctor->add_flag("-A,--all-namespaces", flags.all_namespaces,
+                   "The ModelServices of all namespaces");
+  doctor
+      ->add_option("--operator-namespace", flags.operator_namespace,
+                   "Where the operator is, for who may not look in all namespaces")
+      ->capture_default_str();
+  AddOutput(*doctor, flags, {"text", "json"});
 }
 
 // --help and --version end the program too; what is wrong is said as kubectl says it.

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from rouse_e2e import paths
+from rouse_e2e.cluster import Object
 from rouse_e2e.processes import wait_until
 
 from .conftest import Operator, World
@@ -216,6 +217,9 @@ def test_errors_name_the_object_and_the_remedy(
     nobody = world.cluster.control_plane.kubeconfig("nobody")
     refused = rouse.fails("status", "-n", namespace, KUBECONFIG=str(nobody))
     assert "cannot list resource" in refused and "grant it with a Role" in refused
+    assert "cannot list resource" in rouse.fails(
+        "status", "--watch", "-n", namespace, KUBECONFIG=str(nobody)
+    )
     result = rouse.run("status", "-n", namespace)
     assert (result.returncode, result.stdout) == (0, "")
     assert f"No ModelServices found in namespace {namespace}" in result.stderr
@@ -309,3 +313,80 @@ def viewer_kubeconfig(world: World, namespace: str, path: Path) -> Path:
     document["contexts"][0]["context"]["namespace"] = namespace
     path.write_text(json.dumps(document))
     return path
+
+
+def findings(rouse: Plugin, *arguments: str) -> list[Object]:
+    result = rouse.run("doctor", "-o", "json", *arguments)
+    assert result.returncode in (0, 1), result.stderr
+    found = json.loads(result.stdout)["findings"]
+    assert (result.returncode == 1) == any(x["level"] == "Error" for x in found), result.stderr
+    return found
+
+
+def texts(found: list[Object], level: str, subject: str = "") -> list[str]:
+    return [x["text"] for x in found if x["level"] == level and subject in (x["subject"], "")]
+
+
+def test_doctor_finds_what_is_wrong_and_nothing_else(
+    world: World, namespace: str, operator: Operator, rouse: Plugin
+) -> None:
+    world.cluster.apply(modelservice(namespace, 1))
+    with FakeAgents(world.cluster, namespace, operator.tls_port):
+        wait_pods(world.cluster, namespace, {"m-0"})
+        wait_status(world.cluster, namespace, readyReplicas=1, lastPath="Storage")
+    found = findings(rouse, "-n", namespace)
+    assert texts(found, "Error") == []
+    # The tests' operator is a process of its own; the chart's Deployment has no replicas.
+    assert [x for x in texts(found, "Warning") if "Deployment" not in x] == []
+    assert texts(found, "Ok", "CustomResourceDefinition") == [
+        "v1alpha1 is served, and has all fields that this program knows"
+    ]
+    assert texts(found, "Ok", "operator") == ["operator-0 leads"]
+    assert re.fullmatch(
+        r"1 certificate authority trusted, good until \S+",
+        *texts(found, "Ok", f"namespace {namespace}"),
+    )
+    assert texts(found, "Ok", f"{namespace}/m") == ["1 of 1 instance serves, nothing is amiss"]
+
+    claimed = modelservice(
+        namespace,
+        1,
+        "claimed",
+        model={"name": "m", "storage": {"persistentVolumeClaim": {"claimName": "none"}}},
+    )
+    world.cluster.apply(claimed)
+    unplaced = modelservice(
+        namespace, 1, "unplaced", template={"spec": {"nodeSelector": {"no": "where"}}}
+    )
+    world.cluster.apply(unplaced)
+    wait_until(
+        "the scheduler's word",
+        20,
+        lambda: "Unschedulable" in rouse("status", "unplaced", "-n", namespace),
+    )
+    operator.kill()
+    wait_until(
+        "the lease to have passed",
+        40,
+        lambda: "nobody leads" in rouse.run("doctor", "-n", namespace).stdout,
+    )
+    result = rouse.run("doctor", "-n", namespace)
+    assert result.returncode == 1
+    assert re.fullmatch(r"error: \d findings to be mended .*\n", result.stderr), result.stderr
+    assert re.search(r"! +operator +nobody leads: operator-0 renewed the lease", result.stdout)
+    assert f"{namespace}/claimed" in result.stdout
+    assert "claim none of spec.model.storage is not there\n" in result.stdout
+    assert re.search(
+        rf"! +{namespace}/unplaced +Progressing Unschedulable: .*\n +-> add or free", result.stdout
+    )
+
+
+def test_doctor_says_what_it_may_not_look_at(
+    world: World, namespace: str, rouse: Plugin, tmp_path: Path
+) -> None:
+    world.cluster.apply(modelservice(namespace, 0))
+    viewer = str(viewer_kubeconfig(world, namespace, tmp_path / "viewer"))
+    unchecked = texts(findings(rouse, "--kubeconfig", viewer), "Unchecked")
+    for resource in ("customresourcedefinitions", "deployments", "leases"):
+        denied = re.compile(rf'cannot (get|list) resource "{resource}"')
+        assert any(denied.search(x) for x in unchecked), (resource, unchecked)
