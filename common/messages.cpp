@@ -207,6 +207,12 @@ json::Json ToJson(const Assignment& assignment) {
                                {"address", sibling.address},
                                {"decidedAtUs", sibling.decided_at_us}});
   }
+  for (const Keeper& keeper : assignment.keepers) {
+    json::Json entry = {{"pod", keeper.pod}, {"node", keeper.node}, {"address", keeper.address}};
+    if (keeper.leaving) entry["leaving"] = true;
+    out["keepers"].push_back(std::move(entry));
+  }
+  if (assignment.state_copies > 0) out["stateCopies"] = assignment.state_copies;
   return out;
 }
 
@@ -369,6 +375,18 @@ Result<Assignment> AssignmentFromJson(const json::Json& value) {
                                    .decided_at_us = entry.Int("decidedAtUs")});
     in.Take(entry.status());
   }
+  const json::Json& keepers = in.ArrayOrEmpty("keepers");
+  if (keepers.size() > kMaxKeepers) in.Fail("keepers", "has more than 256 entries");
+  for (const json::Json& item : keepers) {
+    if (!in.status().ok()) break;
+    json::Reader entry(item, Index(in, "keepers", assignment.keepers.size()));
+    assignment.keepers.push_back({.pod = entry.String("pod"),
+                                  .node = entry.String("node"),
+                                  .address = entry.String("address"),
+                                  .leaving = entry.BoolOr("leaving", false)});
+    in.Take(entry.status());
+  }
+  assignment.state_copies = static_cast<int>(in.IntOr("stateCopies", 0, 0, kMaxStateCopies));
   ROUSE_RETURN_IF_ERROR(in.status());
   return assignment;
 }

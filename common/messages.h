@@ -140,6 +140,21 @@ struct Sibling {
   bool operator==(const Sibling&) const = default;
 };
 
+/// An agent of the namespace, of any ModelService, that keeps compile caches: for its own instance,
+/// and copies for others.
+struct Keeper {
+  std::string pod;
+  std::string node;
+  std::string address;
+  bool leaving = false;  ///< It goes soon: it still gives what it has, and is given nothing more.
+
+  bool operator==(const Keeper&) const = default;
+};
+/// So many are named at most.
+inline constexpr std::size_t kMaxKeepers = 256;
+/// What spec.fastStart.state.copies may be at most.
+inline constexpr int kMaxStateCopies = 16;
+
 /// The operator's answer to a report.
 struct Assignment {
   StartPath path = StartPath::kStorage;
@@ -149,6 +164,10 @@ struct Assignment {
   bool expecting = true;
   /// Who may have compile caches, or come to have them; nearest first.
   std::vector<Sibling> siblings;
+  /// All that keep compile caches in this namespace, this agent among them.
+  std::vector<Keeper> keepers;
+  /// How many of them are to keep a copy of this instance's caches; 0: none, and none is asked.
+  int state_copies = 0;
 
   bool operator==(const Assignment&) const = default;
 };

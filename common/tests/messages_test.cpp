@@ -65,10 +65,13 @@ AgentReport SomeReport() {
 }
 
 Assignment SomeAssignment() {
-  return {.path = StartPath::kPeer,
-          .peers = {{"a", "b", "c"}, {"d", "e", "f", true, Distance::kRack}},
-          .report_after_ms = 9999,
-          .siblings = {{"a", "http://10.0.0.1:7410", 7}, {"b", "", 8}}};
+  return {
+      .path = StartPath::kPeer,
+      .peers = {{"a", "b", "c"}, {"d", "e", "f", true, Distance::kRack}},
+      .report_after_ms = 9999,
+      .siblings = {{"a", "http://10.0.0.1:7410", 7}, {"b", "", 8}},
+      .keepers = {{"a", "node-a", "http://10.0.0.1:7410"}, {"c", "", "http://10.0.0.3:7410", true}},
+      .state_copies = 2};
 }
 
 OpenResponse SomeOpenResponse() {
@@ -202,7 +205,7 @@ TEST_CASE("leaving out any field of a message is an error that names it, unless 
       {ToJson(SomeAssignment()),
        [](const auto& j) { return AssignmentFromJson(j).status(); },
        {"/peers/0/partial", "/peers/0/distance", "/peers/1/partial", "/peers/1/distance",
-        "/siblings"}},
+        "/siblings", "/keepers", "/keepers/1/leaving", "/stateCopies"}},
       {ToJson(OpenRequest{"x", "ns/p"}),
        [](const auto& j) { return OpenRequestFromJson(j).status(); },
        {"/partial"}},

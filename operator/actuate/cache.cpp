@@ -42,6 +42,9 @@ std::shared_ptr<const plan::Instance> ProjectPod(const Json& object) {
 std::string OnNode(const std::string& node) {
   return "@" + node;
 }
+std::string OfNamespace(const std::string& ns) {
+  return "%" + ns;
+}
 
 }  // namespace
 
@@ -56,7 +59,7 @@ Cache::Cache(OnChange on_change, OnPod on_pod)
       pods_(
           ProjectPod,
           [](const plan::Instance& i) {
-            return std::vector{ServiceKey(i), OnNode(i.node)};
+            return std::vector{ServiceKey(i), OnNode(i.node), OfNamespace(i.ns)};
           },
           [on_change, on_pod](const std::string&, const auto& before, const auto& after) {
             on_pod(before.get(), after.get());
@@ -99,7 +102,15 @@ void Cache::NodeChanged(const std::string& node, bool was_lost, bool is_lost) {
 }
 
 std::vector<std::shared_ptr<const plan::Instance>> Cache::PodsOf(const std::string& key) const {
-  auto pods = pods_.ByIndex(key);
+  return Indexed(key);
+}
+
+std::vector<std::shared_ptr<const plan::Instance>> Cache::PodsIn(const std::string& ns) const {
+  return Indexed(OfNamespace(ns));
+}
+
+std::vector<std::shared_ptr<const plan::Instance>> Cache::Indexed(const std::string& entry) const {
+  auto pods = pods_.ByIndex(entry);
   if (lost_nodes_ == 0 || !plan::CanBeLost(lost_nodes_, nodes_.size())) return pods;
   for (auto& pod : pods) {
     const auto node = nodes_.Get(pod->node);

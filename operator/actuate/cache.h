@@ -50,6 +50,8 @@ class Cache {
   }
   /// Pods that carry the label of this ModelService, whoever owns them.
   std::vector<std::shared_ptr<const plan::Instance>> PodsOf(const std::string& key) const;
+  /// Pods that carry the label of any ModelService of this namespace, whoever owns them.
+  std::vector<std::shared_ptr<const plan::Instance>> PodsIn(const std::string& ns) const;
   std::shared_ptr<const plan::Instance> Pod(const std::string& key) const { return pods_.Get(key); }
 
   /// The Kubernetes Service of this name; nullptr when there is none with a ModelService's label.
@@ -67,6 +69,7 @@ class Cache {
   std::size_t lost_node_count() const { return lost_nodes_; }
 
  private:
+  std::vector<std::shared_ptr<const plan::Instance>> Indexed(const std::string& entry) const;
   void NodeChanged(const std::string& node, bool was_lost, bool is_lost);
 
   const OnChange on_change_;

@@ -117,14 +117,21 @@ Result<Assignment> Reports::Take(const http::Request& request) {
     }
   }
 
-  std::vector<std::shared_ptr<const plan::Instance>> held = cache_.PodsOf(ServiceKey(*pod));
+  const auto held = cache_.PodsIn(pod->ns);
   std::vector<const plan::Instance*> others;
-  for (const auto& other : held) others.push_back(other.get());
+  std::vector<const plan::Instance*> in_namespace;
+  for (const auto& other : held) {
+    in_namespace.push_back(other.get());
+    if (other->service == pod->service) others.push_back(other.get());
+  }
+  const auto service = cache_.Service(ServiceKey(*pod));
   return Assignment{.path = pod->path,
                     .peers = plan::PeersFor(*pod, others),
                     .report_after_ms = ReportAfterMs(report.state),
                     .expecting = plan::IsExpecting(*pod, others, policy_, now_()),
-                    .siblings = plan::SiblingsOf(*pod, others)};
+                    .siblings = plan::SiblingsOf(*pod, others),
+                    .keepers = plan::KeepersOf(in_namespace),
+                    .state_copies = service ? service->service.spec.fast_start.state_copies : 0};
 }
 
 Status Reports::Write(const plan::Instance& pod, const AgentReport& report) {

@@ -56,7 +56,8 @@ std::string Revision(const Spec& spec) {
   whole.erase("guards");
   whole.erase("rollout");
   whole["fastStart"].erase("weights");
-  whole["fastStart"].erase("profile");  // Its choices are spelled out beside it.
+  whole["fastStart"]["state"].erase("copies");  // Agents are told.
+  whole["fastStart"].erase("profile");          // Its choices are spelled out beside it.
   return Sha256Hex(json::Canonical(whole)).substr(0, kDigits);
 }
 

@@ -24,7 +24,7 @@ std::string LaunchIdentity(const Spec& spec);
 std::string EngineIdentity(const Spec& spec);
 
 /// First 32 hex digits of the SHA-256 over canonical JSON of the defaulted spec without replicas,
-/// guards, and how weights are obtained.
+/// guards, how weights are obtained, and how many copies of caches are kept.
 std::string Revision(const Spec& spec);
 
 }  // namespace rouse::api

@@ -84,6 +84,7 @@ FastStart ReadFastStart(json::Reader& spec) {
   json::Reader state(in.ObjectOrEmpty("state"), in.Path("state"));
   out.state_reuse = state.BoolOr("reuse", out.state_reuse);
   out.state_required = state.BoolOr("required", out.state_required);
+  out.state_copies = static_cast<int>(state.IntOr("copies", out.state_copies, 0, kMaxStateCopies));
   in.Take(state.status());
 
   json::Reader capture(in.ObjectOrEmpty("graphCapture"), in.Path("graphCapture"));
@@ -213,7 +214,10 @@ Json ToJson(const Spec& spec) {
             {"weights",
              {{"source", json::NameOf<WeightSource>(fast.weights_source, kWeightSources)},
               {"fallback", json::NameOf<Fallback>(fast.weights_fallback, kFallbacks)}}},
-            {"state", {{"reuse", fast.state_reuse}, {"required", fast.state_required}}},
+            {"state",
+             {{"reuse", fast.state_reuse},
+              {"required", fast.state_required},
+              {"copies", fast.state_copies}}},
             {"graphCapture", capture},
             {"processStart", json::NameOf<ProcessStart>(fast.process_start, kProcessStarts)}}},
           {"guards", {{"replicas", spec.guard_replicas}}},

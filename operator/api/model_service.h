@@ -88,6 +88,7 @@ struct FastStart {
   Fallback weights_fallback = Fallback::kStorage;
   bool state_reuse = true;
   bool state_required = false;
+  int state_copies = 2;
   CaptureMode capture_mode = CaptureMode::kEager;
   CaptureTrigger capture_trigger = CaptureTrigger::kFirstRequest;  ///< Has a meaning with kLazy.
   ProcessStart process_start = ProcessStart::kFork;

@@ -58,4 +58,7 @@ inline constexpr char kTrustBundleKey[] = "ca.crt";
 inline constexpr char kAgentContainer[] = "agent";
 inline constexpr char kEngineContainer[] = "engine";
 
+/// The volume in which an agent keeps compile caches: a pod without it keeps none.
+inline constexpr char kStoreVolume[] = "rouse-store";
+
 }  // namespace rouse::api

@@ -127,6 +127,9 @@ Result<Instance> InstanceFromPod(const Json& pod) {
   for (const Json& gate : At(At(pod, "spec"), "readinessGates")) {
     if (Text(gate, "conditionType") == api::kConditionServing) out.gated = true;
   }
+  for (const Json& volume : At(At(pod, "spec"), "volumes")) {
+    if (Text(volume, "name") == api::kStoreVolume) out.keeps_caches = true;
+  }
   out.node = Text(At(pod, "spec"), "nodeName");
   out.zone = Text(labels, api::kLabelZone);
   out.rack = Text(labels, api::kLabelRack);

@@ -51,6 +51,7 @@ struct Instance {
   bool may_serve = false;               ///< ...whose condition is True.
   std::string unschedulable;            ///< The scheduler's message; empty when it has a place.
   std::optional<TimePoint> started_at;  ///< When the kubelet took it.
+  bool keeps_caches = false;            ///< It has a store for compile caches.
   bool agent_down = false;              ///< Its container waits to be started again.
   std::string crash_looping;            ///< "engine: ..." when a container crash-loops; else empty.
   int restarts = 0;                     ///< Of the crash-looping container.

@@ -167,7 +167,7 @@ Json Agent(const api::ModelService& service, const CreateInstance& action,
   }
   if (service.spec.fast_start.state_reuse) {
     agent["volumeMounts"].push_back(Mount("rouse-state", kStateDir));
-    agent["volumeMounts"].push_back(Mount("rouse-store", kStoreDir));
+    agent["volumeMounts"].push_back(Mount(api::kStoreVolume, kStoreDir));
   }
   return agent;
 }
@@ -244,8 +244,8 @@ Json Volumes(const api::ModelService& service, const CreateInstance& action,
     volumes.push_back(empty("rouse-state"));
     volumes.push_back(
         config.agent_state_folder.empty()
-            ? empty("rouse-store")
-            : Json{{"name", "rouse-store"},
+            ? empty(api::kStoreVolume)
+            : Json{{"name", api::kStoreVolume},
                    {"hostPath",
                     {{"path", config.agent_state_folder}, {"type", "DirectoryOrCreate"}}}});
   }

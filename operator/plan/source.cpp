@@ -11,6 +11,7 @@ namespace rouse::plan {
 namespace {
 
 constexpr std::size_t kMaxPeers = 64;  // More than any agent tries; bounds the answer.
+constexpr std::size_t kEarliest = 8;   // More than are likely to fail one after the other.
 
 bool CanBeAsked(const Instance& instance) {
   return !instance.deleting && !instance.node_lost && !instance.agent_down && instance.weights &&
@@ -153,9 +154,18 @@ std::vector<Sibling> SiblingsOf(const Instance& target,
                           .distance = DistanceBetween(target, *other),
                           .hash = Mix(own ^ HashName(other->name))});
   }
-  std::sort(candidates.begin(), candidates.end(),
-            [](const Candidate& a, const Candidate& b) { return a.Rank() < b.Rank(); });
-  if (candidates.size() > kMaxPeers) candidates.resize(kMaxPeers);
+  const auto nearer = [](const Candidate& a, const Candidate& b) { return a.Rank() < b.Rank(); };
+  if (candidates.size() > kMaxPeers) {
+    const auto earlier = [](const Candidate& a, const Candidate& b) {
+      return std::tie(a.instance->decided_at, a.instance->name) <
+             std::tie(b.instance->decided_at, b.instance->name);
+    };
+    const auto rest = candidates.begin() + kEarliest;
+    std::partial_sort(candidates.begin(), rest, candidates.end(), earlier);
+    std::sort(rest, candidates.end(), nearer);
+    candidates.resize(kMaxPeers);
+  }
+  std::sort(candidates.begin(), candidates.end(), nearer);
   std::vector<Sibling> siblings;
   for (const Candidate& candidate : candidates) {
     siblings.push_back({.pod = candidate.instance->name,
@@ -163,6 +173,35 @@ std::vector<Sibling> SiblingsOf(const Instance& target,
                         .decided_at_us = api::ToMicros(candidate.instance->decided_at)});
   }
   return siblings;
+}
+
+std::vector<Keeper> KeepersOf(const std::vector<const Instance*>& instances) {
+  std::vector<std::pair<std::uint64_t, const Instance*>> found;
+  for (const Instance* instance : instances) {
+    if (!instance->keeps_caches || instance->owner_uid.empty() || instance->address.empty() ||
+        instance->node_lost || instance->agent_down || instance->phase == "Failed" ||
+        instance->phase == "Succeeded" || !instance->agent_state) {
+      continue;
+    }
+    found.emplace_back(HashName(instance->name), instance);
+  }
+  const auto before = [](const auto& a, const auto& b) {
+    return std::tie(a.first, a.second->name) < std::tie(b.first, b.second->name);
+  };
+  if (found.size() > kMaxKeepers) {
+    std::nth_element(found.begin(), found.begin() + kMaxKeepers, found.end(), before);
+    found.resize(kMaxKeepers);
+  }
+  std::sort(found.begin(), found.end(), before);
+  std::vector<Keeper> keepers;
+  for (const auto& [hash, instance] : found) {
+    keepers.push_back({.pod = instance->name,
+                       .node = instance->node,
+                       .address = instance->address,
+                       .leaving = instance->deleting || instance->leaving.has_value() ||
+                                  instance->agent_state == AgentState::kFailed});
+  }
+  return keepers;
 }
 
 bool IsExpecting(const Instance& target, const std::vector<const Instance*>& others,

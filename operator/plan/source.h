@@ -35,8 +35,13 @@ Distance DistanceBetween(const Instance& a, const Instance& b);
 std::vector<Peer> PeersFor(const Instance& target, const std::vector<const Instance*>& others);
 
 /// The others of the same launch that run or start, nearest first: who may have compile caches.
-/// Those that have failed, leave or have no node yet are left out. At most 64.
+/// Those that have failed, leave or have no node yet are left out. At most 64; the 8 that were
+/// decided first are always among them: of many that start together all wait for the same one.
 std::vector<Sibling> SiblingsOf(const Instance& target, const std::vector<const Instance*>& others);
+
+/// Those of a namespace's instances that keep compile caches, for themselves and as copies for
+/// others. At most 256; of more always the same ones, whoever asks.
+std::vector<Keeper> KeepersOf(const std::vector<const Instance*>& instances);
 
 /// Whether any of `others` can hand out weights to `target`, or may come to: when not, it is of no
 /// use for it to wait. Of those that wait for peers themselves only the ones that started earlier

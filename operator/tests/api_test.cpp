@@ -61,6 +61,7 @@ TEST_CASE("a minimal spec gets every default") {
   CHECK(spec.fast_start.weights_source == WeightSource::kPeer);
   CHECK(spec.fast_start.weights_fallback == Fallback::kStorage);
   CHECK(spec.fast_start.state_reuse);
+  CHECK(spec.fast_start.state_copies == 2);
   CHECK(spec.fast_start.capture_mode == CaptureMode::kEager);
   CHECK(spec.fast_start.process_start == ProcessStart::kFork);
   CHECK(spec.guard_replicas == 0);
@@ -172,6 +173,8 @@ TEST_CASE("the revision follows everything that a running pod cannot take over")
   CHECK(Revision(SpecWith("/spec/guards", {{"replicas", 3}})) == base);
   CHECK(Revision(SpecWith("/spec/fastStart", {{"weights", {{"fallback", "None"}}}})) == base);
   CHECK(Revision(SpecWith("/spec/fastStart", {{"profile", "Shared"}})) == base);
+  CHECK(Revision(SpecWith("/spec/fastStart", {{"state", {{"copies", 5}}}})) == base);
+  CHECK(Revision(SpecWith("/spec/fastStart", {{"state", {{"reuse", false}}}})) != base);
   CHECK(Revision(SpecWith("/spec/engine/resources", Json::object())) != base);
   CHECK(Revision(SpecWith("/spec/template", {{"spec", {{"nodeSelector", {{"a", "b"}}}}}})) != base);
   CHECK(Revision(SpecWith("/spec/fastStart", {{"processStart", "Spawn"}})) != base);

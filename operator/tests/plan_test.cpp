@@ -1,5 +1,6 @@
 #include <catch2/catch.hpp>
 #include <map>
+#include <set>
 
 #include "operator/plan/planner.h"
 #include "operator/plan/source.h"
@@ -568,6 +569,75 @@ TEST_CASE("siblings are all of the launch that run or start, whatever they hold,
   CHECK(siblings[1].pod == "far");  // It serves.
   CHECK(siblings[2].pod == "silent");
   CHECK(siblings[2].address.empty());
+}
+
+TEST_CASE("of many that start together all know the ones that were decided first") {
+  State state(200);
+  for (int i = 0; i < 200; ++i) {
+    state.Starting("demo-" + std::to_string(i), StartPath::kStorage, AgentState::kHydrating,
+                   std::chrono::seconds(10 + i));
+    state["demo-" + std::to_string(i)].node = "node-" + std::to_string(i % 50);
+  }
+  std::vector<const Instance*> all;
+  for (const Instance& instance : state.Done().instances) all.push_back(&instance);
+  for (const Instance* target : all) {
+    const auto siblings = SiblingsOf(*target, all);
+    CHECK(siblings.size() == 64);
+    std::set<std::string> names;
+    for (const Sibling& sibling : siblings) names.insert(sibling.pod);
+    CHECK(names.size() == 64);
+    for (int i = 192; i < 200; ++i) {
+      const std::string early = "demo-" + std::to_string(i);
+      if (target->name != early) CHECK(names.contains(early));
+    }
+  }
+}
+
+TEST_CASE("keepers are all that have a store and can be reached, those that go marked") {
+  State state(6);
+  for (const char* name : {"here", "asleep", "leaving", "deleted", "failed"}) state.Serving(name);
+  for (const char* name : {"lost", "down", "no-store", "ended", "stranger"}) state.Serving(name);
+  state.Starting("silent");
+  for (Instance& instance : state.Done().instances) instance.keeps_caches = true;
+  state["asleep"].agent_state = AgentState::kAsleep;
+  state["leaving"].leaving = Leaving{};
+  state["deleted"].deleting = true;
+  state["failed"].agent_state = AgentState::kFailed;
+  state["lost"].node_lost = true;
+  state["down"].agent_down = true;
+  state["no-store"].keeps_caches = false;
+  state["ended"].phase = "Failed";
+  state["stranger"].owner_uid.clear();
+  state["silent"].address.clear();
+  state["here"].service = "another";
+  std::vector<const Instance*> all;
+  for (const Instance& instance : state.Done().instances) all.push_back(&instance);
+  std::map<std::string, bool> leaving;
+  for (const Keeper& keeper : KeepersOf(all)) leaving[keeper.pod] = keeper.leaving;
+  CHECK(leaving == std::map<std::string, bool>{{"here", false},
+                                               {"asleep", false},
+                                               {"leaving", true},
+                                               {"deleted", true},
+                                               {"failed", true}});
+}
+
+TEST_CASE("of more keepers than are named, one more or less changes one") {
+  State state(1);
+  for (int i = 0; i < 400; ++i) {
+    state.Serving("demo-" + std::to_string(i));
+    state["demo-" + std::to_string(i)].keeps_caches = true;
+  }
+  std::vector<const Instance*> all;
+  for (const Instance& instance : state.Done().instances) all.push_back(&instance);
+  const auto named = KeepersOf(all);
+  REQUIRE(named.size() == kMaxKeepers);
+  std::erase_if(all, [&](const Instance* i) { return i->name == named[7].pod; });
+  auto after = KeepersOf(all);
+  REQUIRE(after.size() == kMaxKeepers);
+  after.pop_back();
+  auto expected = named;
+  expected.erase(expected.begin() + 7);
+  CHECK(after == expected);
 }
 
 TEST_CASE("peers that still pull are offered too, nearest first, behind one that has everything") {

@@ -1,4 +1,5 @@
 #include <catch2/catch.hpp>
+#include <set>
 
 #include "common/messages.h"
 #include "operator/tests/actuate_world.h"
@@ -101,6 +102,36 @@ TEST_CASE("a report is kept on the pod and answered with the other instances, ne
       std::vector<Peer>{{"demo-0", "node-a", "https://10.0.0.0:7411", false, Distance::kNode},
                         {"demo-2", "node-b", "https://10.0.0.2:7411", false, Distance::kFarther}});
   CHECK(assignment->report_after_ms == 10'000);
+}
+
+TEST_CASE(
+    "an agent is told who keeps caches in its namespace, and how many copies there are to be") {
+  ReportingAgents agents;
+  for (const char* pod : {"demo-0", "demo-2"}) {
+    REQUIRE(agents.Send(agents.Report(pod)).status == 200);
+  }
+  Json elsewhere = PodJson(agents.api, "demo-2");
+  elsewhere["metadata"] = {{"name", "far-0"},
+                           {"namespace", "other"},
+                           {"uid", "uid-far-0"},
+                           {"labels", elsewhere["metadata"]["labels"]},
+                           {"ownerReferences", elsewhere["metadata"]["ownerReferences"]},
+                           {"annotations", elsewhere["metadata"]["annotations"]}};
+  agents.api.Put(kube::Pods(), elsewhere);
+  Json service = PodJson(agents.api, "demo-0");
+  service["metadata"]["name"] = "second-0";
+  service["metadata"]["uid"] = "uid-second-0";
+  service["metadata"]["labels"]["rouse.dev/modelservice"] = "second";
+  agents.api.Put(kube::Pods(), service);
+  agents.process->Sync();
+  const auto assignment =
+      AssignmentFromJson(Json::parse(agents.Send(agents.Report("demo-1")).body));
+  REQUIRE(assignment.ok());
+  std::set<std::string> pods;
+  for (const Keeper& keeper : assignment->keepers) pods.insert(keeper.pod);
+  CHECK(pods == std::set<std::string>{"demo-0", "demo-2", "second-0"});
+  CHECK(assignment->state_copies == 2);
+  CHECK(assignment->siblings.size() == 2);  // Of its own ModelService alone.
 }
 
 TEST_CASE("load is heard of and not written to the API server") {

@@ -234,6 +234,18 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"spec.fastStart.weights.source": "Magic"},
         ["spec.fastStart.weights.source", 'supported values: "Peer", "Storage"'],
     ),
+    "fewer than no copies": (
+        {"spec.fastStart.state.copies": -1},
+        ["spec.fastStart.state.copies", "greater than or equal to 0"],
+    ),
+    "too many copies": (
+        {"spec.fastStart.state.copies": 17},
+        ["spec.fastStart.state.copies", "less than or equal to 16"],
+    ),
+    "copies as text": (
+        {"spec.fastStart.state.copies": "2"},
+        ["spec.fastStart.state.copies", "must be of type integer"],
+    ),
     "an unknown way to start processes": (
         {"spec.fastStart.processStart": "Thread"},
         ["spec.fastStart.processStart", 'supported values: "Fork", "Spawn"'],
@@ -284,6 +296,8 @@ GOOD: dict[str, dict[str, Any]] = {
         "spec.fastStart.graphCapture": {"mode": "Lazy", "trigger": "FirstRequest"}
     },
     "peers or nothing": {"spec.fastStart.weights": {"source": "Peer", "fallback": "None"}},
+    "no copies of caches": {"spec.fastStart.state.copies": 0},
+    "as many copies of caches as may be": {"spec.fastStart.state": {"reuse": True, "copies": 16}},
     "a folder of the node": {"spec.model.storage": {"hostPath": {"path": "/srv/models/qwen3"}}},
     "arguments that only look like ours": {
         "spec.engine.args": [
