@@ -216,6 +216,7 @@ void Agent::Drain(milliseconds longest) {
   store_->Withdraw();
   if (reporter_ != nullptr) reporter_->Changed();
   const auto until = Clock::now() + longest;
+  if (state_ != nullptr) state_->HandOver(longest);
   while (store_->lease_count() > 0 && Clock::now() < until) {
     std::this_thread::sleep_for(milliseconds(20));
   }

@@ -5,9 +5,9 @@
 // is read from it.
 //
 // Threads: "engine-socket", "role" and "wake-pull" (role_driver.h), "report", "engine-probe",
-// "hydrate" and "pull" (both end when done), "state" (state_reuse.h), "weights" (digests),
-// "storage" (the checkpoint), "xid", "certificate", UCX's, and those of HTTP clients and servers.
-// One lock guards the machine.
+// "hydrate" and "pull" (both end when done), "state" (state_reuse.h), "keeper" (state_keeper.h),
+// "weights" (digests), "storage" (the checkpoint), "xid", "certificate", UCX's, and those of HTTP
+// clients and servers. One lock guards the machine.
 
 #pragma once
 
@@ -79,8 +79,8 @@ class Agent final : private EngineHost {
   /// Ends everything: leases at peers are closed, the socket is unlinked, slabs are freed.
   ~Agent() override;
 
-  /// Offers nothing more to peers, and waits until those that read have finished, at most
-  /// `longest`.
+  /// Offers nothing more to peers, and waits until those that read have finished and the compile
+  /// caches that it holds have their copies elsewhere, at most `longest`.
   void Drain(std::chrono::milliseconds longest);
 
   std::uint16_t port() const { return http_->port(); }

@@ -120,6 +120,33 @@ struct Metrics::Families {
                                      .Name("rouse_state_fetched_bytes_total")
                                      .Help("Bytes of compile caches fetched from peers.")
                                      .Register(registry);
+  Family<Counter>& finds =
+      BuildCounter()
+          .Name("rouse_state_lookups_total")
+          .Help("Classes of compile caches looked for before the engine started, by who had them.")
+          .Register(registry);
+  Family<Counter>& copies =
+      BuildCounter()
+          .Name("rouse_state_copies_total")
+          .Help("Copies of others' compile caches: kept, failed, refused, or given up and why.")
+          .Register(registry);
+  Family<Counter>& copied_bytes = BuildCounter()
+                                      .Name("rouse_state_copied_bytes_total")
+                                      .Help("Bytes of compile caches fetched to keep a copy.")
+                                      .Register(registry);
+  Family<Gauge>& kept_bundles = BuildGauge()
+                                    .Name("rouse_state_kept_bundles")
+                                    .Help("Bundles of compile caches kept for others.")
+                                    .Register(registry);
+  Family<Gauge>& kept_bytes = BuildGauge()
+                                  .Name("rouse_state_kept_bytes")
+                                  .Help("Bytes of compile caches kept for others.")
+                                  .Register(registry);
+  Family<Gauge>& copies_missing =
+      BuildGauge()
+          .Name("rouse_state_copies_missing")
+          .Help("Copies of what this agent holds that other agents are to have, and lack.")
+          .Register(registry);
   Family<Counter>& lookups = BuildCounter()
                                  .Name("rouse_cache_lookups_total")
                                  .Help("Lookups of the engine in its compile caches, by result.")
@@ -183,6 +210,12 @@ Metrics::Metrics() : families_(std::make_unique<Families>()) {
   for (const bool ok : {true, false}) families_->wakes.Add({{"outcome", Outcome(ok)}});
   families_->file_bytes.Add({});
   families_->state_bytes.Add({});
+  families_->copied_bytes.Add({});
+  for (const char* outcome : {"kept", "failed", "refused", "surplus", "unused", "displaced"}) {
+    families_->copies.Add({{"outcome", outcome}});
+  }
+  SetKept(0, 0);
+  SetCopiesMissing(0);
   families_->storage_bytes.Add({});
   SetState(AgentState::kStarting);
   SetWeights(0, 0, 0);
@@ -276,6 +309,27 @@ void Metrics::CountBundle(std::string_view of, std::string_view outcome) {
 
 void Metrics::CountStateBytes(std::uint64_t fetched_bytes) {
   families_->state_bytes.Add({}).Increment(static_cast<double>(fetched_bytes));
+}
+
+void Metrics::CountLookup(std::string_view of, std::string_view found) {
+  families_->finds.Add({{"class", std::string(of)}, {"found", std::string(found)}}).Increment();
+}
+
+void Metrics::CountCopy(std::string_view outcome) {
+  families_->copies.Add({{"outcome", std::string(outcome)}}).Increment();
+}
+
+void Metrics::CountCopiedBytes(std::uint64_t fetched_bytes) {
+  families_->copied_bytes.Add({}).Increment(static_cast<double>(fetched_bytes));
+}
+
+void Metrics::SetKept(std::size_t bundles, std::uint64_t bytes) {
+  families_->kept_bundles.Add({}).Set(static_cast<double>(bundles));
+  families_->kept_bytes.Add({}).Set(static_cast<double>(bytes));
+}
+
+void Metrics::SetCopiesMissing(std::size_t copies) {
+  families_->copies_missing.Add({}).Set(static_cast<double>(copies));
 }
 
 void Metrics::CountLookups(const std::string& cache, std::uint64_t hits, std::uint64_t misses) {

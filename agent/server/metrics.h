@@ -46,6 +46,15 @@ class Metrics {
   /// A class of compile caches was installed, left out at the start, or published, or could not be.
   void CountBundle(std::string_view of, std::string_view outcome);
   void CountStateBytes(std::uint64_t fetched_bytes);
+  /// Where this instance's caches of a class were found before its engine started.
+  void CountLookup(std::string_view of, std::string_view found);
+  /// A copy of another's caches was kept, could not be, or was given up, and why.
+  void CountCopy(std::string_view outcome);
+  void CountCopiedBytes(std::uint64_t fetched_bytes);
+  /// What is kept for others.
+  void SetKept(std::size_t bundles, std::uint64_t bytes);
+  /// Of all that this agent holds: copies that others are to have and are not known to.
+  void SetCopiesMissing(std::size_t copies);
   /// Lookups that the engine made in its caches.
   void CountLookups(const std::string& cache, std::uint64_t hits, std::uint64_t misses);
   /// One that found nothing although its cache had been installed, by the kind of what differed.

@@ -50,6 +50,13 @@ std::optional<std::vector<Sibling>> Reporter::siblings() const {
   return answered_ ? std::optional(assignment_.siblings) : std::nullopt;
 }
 
+std::optional<LiveKeepers> Reporter::keepers() const {
+  const std::scoped_lock lock(mutex_);
+  if (!answered_) return std::nullopt;
+  return LiveKeepers{.keepers = assignment_.keepers,
+                     .copies = static_cast<std::size_t>(assignment_.state_copies)};
+}
+
 Status Reporter::Send() {
   ROUSE_ASSIGN_OR_RETURN(const http::Response answer,
                          client_->Send({.method = "POST",

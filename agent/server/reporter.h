@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "agent/state/placement.h"
 #include "common/http.h"
 #include "common/messages.h"
 #include "common/result.h"
@@ -43,6 +44,8 @@ class Reporter {
   bool expecting() const;
   /// The other instances of this launch, by the same answer; nullopt before the first one.
   std::optional<std::vector<Sibling>> siblings() const;
+  /// All that keep compile caches in the namespace, by the same answer; nullopt before the first.
+  std::optional<LiveKeepers> keepers() const;
 
  private:
   void Run(const std::stop_token& stop);

@@ -54,9 +54,9 @@ http::Response Agent::Handle(Port port, const http::Request& request) {
     if (request.method != "POST") return WrongMethod(request, "POST");
     return HandleRole(request.body);
   }
-  if (path == "/v1/state/read") {
+  if (path == "/v1/state/read" || path == "/v1/state/keep") {
     if (request.method != "POST") return WrongMethod(request, "POST");
-    return HandleState(request, "read");
+    return HandleState(request, path.substr(kStatePrefix.size()));
   }
   if (request.method != "GET") return WrongMethod(request, "GET");
   if (path.starts_with(kStatePrefix)) return HandleState(request, path.substr(kStatePrefix.size()));

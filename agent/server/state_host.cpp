@@ -2,23 +2,10 @@
 
 #include "agent/server/agent.h"
 #include "agent/server/clock.h"
+#include "agent/server/state_routes.h"
 #include "common/log.h"
 
 namespace rouse::agent {
-namespace {
-
-/// "Matched/0123…" as a class and a fingerprint.
-Result<std::pair<CacheClass, std::string>> ReadName(const std::string& name) {
-  const std::size_t slash = name.find('/');
-  if (slash != std::string::npos) {
-    for (const auto& [of, spelled] : kCacheClasses) {
-      if (spelled == name.substr(0, slash)) return std::pair(of, name.substr(slash + 1));
-    }
-  }
-  return NotFound("nothing is at /v1/state/" + name.substr(0, 128));
-}
-
-}  // namespace
 
 void Agent::WireState() {
   if (options_.state.folder.empty()) return;
@@ -30,10 +17,13 @@ void Agent::WireState() {
          if (reporter_ == nullptr) return std::vector<Sibling>();
          return reporter_->siblings();
        },
-       .dial =
-           [this](const Sibling& sibling) {
-             return ToPeer({.pod = sibling.pod, .address = sibling.address});
-           },
+       .keepers = [this]() -> std::optional<LiveKeepers> {
+         if (reporter_ == nullptr) return std::nullopt;
+         return reporter_->keepers();
+       },
+       .dial = [this](
+                   const std::string& pod,
+                   const std::string& address) { return ToPeer({.pod = pod, .address = address}); },
        .on_settled = [this, began_us](const Status& may) { OnStateSettled(may, began_us); },
        .on_change =
            [this] {
@@ -76,24 +66,12 @@ http::Response Agent::HandleState(const http::Request& request, const std::strin
   if (state_ == nullptr) {
     return http::ErrorResponse(NotFound("this agent keeps no compile caches"));
   }
-  if (what == "read") {
-    const auto document = json::Parse(request.body, "request");
-    const auto read = document.ok() ? StateReadFromJson(*document) : document.status();
-    auto bytes = read.ok() ? state_->Read(*read) : read.status();
-    if (!bytes.ok()) return http::ErrorResponse(bytes.status());
-    return {.status = 200,
-            .headers = {{"Content-Type", "application/octet-stream"}},
-            .body = *std::move(bytes)};
-  }
-  const auto name = ReadName(what);
-  if (!name.ok()) return http::ErrorResponse(name.status());
-  StateAnswer answer = state_->Answer(name->first, name->second);
-  if (answer.standing == StateStanding::kCompiling ||
-      answer.standing == StateStanding::kHydrating) {
+  bool failed = false;
+  {
     const std::scoped_lock lock(mutex_);
-    if (machine_.failed()) answer.standing = StateStanding::kNone;
+    failed = machine_.failed();
   }
-  return http::JsonResponse(json::Dump(ToJson(answer)));
+  return AnswerAboutState(*state_, request, what, options_.self.pod_namespace, failed);
 }
 
 }  // namespace rouse::agent

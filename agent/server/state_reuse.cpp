@@ -2,9 +2,6 @@
 
 #include <pthread.h>
 
-#include <algorithm>
-
-#include "agent/state/bundle_fetch.h"
 #include "agent/state/fingerprint.h"
 #include "common/log.h"
 #include "common/stoppable_sleep.h"
@@ -15,17 +12,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-constexpr milliseconds kAskAgain{300};
 /// Once they are published: what an engine adds later is little.
 constexpr milliseconds kLookRarely{30'000};
 
 CacheSnapshot WithoutDigests(CacheSnapshot entries) {
   for (BundleEntry& entry : entries) entry.sha256.clear();
   return entries;
-}
-
-std::string OfferKey(CacheClass of, const std::string& pod) {
-  return std::string(ToString(of)) + " " + pod;
 }
 
 std::string MissText(const CacheLookup& lookup) {
@@ -56,8 +48,22 @@ StateReuse::StateReuse(StateReuseOptions options, Metrics& metrics, StateReuseHo
 Result<std::unique_ptr<StateReuse>> StateReuse::Create(StateReuseOptions options, Metrics& metrics,
                                                        StateReuseHooks hooks) {
   ROUSE_ASSIGN_OR_RETURN(auto store, StateStore::Open(options.store));
-  return std::unique_ptr<StateReuse>(
+  auto reuse = std::unique_ptr<StateReuse>(
       new StateReuse(std::move(options), metrics, std::move(hooks), std::move(store)));
+  StateKeeperOptions keeper = reuse->options_.keeper;
+  keeper.pod = reuse->options_.pod;
+  keeper.store = reuse->options_.store;
+  // Both may fetch the same file at one time: each has parts of its own.
+  keeper.store.owner += "-keeper";
+  StateReuse* const self = reuse.get();
+  ROUSE_ASSIGN_OR_RETURN(
+      reuse->keeper_,
+      StateKeeper::Create(
+          std::move(keeper), metrics,
+          {.live = self->hooks_.keepers,
+           .dial = [self](const Keeper& to) { return self->hooks_.dial(to.pod, to.address); },
+           .own = [self] { return self->Own(); }}));
+  return reuse;
 }
 
 void StateReuse::Begin(bool look) {
@@ -66,9 +72,11 @@ void StateReuse::Begin(bool look) {
     pthread_setname_np(pthread_self(), "state");
     Run(stop, look);
   });
+  keeper_->Begin();
 }
 
 void StateReuse::Stop() {
+  keeper_->Stop();
   if (!thread_.joinable()) return;
   thread_.request_stop();
   thread_.join();
@@ -114,170 +122,16 @@ void StateReuse::Run(const std::stop_token& stop, bool look) {
     published = true;
     for (Slot& slot : slots_) {
       PublishWhenSettled(slot);
-      published = published && (slot.bundle || slot.standing == StateStanding::kNone);
+      published = published && (slot.held || slot.standing == StateStanding::kNone);
     }
   }
-}
-
-void StateReuse::Hydrate(const std::stop_token& stop) {
-  for (Slot& slot : slots_) TryStore(slot);
-  while (!stop.stop_requested()) {
-    std::vector<HydrationStep> steps;
-    for (Slot& slot : slots_) {
-      if (!slot.installed) steps.push_back(Advance(slot, stop));
-    }
-    if (StartsWithout(steps)) {
-      for (std::size_t i = 0, step = 0; i < slots_.size(); ++i) {
-        if (!slots_[i].installed)
-          Settle(slots_[i], std::get<hydration::GiveUp>(steps[step++]).reason);
-      }
-      break;
-    }
-    if (slots_[0].installed && slots_[1].installed) break;
-    SleepUntil(Clock::now() + kAskAgain, stop);
-  }
-  clients_.clear();
-  offered_.clear();
-}
-
-// Another pod of this node has fetched or made it, or an earlier one.
-void StateReuse::TryStore(Slot& slot) {
-  const auto hold = store_->HoldAll();
-  if (!hold.ok()) return;
-  const auto kept = store_->Find(slot.of, slot.fingerprint);
-  if (kept.ok()) (void)Install(slot, *kept, "this node's store");  // Else it says so itself.
-}
-
-HydrationStep StateReuse::Advance(Slot& slot, const std::stop_token& stop) {
-  const auto siblings = hooks_.siblings();
-  HydrationView view{.pod = options_.pod,
-                     .decided_at_us = options_.decided_at_us,
-                     .operator_answered = siblings.has_value(),
-                     .others = {},
-                     .elapsed = std::chrono::duration_cast<milliseconds>(Clock::now() - began_)};
-  for (const Sibling& sibling : siblings.value_or(std::vector<Sibling>())) {
-    OtherStanding other{
-        .pod = sibling.pod, .standing = std::nullopt, .decided_at_us = sibling.decided_at_us};
-    if (slot.failed_pods.contains(sibling.pod)) {
-      other.standing = StateStanding::kNone;
-    } else if (http::Client* const client = ClientOf(sibling)) {
-      auto answer = AskForBundle(*client, slot.of, slot.fingerprint);
-      if (answer.ok()) {
-        other.standing = answer->standing;
-        if (answer->bundle) offered_[OfferKey(slot.of, sibling.pod)] = *std::move(answer->bundle);
-      } else if (answer.status().code() == StatusCode::kInvalidArgument) {
-        log::Warning("a peer's bundle is refused", {{"peer", sibling.pod},
-                                                    {"class", ToString(slot.of)},
-                                                    {"error", answer.status().ToString()}});
-        slot.failed_pods.insert(sibling.pod);
-        slot.last_problem = sibling.pod + ": " + answer.status().message();
-        other.standing = StateStanding::kNone;
-      }
-    }
-    view.others.push_back(std::move(other));
-    if (view.others.back().standing == StateStanding::kHeld) break;  // It is taken.
-  }
-  HydrationStep step = NextHydrationStep(view, options_.limits);
-  if (const auto* take = std::get_if<hydration::Take>(&step)) TakeFrom(slot, take->pod, stop);
-  auto* const give_up = std::get_if<hydration::GiveUp>(&step);
-  if (give_up != nullptr && !slot.last_problem.empty()) {
-    give_up->reason += " (" + slot.last_problem + ")";
-  }
-  return step;
-}
-
-http::Client* StateReuse::ClientOf(const Sibling& sibling) {
-  if (sibling.address.empty()) return nullptr;
-  auto& client = clients_[sibling.pod + "@" + sibling.address];
-  if (client == nullptr) {
-    auto made = hooks_.dial(sibling);
-    if (!made.ok()) return nullptr;
-    client = *std::move(made);
-  }
-  return client.get();
-}
-
-void StateReuse::TakeFrom(Slot& slot, const std::string& pod, const std::stop_token& stop) {
-  const auto siblings = hooks_.siblings().value_or(std::vector<Sibling>());
-  const auto sibling =
-      std::find_if(siblings.begin(), siblings.end(), [&](const auto& s) { return s.pod == pod; });
-  const auto offered = offered_.find(OfferKey(slot.of, pod));
-  http::Client* const client = sibling == siblings.end() ? nullptr : ClientOf(*sibling);
-  if (client == nullptr || offered == offered_.end()) return;  // It has just gone.
-  const auto started = Clock::now();
-  Status status;
-  std::uint64_t bytes = 0;
-  if (const auto hold = store_->HoldAll(); hold.ok()) {
-    const FetchOutcome fetched =
-        FetchBundle(*client, *store_, offered->second, began_ + options_.transfer_deadline,
-                    [&] { return stop.stop_requested(); });
-    bytes = fetched.bytes;
-    metrics_.CountStateBytes(bytes);
-    status = fetched.status;
-    if (status.ok()) status = store_->Put(offered->second);
-    if (status.ok()) status = Install(slot, offered->second, pod);
-  } else {
-    status = hold.status();
-  }
-  store_->Trim({slots_[0].fingerprint, slots_[1].fingerprint});
-  if (stop.stop_requested()) return;
-  const double seconds = std::chrono::duration<double>(Clock::now() - started).count();
-  log::Info("compile caches fetched", {{"peer", pod},
-                                       {"class", ToString(slot.of)},
-                                       {"bytes", bytes},
-                                       {"seconds", seconds},
-                                       {"error", status.ok() ? "" : status.ToString()}});
-  if (status.ok()) return;
-  slot.failed_pods.insert(pod);
-  slot.last_problem = pod + ": " + status.message();
-}
-
-Status StateReuse::Install(Slot& slot, const Bundle& bundle, const std::string& from) {
-  const auto installed = InstallCaches(*store_, bundle, options_.folder);
-  if (!installed.ok()) {
-    log::Warning(
-        "compile caches not installed",
-        {{"class", ToString(slot.of)}, {"from", from}, {"error", installed.status().ToString()}});
-    metrics_.CountBundle(ToString(slot.of), "failed");
-    return installed.status();
-  }
-  log::Info("compile caches installed", {{"class", ToString(slot.of)},
-                                         {"from", from},
-                                         {"fingerprint", bundle.fingerprint},
-                                         {"files", installed->files},
-                                         {"bytes", installed->bytes},
-                                         {"rootsKept", installed->kept}});
-  metrics_.CountBundle(ToString(slot.of), "installed");
-  Hold(slot, bundle);
-  {
-    const std::scoped_lock lock(mutex_);
-    slot.installed = true;
-    slot.origin = "from " + from;
-  }
-  hooks_.on_change();
-  return Status();
 }
 
 void StateReuse::Hold(Slot& slot, Bundle bundle) {
+  auto held = MakeHeld(std::move(bundle));
   const std::scoped_lock lock(mutex_);
-  slot.files.clear();
-  for (const BundleEntry& entry : bundle.entries) {
-    if (!entry.is_link()) slot.files[entry.sha256] = entry.bytes;
-  }
-  slot.bundle = std::move(bundle);
+  slot.held = std::move(held);
   slot.standing = StateStanding::kHeld;
-}
-
-void StateReuse::Settle(Slot& slot, const std::string& why_not) {
-  log::Info("the engine starts without installed compile caches",
-            {{"class", ToString(slot.of)}, {"reason", why_not}});
-  metrics_.CountBundle(ToString(slot.of), "cold");
-  {
-    const std::scoped_lock lock(mutex_);
-    slot.standing = StateStanding::kCompiling;
-    slot.origin = "none: " + why_not;
-  }
-  hooks_.on_change();
 }
 
 Result<CacheSnapshot> StateReuse::Look(CacheClass of) const {
@@ -293,13 +147,13 @@ void StateReuse::PublishWhenSettled(Slot& slot) {
     if (!settled) return;
     if (look->empty()) {
       const std::scoped_lock lock(mutex_);
-      if (!slot.bundle) slot.standing = StateStanding::kNone;
+      if (!slot.held) slot.standing = StateStanding::kNone;
       return;
     }
-    if (slot.bundle && WithoutDigests(slot.bundle->entries) == *look) return;
-    auto published = PublishCaches(*store_, options_.folder,
-                                   {.of = slot.of, .startup_plan = options_.startup_plan},
-                                   slot.fingerprint, *look, slot.bundle.value_or(Bundle()));
+    if (slot.held && WithoutDigests(slot.held->bundle.entries) == *look) return;
+    auto published = PublishCaches(
+        *store_, options_.folder, {.of = slot.of, .startup_plan = options_.startup_plan},
+        slot.fingerprint, *look, slot.held ? slot.held->bundle : Bundle());
     problem = published.status();
     if (published.ok()) {
       log::Info("compile caches published", {{"class", ToString(slot.of)},
@@ -319,7 +173,7 @@ void StateReuse::PublishWhenSettled(Slot& slot) {
   }
   slot.last_problem = problem.message();
   const std::scoped_lock lock(mutex_);
-  if (!slot.bundle) slot.standing = StateStanding::kNone;
+  if (!slot.held) slot.standing = StateStanding::kNone;
 }
 
 void StateReuse::OnCacheUse(const CacheUseRequest& use) {
@@ -348,45 +202,66 @@ void StateReuse::OnCacheUse(const CacheUseRequest& use) {
   hooks_.on_change();
 }
 
+std::vector<std::shared_ptr<const HeldBundle>> StateReuse::Own() const {
+  const std::scoped_lock lock(mutex_);
+  std::vector<std::shared_ptr<const HeldBundle>> own;
+  for (const Slot& slot : slots_) {
+    if (slot.held) own.push_back(slot.held);
+  }
+  return own;
+}
+
+std::shared_ptr<const HeldBundle> StateReuse::Held(const BundleKey& key) const {
+  for (auto& held : Own()) {
+    if (held->key() == key) return held;
+  }
+  return keeper_->Find(key);
+}
+
 StateAnswer StateReuse::Answer(CacheClass of, const std::string& fingerprint) const {
+  StateAnswer answer{.standing = StateStanding::kNone,
+                     .decided_at_us = options_.decided_at_us,
+                     .bundle = std::nullopt};
+  if (const auto held = Held({of, fingerprint})) {
+    answer.standing = StateStanding::kHeld;
+    answer.bundle = held->bundle;
+    return answer;
+  }
   const std::scoped_lock lock(mutex_);
   for (const Slot& slot : slots_) {
-    if (slot.of != of || slot.fingerprint != fingerprint) continue;
-    return {.standing = slot.standing,
-            .decided_at_us = options_.decided_at_us,
-            .bundle = slot.standing == StateStanding::kHeld ? slot.bundle : std::nullopt};
+    // What is held since a moment ago is asked for again.
+    if (slot.of == of && slot.fingerprint == fingerprint && !slot.held) {
+      answer.standing = slot.standing;
+    }
   }
-  return {.standing = StateStanding::kNone,
-          .decided_at_us = options_.decided_at_us,
-          .bundle = std::nullopt};
+  return answer;
 }
 
 Result<std::string> StateReuse::Read(const StateRead& read) const {
+  const auto held = Held({read.of, read.fingerprint});
+  if (held == nullptr) return NotFound("this agent does not hold that bundle");
+  return ReadPieces(*store_, *held, read);
+}
+
+Result<KeepAnswer> StateReuse::Keep(const KeepRequest& offer) {
   {
     const std::scoped_lock lock(mutex_);
-    const auto slot = std::find_if(slots_.begin(), slots_.end(), [&](const Slot& s) {
-      return s.of == read.of && s.fingerprint == read.fingerprint && s.bundle;
-    });
-    if (slot == slots_.end()) return NotFound("this agent does not hold that bundle");
-    for (const StatePiece& piece : read.pieces) {
-      const auto file = slot->files.find(piece.sha256);
-      if (file == slot->files.end()) {
-        return NotFound("file " + piece.sha256 + " is not of that bundle (any more)");
+    for (const Slot& slot : slots_) {
+      if (slot.of != offer.of || slot.fingerprint != offer.fingerprint ||
+          slot.standing == StateStanding::kNone) {
+        continue;
       }
-      if (piece.offset + piece.bytes > file->second) {
-        return InvalidArgument("file " + piece.sha256 + " has " + std::to_string(file->second) +
-                               " bytes");
-      }
+      return KeepAnswer{slot.held ? KeepStanding::kHeld : KeepStanding::kComing, offer.copies,
+                        offer.used_at_us};
     }
   }
-  std::string out;
-  out.reserve(read.bytes());
-  for (const StatePiece& piece : read.pieces) {
-    ROUSE_ASSIGN_OR_RETURN(const std::string bytes,
-                           store_->Read(piece.sha256, piece.offset, piece.bytes));
-    out += bytes;
+  return keeper_->Offer(offer);
+}
+
+void StateReuse::HandOver(milliseconds longest) {
+  if (!keeper_->HandOver(longest)) {
+    log::Info("not all compile caches that this agent holds have their copies elsewhere");
   }
-  return out;
 }
 
 bool StateReuse::installed() const {

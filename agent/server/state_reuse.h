@@ -1,8 +1,8 @@
 // Reuse of what engines compile: puts caches in place before the engine starts, publishes them once
 // it serves, hands them to peers, and tells whether they were used (docs/state-reuse.md).
 //
-// Threads: "state" (looks for bundles, then publishes). Answer, Read and OnCacheUse may be called
-// on any thread. One lock guards what they share.
+// Threads: "state" (looks for bundles, then publishes), and that of StateKeeper. Answer, Read, Keep
+// and OnCacheUse may be called on any thread. One lock guards what they share.
 
 #pragma once
 
@@ -21,8 +21,11 @@
 
 #include "agent/engine/cache_use.h"
 #include "agent/server/metrics.h"
+#include "agent/server/state_keeper.h"
 #include "agent/state/cache_tree.h"
+#include "agent/state/held_bundle.h"
 #include "agent/state/hydration.h"
+#include "agent/state/placement.h"
 #include "agent/state/state_messages.h"
 #include "agent/state/state_store.h"
 #include "common/http.h"
@@ -45,6 +48,8 @@ struct StateReuseOptions {
   std::chrono::milliseconds transfer_deadline{120'000};
   /// How long the caches must not have changed before they are published.
   std::chrono::milliseconds settle{2'000};
+  /// How copies are kept; `pod` and `store` are filled in.
+  StateKeeperOptions keeper;
   /// Names of the GPUs' models that this process sees. Called on the thread, may take a while.
   std::function<std::vector<std::string>()> gpus = [] { return std::vector<std::string>(); };
 };
@@ -52,8 +57,13 @@ struct StateReuseOptions {
 struct StateReuseHooks {
   /// The other instances of this launch; nullopt while that is not known.
   std::function<std::optional<std::vector<Sibling>>()> siblings;
-  /// A client to one of them, which has shown that it is that pod where there are certificates.
-  std::function<Result<std::unique_ptr<http::Client>>(const Sibling&)> dial;
+  /// All that keep caches in the namespace; nullopt while that is not known.
+  std::function<std::optional<LiveKeepers>()> keepers;
+  /// A client to that pod at that address, which has shown that it is it where there are
+  /// certificates.
+  std::function<Result<std::unique_ptr<http::Client>>(const std::string& pod,
+                                                      const std::string& address)>
+      dial;
   /// The engine may start: caches are in place, or it has to do without. An error: it may not.
   std::function<void(const Status&)> on_settled;
   std::function<void()> on_change;  ///< origin() or miss() has changed.
@@ -76,9 +86,12 @@ class StateReuse {
   void SetServing(bool serving) { serving_ = serving; }
   void OnCacheUse(const CacheUseRequest& use);
 
-  /// For peers. NotFound for another class or fingerprint than this instance's.
+  /// For peers: of this instance's own caches, and of what is kept for others.
   StateAnswer Answer(CacheClass of, const std::string& fingerprint) const;
   Result<std::string> Read(const StateRead& read) const;
+  Result<KeepAnswer> Keep(const KeepRequest& offer);
+  /// This agent ends: waits until what it holds has its copies elsewhere, at most `longest`.
+  void HandOver(std::chrono::milliseconds longest);
 
   /// Whether matched caches were put in place before the engine started.
   bool installed() const;
@@ -92,12 +105,12 @@ class StateReuse {
     CacheClass of = CacheClass::kMatched;
     std::string fingerprint;
     StateStanding standing = StateStanding::kHydrating;
-    std::optional<Bundle> bundle;                ///< When held.
-    std::map<std::string, std::uint64_t> files;  ///< Of it: bytes by digest.
+    std::shared_ptr<const HeldBundle> held;
     bool installed = false;
     std::string origin;
     // Read by the thread alone:
     std::set<std::string> failed_pods;
+    std::chrono::steady_clock::time_point ask_keepers_at;
     std::optional<CacheSnapshot> last_look;
     std::string last_problem;
   };
@@ -109,12 +122,18 @@ class StateReuse {
   void TryStore(Slot& slot);
   /// Asks the others, and takes what one has: the slot is installed then, unless that failed.
   HydrationStep Advance(Slot& slot, const std::stop_token& stop);
-  void TakeFrom(Slot& slot, const std::string& pod, const std::stop_token& stop);
+  /// From a keeper, if one has it: installed then.
+  std::optional<hydration::Take> TakeFromKeepers(Slot& slot, const std::vector<Sibling>& asked,
+                                                 const std::stop_token& stop);
+  void TakeFrom(Slot& slot, const std::string& pod, http::Client& client, const Bundle& bundle,
+                const std::stop_token& stop);
   Status Install(Slot& slot, const Bundle& bundle, const std::string& from);
   void Settle(Slot& slot, const std::string& why_not);
   void PublishWhenSettled(Slot& slot);
   void Hold(Slot& slot, Bundle bundle);
-  http::Client* ClientOf(const Sibling& sibling);
+  http::Client* ClientOf(const std::string& pod, const std::string& address);
+  std::shared_ptr<const HeldBundle> Held(const BundleKey& key) const;
+  std::vector<std::shared_ptr<const HeldBundle>> Own() const;
   Result<CacheSnapshot> Look(CacheClass of) const;
 
   const StateReuseOptions options_;
@@ -132,6 +151,8 @@ class StateReuse {
   std::map<std::string, std::unique_ptr<http::Client>> clients_;  ///< By pod and address.
   std::map<std::string, Bundle> offered_;                         ///< By class and pod, as held.
   std::jthread thread_;
+
+  std::unique_ptr<StateKeeper> keeper_;
 };
 
 }  // namespace rouse::agent

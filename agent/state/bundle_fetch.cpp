@@ -1,6 +1,6 @@
 #include "agent/state/bundle_fetch.h"
 
-#include <set>
+#include "common/log.h"
 
 namespace rouse::agent {
 namespace {
@@ -10,6 +10,7 @@ using Clock = std::chrono::steady_clock;
 /// One that is gone must not hold up the question to the others for long.
 constexpr std::chrono::milliseconds kAskTimeout{2'000};
 constexpr std::chrono::milliseconds kReadTimeout{30'000};
+constexpr std::size_t kMaxKeepText = 64u << 10;
 
 Result<std::string> ReadFrom(http::Client& peer, const StateRead& read, Clock::time_point until) {
   const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(until - Clock::now());
@@ -65,6 +66,39 @@ Result<StateAnswer> AskForBundle(http::Client& peer, CacheClass of,
     return InvalidArgument("the peer answered with another bundle than was asked for");
   }
   return state;
+}
+
+std::optional<FoundBundle> FindBundle(const std::vector<Keeper>& order, CacheClass of,
+                                      const std::string& fingerprint,
+                                      const std::set<std::string>& without,
+                                      const std::function<http::Client*(const Keeper&)>& dial) {
+  for (const Keeper& keeper : order) {
+    if (without.contains(keeper.pod)) continue;
+    http::Client* const client = dial(keeper);
+    if (client == nullptr) continue;
+    auto answer = AskForBundle(*client, of, fingerprint);
+    if (answer.ok() && answer->bundle) return FoundBundle{keeper, *std::move(answer->bundle)};
+    if (answer.status().code() == StatusCode::kInvalidArgument) {
+      log::Warning(
+          "a keeper's bundle is refused",
+          {{"keeper", keeper.pod}, {"class", ToString(of)}, {"error", answer.status().ToString()}});
+    }
+  }
+  return std::nullopt;
+}
+
+Result<KeepAnswer> AskToKeep(http::Client& keeper, const KeepRequest& request) {
+  ROUSE_ASSIGN_OR_RETURN(const http::Response answer,
+                         keeper.Send({.method = "POST",
+                                      .target = "/v1/state/keep",
+                                      .headers = {{"Content-Type", "application/json"}},
+                                      .body = json::Dump(ToJson(request)),
+                                      .timeout = kAskTimeout,
+                                      .deadline = kAskTimeout},
+                                     kMaxKeepText));
+  if (answer.status != 200) return http::ToStatus(answer, "ask to keep a bundle");
+  ROUSE_ASSIGN_OR_RETURN(const json::Json document, json::Parse(answer.body, "keep", kMaxKeepText));
+  return KeepAnswerFromJson(document);
 }
 
 FetchOutcome FetchBundle(http::Client& peer, const StateStore& store, const Bundle& bundle,

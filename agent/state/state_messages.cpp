@@ -77,6 +77,56 @@ Result<StateRead> StateReadFromJson(const json::Json& value) {
   return read;
 }
 
+json::Json ToJson(const KeepRequest& request) {
+  return {{"protocol", kStateProtocol},
+          {"version", kStateVersion},
+          {"pod", request.pod},
+          {"class", ToString(request.of)},
+          {"fingerprint", request.fingerprint},
+          {"bytes", request.bytes},
+          {"digest", request.digest},
+          {"copies", request.copies},
+          {"usedAtUs", request.used_at_us}};
+}
+
+Result<KeepRequest> KeepRequestFromJson(const json::Json& value) {
+  json::Reader in(value, "");
+  ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kStateProtocol, kStateVersion));
+  KeepRequest request{.pod = in.String("pod"),
+                      .of = in.Enum<CacheClass>("class", kCacheClasses),
+                      .fingerprint = in.String("fingerprint"),
+                      .bytes = static_cast<std::uint64_t>(
+                          in.Int("bytes", 0, static_cast<std::int64_t>(kMaxBundleBytes))),
+                      .digest = in.String("digest"),
+                      .copies = static_cast<std::uint32_t>(in.Int("copies", 1, kMaxStateCopies)),
+                      .used_at_us = in.Int("usedAtUs")};
+  for (const auto& [key, text] :
+       {std::pair("fingerprint", &request.fingerprint), std::pair("digest", &request.digest)}) {
+    if (!IsSha256Hex(*text)) in.Fail(key, "expected 64 lower-case hex digits");
+  }
+  ROUSE_RETURN_IF_ERROR(in.status());
+  return request;
+}
+
+json::Json ToJson(const KeepAnswer& answer) {
+  return {{"protocol", kStateProtocol},
+          {"version", kStateVersion},
+          {"standing", json::NameOf<KeepStanding>(answer.standing, kKeepStandings)},
+          {"copies", answer.copies},
+          {"usedAtUs", answer.used_at_us}};
+}
+
+Result<KeepAnswer> KeepAnswerFromJson(const json::Json& value) {
+  json::Reader in(value, "");
+  ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kStateProtocol, kStateVersion));
+  const KeepAnswer answer{
+      .standing = in.Enum<KeepStanding>("standing", kKeepStandings),
+      .copies = static_cast<std::uint32_t>(in.Int("copies", 1, kMaxStateCopies)),
+      .used_at_us = in.Int("usedAtUs")};
+  ROUSE_RETURN_IF_ERROR(in.status());
+  return answer;
+}
+
 std::vector<StateRead> PlanReads(CacheClass of, const std::string& fingerprint,
                                  const std::vector<MissingFile>& missing) {
   std::vector<StateRead> reads;

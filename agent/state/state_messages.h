@@ -59,9 +59,39 @@ struct StateRead {
   bool operator==(const StateRead&) const = default;
 };
 
+/// Body of POST /v1/state/keep: the sender holds this bundle and asks for a copy to be kept.
+struct KeepRequest {
+  std::string pod;  ///< The sender.
+  CacheClass of = CacheClass::kMatched;
+  std::string fingerprint;
+  std::uint64_t bytes = 0;      ///< Of all files; with `digest` what placement.h ranks bundles by.
+  std::string digest;           ///< SHA-256 of the bundle's canonical JSON.
+  std::uint32_t copies = 0;     ///< That there are to be.
+  std::int64_t used_at_us = 0;  ///< When an instance that it is made for was last known to live.
+
+  bool operator==(const KeepRequest&) const = default;
+};
+enum class KeepStanding {
+  kHeld,    ///< It has this bundle, or a better one of the fingerprint.
+  kComing,  ///< It fetches it from the sender, or will come to have it.
+};
+inline constexpr json::EnumName<KeepStanding> kKeepStandings[] = {
+    {KeepStanding::kHeld, "Held"}, {KeepStanding::kComing, "Coming"}};
+struct KeepAnswer {
+  KeepStanding standing = KeepStanding::kHeld;
+  std::uint32_t copies = 0;     ///< As the answering agent knows; what is said later counts.
+  std::int64_t used_at_us = 0;  ///< When that was said.
+
+  bool operator==(const KeepAnswer&) const = default;
+};
+
 json::Json ToJson(const StateAnswer& answer);
 json::Json ToJson(const StateRead& read);
+json::Json ToJson(const KeepRequest& request);
+json::Json ToJson(const KeepAnswer& answer);
 Result<StateAnswer> StateAnswerFromJson(const json::Json& value);
+Result<KeepRequest> KeepRequestFromJson(const json::Json& value);
+Result<KeepAnswer> KeepAnswerFromJson(const json::Json& value);
 /// Also refuses more pieces or bytes than one answer may carry.
 Result<StateRead> StateReadFromJson(const json::Json& value);
 

@@ -3,7 +3,9 @@
 //   FOLDER/blobs/ab/abcd…           files, never changed once there
 //   FOLDER/bundles/CLASS-FINGERPRINT.json
 //   FOLDER/parts/OWNER-abcd…        files that are being fetched; one is gone on with after a
-//   restart FOLDER/lock
+//                                   restart
+//   FOLDER/kept/OWNER.json          what each agent keeps for others (kept_list.h)
+//   FOLDER/lock
 //
 // Several agents of a node may have one folder. A file or bundle appears by a rename, when it is
 // whole and its digest is right. Whoever puts in or takes out a bundle holds `lock` shared (Hold),
@@ -75,8 +77,9 @@ class StateStore {
   Status Finish(const std::string& sha256, std::uint64_t bytes) const;
 
   /// Removes what no bundle needs, and bundles until the rest fits, those used longest ago first,
-  /// but none that `keep` names (fingerprints). Does nothing while somebody holds the store.
-  void Trim(const std::set<std::string>& keep) const;
+  /// but none that `keep` names (fingerprints) or that an agent keeps for others. Does nothing
+  /// while somebody holds the store.
+  void Trim(std::set<std::string> keep) const;
 
   std::uint64_t max_bytes() const { return options_.max_bytes; }
 

@@ -10,6 +10,7 @@
 #include <map>
 #include <vector>
 
+#include "agent/state/kept_list.h"
 #include "agent/state/state_store.h"
 #include "agent/state/tree.h"
 #include "common/log.h"
@@ -77,12 +78,13 @@ void RemoveOldParts(const fs::path& folder) {
 
 }  // namespace
 
-void StateStore::Trim(const std::set<std::string>& keep) const {
+void StateStore::Trim(std::set<std::string> keep) const {
   const std::string path = options_.folder + "/lock";
   const OwnedFd lock(::open(path.c_str(), O_RDWR | O_NOFOLLOW | O_CLOEXEC));
   if (!lock.valid() || ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return;
   const fs::path folder = options_.folder;
   RemoveOldParts(folder / "parts");
+  for (const auto& kept : KeptByAnybody(options_.folder)) keep.insert(kept.first);
   std::vector<Kept> bundles = ReadBundles(folder / "bundles");
   std::sort(bundles.begin(), bundles.end(),
             [](const Kept& a, const Kept& b) { return a.used < b.used; });

@@ -36,7 +36,9 @@ http::Response FakeOperator::Handle(const http::Request& request) {
                         .peers = {},
                         .report_after_ms = report_after_ms_,
                         .expecting = expecting_,
-                        .siblings = {}};
+                        .siblings = {},
+                        .keepers = {},
+                        .state_copies = 0};
   if (named_) {
     assignment.peers = *named_;
   } else {
@@ -61,7 +63,13 @@ http::Response FakeOperator::Handle(const http::Request& request) {
   }
   assignment.siblings = more_siblings_;
   for (const auto& [pod, other] : last_) {
+    if (copies_ == 0 || dead_.contains(pod) || other.address.empty()) continue;
+    assignment.keepers.push_back({.pod = pod, .node = "node-of-" + pod, .address = other.address});
+  }
+  assignment.state_copies = copies_;
+  for (const auto& [pod, other] : last_) {
     if (pod == report->pod || dead_.contains(pod) || other.state == AgentState::kFailed) continue;
+    if (separate_.contains(report->pod) != separate_.contains(pod)) continue;
     assignment.siblings.push_back(
         {.pod = pod, .address = other.address, .decided_at_us = decided_[pod]});
   }
@@ -76,6 +84,11 @@ void FakeOperator::SetDecided(const std::string& pod, std::int64_t decided_at_us
 void FakeOperator::AddSibling(const Sibling& sibling) {
   const std::scoped_lock lock(mutex_);
   more_siblings_.push_back(sibling);
+}
+
+void FakeOperator::Separate(const std::string& pod) {
+  const std::scoped_lock lock(mutex_);
+  separate_.insert(pod);
 }
 
 void FakeOperator::Forget(const std::string& pod) {

@@ -41,6 +41,11 @@ class FakeOperator {
   void SetDecided(const std::string& pod, std::int64_t decided_at_us);
   /// Names this one as a sibling too, by this address.
   void AddSibling(const Sibling& sibling);
+  /// This pod is of another launch: no other pod is its sibling, but those of it.
+  void Separate(const std::string& pod);
+  /// From now on it names all that live as keepers of caches, each on a node of its own, and says
+  /// that there are to be so many copies.
+  void NameKeepers(int copies) { copies_ = copies; }
   /// The pod is gone: it is named to nobody any more.
   void Forget(const std::string& pod);
   /// Answers with 503 while true.
@@ -60,11 +65,13 @@ class FakeOperator {
   std::map<std::string, AgentReport> last_;
   std::map<std::string, int> counts_;
   std::set<std::string> dead_;
+  std::set<std::string> separate_;
   std::map<std::string, std::int64_t> decided_;
   std::vector<Sibling> more_siblings_;
   std::optional<std::vector<Peer>> named_;
   std::atomic<bool> away_{false};
   std::atomic<bool> expecting_{true};
+  std::atomic<int> copies_{0};
   std::atomic<std::int64_t> report_after_ms_{100};
   std::unique_ptr<http::Server> server_;
 };

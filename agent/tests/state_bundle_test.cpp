@@ -92,6 +92,32 @@ TEST_CASE("an answer about a bundle is the same after it was sent") {
   CHECK_FALSE(StateAnswerFromJson(lies).ok());
 }
 
+TEST_CASE("what is said of copies is the same after it was sent, and nonsense is refused") {
+  const KeepRequest keep{.pod = "demo-0",
+                         .of = CacheClass::kReusable,
+                         .fingerprint = kFingerprint,
+                         .bytes = 10,
+                         .digest = std::string(64, 'a'),
+                         .copies = 2,
+                         .used_at_us = 7};
+  CHECK(*KeepRequestFromJson(ToJson(keep)) == keep);
+  const KeepAnswer answer{.standing = KeepStanding::kComing, .copies = 3, .used_at_us = 9};
+  CHECK(*KeepAnswerFromJson(ToJson(answer)) == answer);
+  for (const auto& [key, value] :
+       std::vector<std::pair<std::string, json::Json>>{{"fingerprint", "../x"},
+                                                       {"digest", "abc"},
+                                                       {"class", "Both"},
+                                                       {"copies", 0},
+                                                       {"bytes", -1},
+                                                       {"bytes", kMaxBundleBytes + 1},
+                                                       {"pod", 7}}) {
+    json::Json bad = ToJson(keep);
+    bad[key] = value;
+    INFO(key);
+    CHECK(KeepRequestFromJson(bad).status().message().find(key) != std::string::npos);
+  }
+}
+
 TEST_CASE("what may be read at once has a bound") {
   StateRead read{.of = CacheClass::kMatched,
                  .fingerprint = kFingerprint,

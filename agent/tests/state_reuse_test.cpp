@@ -290,3 +290,55 @@ TEST_CASE("An agent that is started again hands on what its store has, and insta
   CHECK(TreeOf(second.state()).contains("triton/XYZ/kernel.cubin"));
   CHECK(second.Get("/metrics").body.find("rouse_state_fetched_bytes_total 0") != std::string::npos);
 }
+
+TEST_CASE("Agents of another launch keep copies, and who starts later finds them there") {
+  FakeOperator fake_operator;
+  fake_operator.NameKeepers(2);
+  const std::map<std::string, std::string> other = {{"ROUSE_LAUNCH_IDENTITY", "launch-2"},
+                                                    {"ROUSE_ENGINE_IDENTITY", "engine-2"}};
+  for (const char* pod : {"other-0", "other-1", "other-2"}) fake_operator.Separate(pod);
+  Pod first_keeper(fake_operator, "other-0", other);
+  Pod second_keeper(fake_operator, "other-1", other);
+  REQUIRE(first_keeper.WaitForReady());
+  // It waits for the first one's engine, and keeps copies meanwhile.
+  REQUIRE(Eventually([&] { return !second_keeper.Report().address.empty(); }));
+  const auto keeps = [](const Pod& pod, int bundles) {
+    return pod.Get("/metrics")
+               .body.find("\nrouse_state_kept_bundles " + std::to_string(bundles) + "\n") !=
+           std::string::npos;
+  };
+  {
+    Pod first(fake_operator, "demo-0");
+    REQUIRE(first.WaitForReady());
+    first.Serve();
+    REQUIRE(first.WaitForPublished());
+    // Of three agents two are places of each of the two bundles, demo-0 may be one of them.
+    REQUIRE(Eventually([&] {
+      return keeps(first_keeper, 2) || keeps(second_keeper, 2) ||
+             (keeps(first_keeper, 1) && keeps(second_keeper, 1));
+    }));
+    CHECK(keeps(first, 0));
+    first.agent->Signal(SIGTERM);
+    CHECK(first.agent->Wait() == 0);
+    fake_operator.Forget("demo-0");
+  }
+  // Now both others are.
+  REQUIRE(Eventually([&] { return keeps(first_keeper, 2) && keeps(second_keeper, 2); }));
+  Pod later(fake_operator, "demo-1");
+  REQUIRE(later.WaitForReady());
+  CHECK(later.Report().state_origin.starts_with("from other-"));
+  CHECK(TreeOf(later.state()).at("triton/XYZ/kernel.cubin") == std::string(100'000, 'k'));
+  CHECK(later.Get("/metrics")
+            .body.find("rouse_state_lookups_total{class=\"Matched\",found=\"keeper\"} 1") !=
+        std::string::npos);
+
+  // An agent that is started again knows what it keeps.
+  fake_operator.NameKeepers(0);
+  const std::string address = first_keeper.Report().address;
+  first_keeper.agent->Signal(SIGKILL);
+  auto again = other;
+  again["ROUSE_STATE_STORE"] = first_keeper.folder.path() + "/store";
+  Pod restarted(fake_operator, "other-0", again);
+  REQUIRE(Eventually([&] { return restarted.Report().address != address; }));
+  CHECK(Eventually([&] { return keeps(restarted, 2); }));
+}

@@ -51,6 +51,18 @@ void Bundle(std::string_view input) {
           "who holds a bundle shows it");
     const auto again = StateAnswerFromJson(ToJson(*answer));
     Check(again.ok() && *again == *answer, "encoding and decoding change nothing");
+  } else if (kind == "keep") {
+    const auto keep = KeepRequestFromJson(*document);
+    if (!keep.ok()) return;
+    Check(IsSha256Hex(keep->fingerprint) && IsSha256Hex(keep->digest), "digests are digests");
+    Check(keep->copies >= 1 && keep->bytes <= kMaxBundleBytes, "bounds hold");
+    const auto again = KeepRequestFromJson(ToJson(*keep));
+    Check(again.ok() && *again == *keep, "encoding and decoding change nothing");
+  } else if (kind == "kept") {
+    const auto kept = KeepAnswerFromJson(*document);
+    if (!kept.ok()) return;
+    const auto again = KeepAnswerFromJson(ToJson(*kept));
+    Check(again.ok() && *again == *kept, "encoding and decoding change nothing");
   } else if (kind == "read") {
     const auto read = StateReadFromJson(*document);
     if (!read.ok()) return;

@@ -1,0 +1,92 @@
+#include "agent/state/kept_list.h"
+
+#include <filesystem>
+
+#include "agent/state/tree.h"
+#include "common/json.h"
+#include "common/log.h"
+#include "common/messages.h"
+#include "common/sha256.h"
+
+namespace rouse::agent {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kKeptProtocol = "rouse-kept";
+constexpr int kKeptVersion = 1;
+constexpr std::size_t kMaxKeptText = 1u << 20;
+
+Result<std::vector<KeptEntry>> ReadList(const std::string& path) {
+  ROUSE_ASSIGN_OR_RETURN(const std::string text, ReadWholeFile(path, kMaxKeptText));
+  ROUSE_ASSIGN_OR_RETURN(const json::Json document, json::Parse(text, path, kMaxKeptText));
+  json::Reader in(document, "");
+  ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kKeptProtocol, kKeptVersion));
+  std::vector<KeptEntry> kept;
+  for (const json::Json& item : in.Array("bundles")) {
+    json::Reader entry(item, "bundles");
+    kept.push_back({.key = {.of = entry.Enum<CacheClass>("class", kCacheClasses),
+                            .fingerprint = entry.String("fingerprint")},
+                    .bytes = static_cast<std::uint64_t>(
+                        entry.Int("bytes", 0, static_cast<std::int64_t>(kMaxBundleBytes))),
+                    .copies = static_cast<std::uint32_t>(entry.Int("copies", 1, kMaxStateCopies)),
+                    .used_at_us = entry.Int("usedAtUs")});
+    if (!IsSha256Hex(kept.back().key.fingerprint)) {
+      entry.Fail("fingerprint", "expected 64 lower-case hex digits");
+    }
+    ROUSE_RETURN_IF_ERROR(entry.status());
+  }
+  ROUSE_RETURN_IF_ERROR(in.status());
+  return kept;
+}
+
+}  // namespace
+
+Status WriteKept(const std::string& store_folder, const std::string& owner,
+                 const std::vector<KeptEntry>& kept) {
+  json::Json bundles = json::Json::array();
+  for (const KeptEntry& entry : kept) {
+    bundles.push_back({{"class", ToString(entry.key.of)},
+                       {"fingerprint", entry.key.fingerprint},
+                       {"bytes", entry.bytes},
+                       {"copies", entry.copies},
+                       {"usedAtUs", entry.used_at_us}});
+  }
+  return WriteFileBelow(store_folder, {.path = "kept/" + owner + ".json", .modified = {}},
+                        json::Dump({{"protocol", kKeptProtocol},
+                                    {"version", kKeptVersion},
+                                    {"bundles", std::move(bundles)}}));
+}
+
+std::vector<KeptEntry> ReadKept(const std::string& store_folder, const std::string& owner) {
+  const std::string path = store_folder + "/kept/" + owner + ".json";
+  std::error_code error;
+  if (!fs::exists(path, error)) return {};
+  auto kept = ReadList(path);
+  if (kept.ok()) return *std::move(kept);
+  log::Warning("the list of kept bundles is not used",
+               {{"path", path}, {"error", kept.status().ToString()}});
+  return {};
+}
+
+std::map<std::string, std::uint64_t> KeptByAnybody(const std::string& store_folder) {
+  std::map<std::string, std::uint64_t> bytes;
+  std::error_code error;
+  const auto gone = fs::file_time_type::clock::now() - std::chrono::seconds(kKeptGoneS);
+  for (fs::directory_iterator it(store_folder + "/kept", error), end; !error && it != end;
+       it.increment(error)) {
+    std::error_code vanished;
+    const auto written = it->last_write_time(vanished);
+    if (vanished) continue;
+    if (written < gone) {
+      fs::remove(it->path(), vanished);
+      continue;
+    }
+    const auto kept = ReadList(it->path().string());
+    if (!kept.ok()) continue;
+    for (const KeptEntry& entry : *kept) bytes[entry.key.fingerprint] = entry.bytes;
+  }
+  return bytes;
+}
+
+}  // namespace rouse::agent
