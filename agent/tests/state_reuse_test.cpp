@@ -298,9 +298,9 @@ TEST_CASE("Agents of another launch keep copies, and who starts later finds them
                                                     {"ROUSE_ENGINE_IDENTITY", "engine-2"}};
   for (const char* pod : {"other-0", "other-1", "other-2"}) fake_operator.Separate(pod);
   Pod first_keeper(fake_operator, "other-0", other);
-  Pod second_keeper(fake_operator, "other-1", other);
   REQUIRE(first_keeper.WaitForReady());
   // It waits for the first one's engine, and keeps copies meanwhile.
+  Pod second_keeper(fake_operator, "other-1", other);
   REQUIRE(Eventually([&] { return !second_keeper.Report().address.empty(); }));
   const auto keeps = [](const Pod& pod, int bundles) {
     return pod.Get("/metrics")
