@@ -362,7 +362,7 @@ def test_doctor_finds_what_is_wrong_and_nothing_else(
     wait_until(
         "the scheduler's word",
         20,
-        lambda: "Unschedulable" in rouse("status", "unplaced", "-n", namespace),
+        lambda: "Progressing Unschedulable" in rouse.run("doctor", "-n", namespace).stdout,
     )
     operator.kill()
     wait_until(

@@ -450,7 +450,7 @@ def test_an_agent_without_a_certificate_says_what_it_waits_for_and_serves_nobody
         return ""
 
     wait_until("its probe", 20, lambda: "it has no certificate yet: " in probe())
-    assert "no new certificate, trying again" in agent.log.read_text()
+    wait_until("its log", 20, lambda: "no new certificate, trying again" in agent.log.read_text())
     with pytest.raises(OSError):
         agent.ask(peer)
     world.forget_lease()
