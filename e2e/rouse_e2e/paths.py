@@ -18,6 +18,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 E2E = REPOSITORY / "e2e"
+CHART = REPOSITORY / "charts" / "rouse"
+SAMPLES = REPOSITORY / "config" / "samples"
 
 
 def cache(*parts: str) -> Path:

@@ -25,7 +25,7 @@ import make_checkpoint  # noqa: E402
 
 SYSTEM = "rouse-system"
 RELEASE = "rouse"
-SAMPLES = [paths.REPOSITORY / "config" / "samples" / x for x in ("demo-volume.yaml", "demo.yaml")]
+SAMPLES = [paths.SAMPLES / x for x in ("demo-volume.yaml", "demo.yaml")]
 PROMPT = "Rouse wakes large models"
 TOKENS = 24
 START_SECONDS = 300
@@ -175,7 +175,7 @@ class Story:
             values += ["--set", f"{part}.image.tag={tag}"]
         self.say(f"helm install {RELEASE} charts/rouse --namespace {SYSTEM}")
         self.cluster.helm(
-            *("install", RELEASE, str(paths.REPOSITORY / "charts" / "rouse")),
+            *("install", RELEASE, str(paths.CHART)),
             *("--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "120s"),
             *(*values, *more),
         )

@@ -155,8 +155,8 @@ void CheckMounts(const ServiceView& view, const Result<std::vector<Json>>& warni
 void TellTransports(const ServiceView& view, std::vector<Finding>& out) {
   std::map<std::string, int> by_transport;
   for (const plan::Instance& instance : view.instances) {
-    const auto it = instance.reported.find(api::kAnnotationTransport);
-    if (it != instance.reported.end() && !it->second.empty()) ++by_transport[it->second];
+    const std::string transport = Reported(instance, api::kAnnotationTransport);
+    if (!transport.empty()) ++by_transport[transport];
   }
   std::string text;
   for (const auto& [transport, count] : by_transport) {

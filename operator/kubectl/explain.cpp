@@ -38,11 +38,6 @@ std::string MeaningOf(const std::string& path) {
   return "weights are loaded from storage";
 }
 
-std::string Reported(const plan::Instance& instance, const char* key) {
-  const auto it = instance.reported.find(key);
-  return it == instance.reported.end() ? "" : it->second;
-}
-
 std::string Took(const Start& start) {
   if (start.end == Start::End::kFirstToken)
     return Seconds(start.total_us) + " s to the first token";
@@ -51,12 +46,7 @@ std::string Took(const Start& start) {
 }
 
 std::string WeightsOf(const Start& start, const plan::Instance& instance) {
-  std::string text;
-  for (const auto& [source, bytes] : start.bytes_by_source) {
-    if (bytes <= 0) continue;
-    text += (text.empty() ? "" : ", ") + Bytes(bytes) + " from " +
-            (source == "peer" ? "peers" : source);
-  }
+  const std::string text = SourcesOf(start);
   const std::string transport = Reported(instance, api::kAnnotationTransport);
   return text.empty() || transport.empty() ? text : text + " by " + transport;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "operator/kubectl/view.h"
+#include "operator/plan/observe.h"
 
 namespace rouse::kubectl {
 namespace {
@@ -43,20 +44,8 @@ class World {
 
  private:
   void Apply(const plan::CreateInstance& action) {
-    Instance i;
-    i.ns = observed_.service.metadata.ns;
-    i.name = action.pod;
+    Instance i = plan::JustCreated(action, observed_.service.metadata);
     i.uid = "to-be-created/" + action.pod;
-    i.service = observed_.service.metadata.name;
-    i.owner_uid = observed_.service.metadata.uid;
-    i.role = action.role;
-    i.launch_identity = action.launch_identity;
-    i.revision = action.revision;
-    i.path = action.path;
-    i.path_reason = action.path_reason;
-    i.decided_at = action.decided_at;
-    i.phase = "Pending";
-    i.gated = true;
     i.may_serve = action.role == Role::kActive;
     observed_.instances.push_back(std::move(i));
   }

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <optional>
 
+#include "operator/kubectl/text.h"
+
 namespace rouse::kubectl {
 namespace {
 
@@ -150,6 +152,16 @@ const Start* LastStart(const std::vector<Start>& starts, const std::string& uid)
   const auto last = std::find_if(starts.rbegin(), starts.rend(),
                                  [&](const Start& start) { return start.uid == uid; });
   return last == starts.rend() ? nullptr : &*last;
+}
+
+std::string SourcesOf(const Start& start) {
+  std::string text;
+  for (const auto& [source, bytes] : start.bytes_by_source) {
+    if (bytes <= 0) continue;
+    text += (text.empty() ? "" : ", ") + Bytes(bytes) + " from " +
+            (source == "peer" ? "peers" : source);
+  }
+  return text;
 }
 
 Json ToJson(const ServiceView& view, const std::vector<Start>& starts) {

@@ -38,6 +38,9 @@ std::vector<Start> StartsOf(const ServiceView& view, TimePoint now);
 /// served.
 const Start* LastStart(const std::vector<Start>& starts, const std::string& uid);
 
+/// "323.9 MB from peers"; empty when none are known. May hold any text of the API server's.
+std::string SourcesOf(const Start& start);
+
 /// {"modelService": {...}, "starts": [...]}.
 Json ToJson(const ServiceView& view, const std::vector<Start>& starts);
 

@@ -147,12 +147,7 @@ std::string Lines(const Start& start, const Screen& screen) {
 }
 
 std::string Sources(const Start& start) {
-  std::string text;
-  for (const auto& [source, bytes] : start.bytes_by_source) {
-    if (bytes <= 0) continue;
-    text += (text.empty() ? "" : ", ") + Bytes(bytes) + " from " +
-            (source == "peer" ? "peers" : Printable(source));
-  }
+  const std::string text = Printable(SourcesOf(start));
   return text.empty() ? "" : "  weights: " + text + "\n";
 }
 

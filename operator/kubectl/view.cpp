@@ -54,6 +54,11 @@ std::string ServeText(int ready, int wanted) {
          (wanted == 1 ? " serves" : " serve");
 }
 
+std::string Reported(const plan::Instance& instance, const char* annotation) {
+  const auto it = instance.reported.find(annotation);
+  return it == instance.reported.end() ? "" : it->second;
+}
+
 bool HasFailed(const plan::Instance& instance) {
   return instance.agent_state == AgentState::kFailed || instance.phase == "Failed";
 }

@@ -36,6 +36,9 @@ std::string StateOf(const plan::Instance& instance);
 /// What a user should know of an instance beside that; empty when there is nothing.
 std::string NoteOf(const plan::Instance& instance);
 
+/// What its agent has reported under this annotation; empty when it has not.
+std::string Reported(const plan::Instance& instance, const char* annotation);
+
 /// Whether it has failed for all that its pod and its agent tell.
 bool HasFailed(const plan::Instance& instance);
 

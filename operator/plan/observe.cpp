@@ -58,4 +58,21 @@ Result<Observed> ObservedFromObjects(const Json& service, const std::vector<Json
   return observed;
 }
 
+Instance JustCreated(const CreateInstance& action, const api::ObjectMeta& service) {
+  Instance i;
+  i.ns = service.ns;
+  i.name = action.pod;
+  i.service = service.name;
+  i.owner_uid = service.uid;
+  i.role = action.role;
+  i.launch_identity = action.launch_identity;
+  i.revision = action.revision;
+  i.path = action.path;
+  i.path_reason = action.path_reason;
+  i.decided_at = action.decided_at;
+  i.phase = "Pending";
+  i.gated = true;
+  return i;
+}
+
 }  // namespace rouse::plan

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "operator/api/launch_identity.h"
+#include "operator/plan/observe.h"
 #include "operator/plan/planner.h"
 #include "operator/plan/source.h"
 #include "operator/tests/seeds.h"
@@ -165,20 +166,8 @@ class Simulation {
 
   void Do(const CreateInstance& action) {
     for (const Instance& i : observed_.instances) REQUIRE(i.name != action.pod);
-    Instance i;
-    i.ns = "default";
-    i.name = action.pod;
+    Instance i = JustCreated(action, observed_.service.metadata);
     i.uid = "uid-" + std::to_string(++created_);
-    i.role = action.role;
-    i.gated = true;
-    i.service = "demo";
-    i.owner_uid = "service-uid";
-    i.launch_identity = action.launch_identity;
-    i.revision = action.revision;
-    i.path = action.path;
-    i.path_reason = action.path_reason;
-    i.decided_at = action.decided_at;
-    i.phase = "Pending";
     observed_.instances.push_back(std::move(i));
   }
 

@@ -10,7 +10,6 @@ import yaml
 from rouse_e2e import paths
 from rouse_e2e.cluster import Object
 
-CHART = paths.REPOSITORY / "charts" / "rouse"
 NAMESPACE = "rouse-system"
 MONITORING = tuple(
     f"monitoring.coreos.com/v1/{x}" for x in ("ServiceMonitor", "PodMonitor", "PrometheusRule")
@@ -35,7 +34,8 @@ def render(
     """`capabilities`: what the cluster knows beside Kubernetes' own, GROUP/VERSION/KIND."""
     known = [x for each in capabilities for x in ("--api-versions", each)]
     result = helm(
-        *("template", release, str(CHART), "-n", NAMESPACE, "--include-crds", *known), values=values
+        *("template", release, str(paths.CHART), "-n", NAMESPACE, "--include-crds", *known),
+        values=values,
     )
     assert result.returncode == 0, result.stderr
     return [x for x in yaml.safe_load_all(result.stdout) if x]

@@ -15,7 +15,7 @@ from rouse_e2e.processes import wait_until
 
 from . import kubeconform
 from .conftest import CRD, MODELSERVICES
-from .rendering import CHART, MONITORING, NAMESPACE, helm, one, render
+from .rendering import MONITORING, NAMESPACE, helm, one, render
 
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:rouse-operator"
 
@@ -104,12 +104,14 @@ EVERYTHING = {
     ids=["crd", "kustomize", "alerts", "dashboard"],
 )
 def test_the_chart_holds_the_same_as_the_repository(original: Path, copy: str):
-    assert (CHART / copy).read_text() == original.read_text(), f"copy {original} to {CHART / copy}"
+    assert (paths.CHART / copy).read_text() == original.read_text(), (
+        f"copy {original} to {paths.CHART / copy}"
+    )
 
 
 @pytest.mark.parametrize("values", [None, EVERYTHING], ids=["defaults", "everything"])
 def test_helm_lint_has_nothing_to_say(values: Object | None):
-    result = helm("lint", "--strict", str(CHART), values=values)
+    result = helm("lint", "--strict", str(paths.CHART), values=values)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "WARNING" not in result.stdout and "ERROR" not in result.stdout, result.stdout
 
@@ -262,7 +264,7 @@ def test_the_prometheus_operators_kinds_are_rendered_where_the_cluster_knows_the
 def test_a_device_that_is_named_twice_is_refused():
     twice = {"agent": {"rdma": {"resourceName": "rdma/hca"}}}
     twice["agent"]["resources"] = {"limits": {"rdma/hca": 1}}
-    result = helm("template", "rouse", str(CHART), values=twice)
+    result = helm("template", "rouse", str(paths.CHART), values=twice)
     assert result.returncode != 0
     assert "agent.rdma.resourceName and agent.resources.limits both name rdma/hca" in result.stderr
 
@@ -308,7 +310,7 @@ def test_kubeconform_finds_a_typo(schemas: Path):
     assert "replikas" in kubeconform.check(schemas, json.dumps(deployment))
 
 
-SAMPLES = sorted((paths.REPOSITORY / "config" / "samples").glob("*.yaml"))
+SAMPLES = sorted(paths.SAMPLES.glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -387,7 +389,7 @@ def test_the_operators_pod_meets_the_restricted_pod_security_standard(namespace:
 def installed(namespace: Cluster):
     """`helm install` into a cluster that does not know ModelServices yet."""
     namespace.kubectl("delete", "crd", "modelservices.rouse.dev", "--ignore-not-found")
-    namespace.helm("install", "rouse", str(CHART), "-n", NAMESPACE)
+    namespace.helm("install", "rouse", str(paths.CHART), "-n", NAMESPACE)
     yield namespace
     namespace.helm("uninstall", "rouse", "-n", NAMESPACE, "--ignore-not-found")
 
@@ -396,7 +398,7 @@ def test_helm_install_brings_the_crd(installed: Cluster):
     installed.kubectl(
         "wait", "--for=condition=Established", "crd/modelservices.rouse.dev", "--timeout=30s"
     )
-    samples = (paths.REPOSITORY / "config" / "samples" / "demo.yaml").read_text()
+    samples = (paths.SAMPLES / "demo.yaml").read_text()
     document = next(yaml.safe_load_all(samples))
     where = MODELSERVICES.replace("/default/", f"/{NAMESPACE}/")
     wait_until(
@@ -535,7 +537,9 @@ def test_who_may_edit_or_view_a_namespace_may_so_with_modelservices(
 
 
 def test_upgrade_and_uninstall_leave_the_crd_and_nothing_else(installed: Cluster):
-    installed.helm("upgrade", "rouse", str(CHART), "-n", NAMESPACE, "--set", "operator.replicas=2")
+    installed.helm(
+        "upgrade", "rouse", str(paths.CHART), "-n", NAMESPACE, "--set", "operator.replicas=2"
+    )
     assert installed.get("deployment", "rouse-operator", NAMESPACE)["spec"]["replicas"] == 2
     # With two replicas, and in a cluster that knows the Prometheus operator's kinds.
     more = ("poddisruptionbudget", "servicemonitor", "podmonitor", "prometheusrule")

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from rouse_e2e import paths
 from rouse_e2e.cluster import Object
 
-from .rendering import CHART, helm
+from .rendering import helm
 
 BAD_VALUES: dict[str, tuple[Object, str]] = {
     "a misspelt value": ({"operator": {"replicaCount": 2}}, "replicaCount"),
@@ -61,22 +62,25 @@ BAD_VALUES: dict[str, tuple[Object, str]] = {
 }
 
 
+def refused(values: Object) -> str:
+    result = helm("template", "rouse", str(paths.CHART), values=values)
+    assert result.returncode != 0, "was rendered"
+    return result.stderr
+
+
 @pytest.mark.parametrize("case", BAD_VALUES)
 def test_a_bad_value_is_refused_by_name(case: str):
     values, name = BAD_VALUES[case]
-    result = helm("template", "rouse", str(CHART), values=values)
-    assert result.returncode != 0, "was rendered"
-    assert "values don't meet the specifications of the schema" in result.stderr, result.stderr
+    error = refused(values)
+    assert "values don't meet the specifications of the schema" in error, error
     # helm writes /operator/replicas or operator.replicas, depending on its version
-    assert name in result.stderr or name.strip("/").replace("/", ".") in result.stderr, (
-        result.stderr
-    )
+    assert name in error or name.strip("/").replace("/", ".") in error, error
 
 
 # ---- one of each
 
 
-SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+SCHEMA = json.loads((paths.CHART / "values.schema.json").read_text())
 
 
 def resolved(schema: Object) -> Object:
@@ -117,12 +121,6 @@ def of_another_type(schema: Object) -> Any:
     )
 
 
-def refused(values: Object) -> str:
-    result = helm("template", "rouse", str(CHART), values=values)
-    assert result.returncode != 0, "was rendered"
-    return result.stderr
-
-
 @pytest.mark.parametrize("path", [x for x, _ in every_value(SCHEMA)], ids=".".join)
 def test_a_value_of_another_type_is_refused_by_name(path: tuple[str, ...]):
     schema = dict(every_value(SCHEMA))[path]
@@ -138,7 +136,7 @@ def test_a_misspelt_value_is_refused_in_every_section(path: tuple[str, ...]):
     assert f"'{''.join(f'/{x}' for x in path)}'" in error
 
 
-VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+VALUES = yaml.safe_load((paths.CHART / "values.yaml").read_text())
 
 
 def default(path: tuple[str, ...]) -> Any:

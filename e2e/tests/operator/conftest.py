@@ -27,7 +27,6 @@ from rouse_e2e.processes import tail, wait_until
 from .fake_faulty_proxy import FakeFaultyProxy
 
 SYSTEM = "rouse-system"
-CHART = paths.REPOSITORY / "charts" / "rouse"
 ACCOUNT = f"system:serviceaccount:{SYSTEM}:rouse-operator"
 AUDIT_POLICY = """
 apiVersion: audit.k8s.io/v1
@@ -250,7 +249,7 @@ class Operator:
 def start_world(
     build_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
-    chart: Path = CHART,
+    chart: Path = paths.CHART,
     **options: Any,
 ) -> Iterator[World]:
     named = os.environ.get("ROUSE_OPERATOR")

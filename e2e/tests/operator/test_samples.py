@@ -14,8 +14,6 @@ from rouse_e2e.processes import wait_until
 from .conftest import Operator, World
 from .modelservice import pods
 
-SAMPLES = paths.REPOSITORY / "config" / "samples"
-
 
 def engine_arguments(pod: Object) -> str:
     (engine,) = [x for x in pod["spec"]["containers"] if x["name"] == "engine"]
@@ -39,7 +37,7 @@ def test_the_operator_makes_the_first_instance_of_a_sample(
     guards: int,
     lazy: bool,
 ):
-    sample = yaml.safe_load((SAMPLES / f"{file}.yaml").read_text())
+    sample = yaml.safe_load((paths.SAMPLES / f"{file}.yaml").read_text())
     if sample["spec"].get("template"):  # a PriorityClass would have to be there
         del sample["spec"]["template"]["spec"]["priorityClassName"]
     world.cluster.apply(sample, namespace)

@@ -541,7 +541,7 @@ def test_the_operators_pod_is_admitted_where_only_restricted_ones_are(world: Wor
     name = world.namespace()
     enforce = "pod-security.kubernetes.io/enforce=restricted"
     cluster.kubectl("label", "namespace", name, enforce)
-    chart = str(paths.REPOSITORY / "charts" / "rouse")
+    chart = str(paths.CHART)
     rendered = cluster.helm(
         "template", "rouse", chart, "-n", name, "-s", "templates/deployment.yaml"
     )

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rouse_e2e import paths
 from rouse_e2e.cluster import Object
 from rouse_e2e.processes import wait_until
 
-from .conftest import CHART, SYSTEM, Operator, World, start_world
+from .conftest import SYSTEM, Operator, World, start_world
 from .fake_agent_reports import FakeAgents
 from .modelservice import modelservice, scale, status, uids, wait_pods
 
@@ -52,17 +53,17 @@ def test_an_upgrade_keeps_instances_authorities_and_objects(world: World, make_o
     assert before.stop() == 0
 
     # The two commands of docs/install.md.
-    shown = cluster.helm("show", "crds", str(CHART))
+    shown = cluster.helm("show", "crds", str(paths.CHART))
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=shown)
     cluster.helm(
-        *("upgrade", "rouse", str(CHART), "-n", SYSTEM, "--reset-then-reuse-values"),
+        *("upgrade", "rouse", str(paths.CHART), "-n", SYSTEM, "--reset-then-reuse-values"),
         *("--set", "operator.image.tag=next"),
     )
     deployment = cluster.get("deployment", "rouse-operator", SYSTEM)
     assert deployment["spec"]["replicas"] == 0, "the values of the release are kept"
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "rouse-operator:next"
-    new = yaml.safe_load((CHART / "crds" / "modelservices.rouse.dev.yaml").read_text())
+    new = yaml.safe_load((paths.CHART / "crds" / "modelservices.rouse.dev.yaml").read_text())
     wanted = new["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     found = crd(world)["schema"]["openAPIV3Schema"]["properties"]["spec"]
     assert found["properties"].keys() == wanted["properties"].keys()
