@@ -18,10 +18,6 @@ using std::chrono::milliseconds;
 /// How often it looks when it leaves.
 constexpr milliseconds kLookLeaving{100};
 
-std::string ClientKey(const Keeper& keeper) {
-  return keeper.pod + "@" + keeper.address;
-}
-
 /// It has just come or gone, mostly, or is cut off.
 bool MayPass(const Status& status) {
   return status.code() == StatusCode::kUnavailable ||
@@ -36,7 +32,8 @@ StateKeeper::StateKeeper(StateKeeperOptions options, Metrics& metrics, StateKeep
       metrics_(metrics),
       hooks_(std::move(hooks)),
       store_(std::move(store)),
-      kept_(*store_, options_.store) {}
+      kept_(*store_, options_.store),
+      clients_(hooks_.dial) {}
 
 Result<std::unique_ptr<StateKeeper>> StateKeeper::Create(StateKeeperOptions options,
                                                          Metrics& metrics, StateKeeperHooks hooks) {
@@ -113,10 +110,7 @@ void StateKeeper::Tend(const std::stop_token& stop) {
            FindKeeper(live->keepers, entry.first.second) == nullptr;
   });
   std::erase_if(surplus_since_, [&](const auto& entry) { return !keys.contains(entry.first); });
-  std::erase_if(clients_, [&](const auto& entry) {
-    return std::none_of(live->keepers.begin(), live->keepers.end(),
-                        [&](const Keeper& keeper) { return entry.first == ClientKey(keeper); });
-  });
+  clients_.KeepOnly(live->keepers);
   metrics_.SetCopiesMissing(missing);
   const std::scoped_lock lock(mutex_);
   handed_over_ = leaving && missing == 0;
@@ -170,7 +164,7 @@ void StateKeeper::Ask(const KeptBundle& bundle, const Keeper& place,
   // Who leaves has no time to wait, but for what is there.
   const bool may_wait = said.held || !leaving_;
   if ((may_wait && Clock::now() < said.ask_again) || silent.contains(place.pod)) return;
-  http::Client* const client = ClientOf(place);
+  http::Client* const client = clients_.To(place);
   const auto answer = client == nullptr ? Result<KeepAnswer>(Unavailable("it cannot be reached"))
                                         : AskToKeep(*client, {.pod = options_.pod,
                                                               .of = key.of,
@@ -229,14 +223,6 @@ void StateKeeper::Judge(const BundleKey& key, const KeepStep& step) {
         return said != said_.end() && said->second.at > since;
       });
   if (all_said_so_since) GiveUp(key, "surplus");
-}
-
-http::Client* StateKeeper::ClientOf(const Keeper& keeper) {
-  auto& client = clients_[ClientKey(keeper)];
-  if (client == nullptr) {
-    if (auto made = hooks_.dial(keeper); made.ok()) client = *std::move(made);
-  }
-  return client.get();
 }
 
 bool StateKeeper::HandOver(milliseconds longest) {

@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "agent/server/metrics.h"
+#include "agent/server/peer_clients.h"
 #include "agent/state/held_bundle.h"
 #include "agent/state/kept_bundles.h"
 #include "agent/state/placement.h"
@@ -57,7 +58,7 @@ struct StateKeeperOptions {
 struct StateKeeperHooks {
   /// nullopt while the operator has not said.
   std::function<std::optional<LiveKeepers>()> live;
-  std::function<Result<std::unique_ptr<http::Client>>(const Keeper&)> dial;
+  PeerClients::Dial dial;
   /// What this instance holds of its own caches.
   std::function<std::vector<std::shared_ptr<const HeldBundle>>()> own;
 };
@@ -121,7 +122,6 @@ class StateKeeper {
   Status Fetch(const KeepRequest& offer, const std::stop_token& stop);
   void GiveUp(const BundleKey& key, std::string_view why);
   void Write();
-  http::Client* ClientOf(const Keeper& keeper);
 
   const StateKeeperOptions options_;
   Metrics& metrics_;
@@ -138,10 +138,10 @@ class StateKeeper {
   bool handed_over_ = false;  ///< Guarded: since it leaves.
 
   // Of the thread.
-  std::map<std::pair<BundleKey, std::string>, Said> said_;        ///< By bundle and pod.
-  std::map<BundleKey, Clock::time_point> surplus_since_;          ///< Of what is kept.
-  std::map<std::string, std::unique_ptr<http::Client>> clients_;  ///< By pod and address.
-  std::set<std::string> passed_over_;                             ///< Pods, when it leaves.
+  std::map<std::pair<BundleKey, std::string>, Said> said_;  ///< By bundle and pod.
+  std::map<BundleKey, Clock::time_point> surplus_since_;    ///< Of what is kept.
+  PeerClients clients_;
+  std::set<std::string> passed_over_;  ///< Pods, when it leaves.
   Clock::time_point written_;
   std::jthread thread_;
 };

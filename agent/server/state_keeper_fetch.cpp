@@ -77,7 +77,7 @@ void StateKeeper::FetchOne(const std::stop_token& stop) {
 Status StateKeeper::Fetch(const KeepRequest& offer, const std::stop_token& stop) {
   const auto live = hooks_.live();
   const Keeper* const from = live ? FindKeeper(live->keepers, offer.pod) : nullptr;
-  http::Client* const client = from == nullptr ? nullptr : ClientOf(*from);
+  http::Client* const client = from == nullptr ? nullptr : clients_.To(*from);
   if (client == nullptr) return Unavailable("agent " + offer.pod + " has gone");
   ROUSE_ASSIGN_OR_RETURN(StateAnswer answer, AskForBundle(*client, offer.of, offer.fingerprint));
   if (!answer.bundle) return NotFound("agent " + offer.pod + " does not hold it any more");

@@ -40,7 +40,8 @@ StateReuse::StateReuse(StateReuseOptions options, Metrics& metrics, StateReuseHo
       metrics_(metrics),
       hooks_(std::move(hooks)),
       store_(std::move(store)),
-      began_(Clock::now()) {
+      began_(Clock::now()),
+      clients_(hooks_.dial) {
   slots_[0].of = CacheClass::kMatched;
   slots_[1].of = CacheClass::kReusable;
 }
@@ -58,11 +59,10 @@ Result<std::unique_ptr<StateReuse>> StateReuse::Create(StateReuseOptions options
   StateReuse* const self = reuse.get();
   ROUSE_ASSIGN_OR_RETURN(
       reuse->keeper_,
-      StateKeeper::Create(
-          std::move(keeper), metrics,
-          {.live = self->hooks_.keepers,
-           .dial = [self](const Keeper& to) { return self->hooks_.dial(to.pod, to.address); },
-           .own = [self] { return self->Own(); }}));
+      StateKeeper::Create(std::move(keeper), metrics,
+                          {.live = self->hooks_.keepers, .dial = self->hooks_.dial, .own = [self] {
+                             return self->Own();
+                           }}));
   return reuse;
 }
 

@@ -21,6 +21,7 @@
 
 #include "agent/engine/cache_use.h"
 #include "agent/server/metrics.h"
+#include "agent/server/peer_clients.h"
 #include "agent/server/state_keeper.h"
 #include "agent/state/cache_tree.h"
 #include "agent/state/held_bundle.h"
@@ -61,9 +62,7 @@ struct StateReuseHooks {
   std::function<std::optional<LiveKeepers>()> keepers;
   /// A client to that pod at that address, which has shown that it is it where there are
   /// certificates.
-  std::function<Result<std::unique_ptr<http::Client>>(const std::string& pod,
-                                                      const std::string& address)>
-      dial;
+  PeerClients::Dial dial;
   /// The engine may start: caches are in place, or it has to do without. An error: it may not.
   std::function<void(const Status&)> on_settled;
   std::function<void()> on_change;  ///< origin() or miss() has changed.
@@ -131,7 +130,6 @@ class StateReuse {
   void Settle(Slot& slot, const std::string& why_not);
   void PublishWhenSettled(Slot& slot);
   void Hold(Slot& slot, Bundle bundle);
-  http::Client* ClientOf(const std::string& pod, const std::string& address);
   std::shared_ptr<const HeldBundle> Held(const BundleKey& key) const;
   std::vector<std::shared_ptr<const HeldBundle>> Own() const;
   Result<CacheSnapshot> Look(CacheClass of) const;
@@ -148,8 +146,8 @@ class StateReuse {
   std::map<std::uint32_t, std::string> misses_;  ///< Guarded: by rank, of its last start.
 
   // Of the thread.
-  std::map<std::string, std::unique_ptr<http::Client>> clients_;  ///< By pod and address.
-  std::map<std::string, Bundle> offered_;                         ///< By class and pod, as held.
+  PeerClients clients_;
+  std::map<std::string, Bundle> offered_;  ///< By class and pod, as held.
   std::jthread thread_;
 
   std::unique_ptr<StateKeeper> keeper_;

@@ -41,7 +41,7 @@ void StateReuse::Hydrate(const std::stop_token& stop) {
     if (slots_[0].installed && slots_[1].installed) break;
     SleepUntil(Clock::now() + kAskAgain, stop);
   }
-  clients_.clear();
+  clients_.Clear();
   offered_.clear();
 }
 
@@ -66,7 +66,7 @@ HydrationStep StateReuse::Advance(Slot& slot, const std::stop_token& stop) {
         .pod = sibling.pod, .standing = std::nullopt, .decided_at_us = sibling.decided_at_us};
     if (slot.failed_pods.contains(sibling.pod)) {
       other.standing = StateStanding::kNone;
-    } else if (http::Client* const client = ClientOf(sibling.pod, sibling.address)) {
+    } else if (http::Client* const client = clients_.To(sibling.pod, sibling.address)) {
       auto answer = AskForBundle(*client, slot.of, slot.fingerprint);
       if (answer.ok()) {
         other.standing = answer->standing;
@@ -87,7 +87,7 @@ HydrationStep StateReuse::Advance(Slot& slot, const std::stop_token& stop) {
   if (const auto* take = std::get_if<hydration::Take>(&step)) {
     const auto sibling = std::find_if(siblings->begin(), siblings->end(),
                                       [&](const auto& s) { return s.pod == take->pod; });
-    http::Client* const client = ClientOf(sibling->pod, sibling->address);
+    http::Client* const client = clients_.To(sibling->pod, sibling->address);
     TakeFrom(slot, take->pod, *client, offered_.at(OfferKey(slot.of, take->pod)), stop);
     if (slot.installed) metrics_.CountLookup(ToString(slot.of), "instance");
     return step;
@@ -116,12 +116,11 @@ std::optional<hydration::Take> StateReuse::TakeFromKeepers(Slot& slot,
   while (!stop.stop_requested()) {
     std::set<std::string> without = slot.failed_pods;
     for (const Sibling& sibling : asked) without.insert(sibling.pod);
-    const auto found =
-        FindBundle(order, slot.of, slot.fingerprint, without,
-                   [this](const Keeper& keeper) { return ClientOf(keeper.pod, keeper.address); });
+    const auto found = FindBundle(order, slot.of, slot.fingerprint, without,
+                                  [this](const Keeper& keeper) { return clients_.To(keeper); });
     if (!found) break;
     const Keeper& holder = found->holder;
-    TakeFrom(slot, holder.pod, *ClientOf(holder.pod, holder.address), found->bundle, stop);
+    TakeFrom(slot, holder.pod, *clients_.To(holder), found->bundle, stop);
     if (slot.installed) {
       metrics_.CountLookup(ToString(slot.of), "keeper");
       return hydration::Take{holder.pod};
@@ -129,15 +128,6 @@ std::optional<hydration::Take> StateReuse::TakeFromKeepers(Slot& slot,
     slot.failed_pods.insert(holder.pod);  // Also where the store could not be held.
   }
   return std::nullopt;
-}
-
-http::Client* StateReuse::ClientOf(const std::string& pod, const std::string& address) {
-  if (address.empty()) return nullptr;
-  auto& client = clients_[pod + "@" + address];
-  if (client == nullptr) {
-    if (auto made = hooks_.dial(pod, address); made.ok()) client = *std::move(made);
-  }
-  return client.get();
 }
 
 void StateReuse::TakeFrom(Slot& slot, const std::string& pod, http::Client& client,
