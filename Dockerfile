@@ -6,8 +6,11 @@
 # A compiler cache mounted at /ccache makes a second build short; nothing depends on it. Where the network
 # has a certificate authority of its own, mount its certificate and name it in the build argument PIP_CERT.
 
+# Two builds of the same sources and packages have the same digest, if the builder sets all times alike, and
+# images for other processors are compiled on this one (docs/images.md).
+
 # The CUDA compiler, for the agent's kernels. Nothing of it is in the images.
-FROM debian:12-slim AS cuda
+FROM --platform=$BUILDPLATFORM debian:12-slim AS cuda
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3-pip \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
@@ -16,13 +19,17 @@ ARG PIP_CERT
 RUN pip install --quiet --no-cache-dir --no-deps --require-hashes --only-binary=:all: \
       --no-compile --target /cuda -r /tmp/requirements.txt
 
-FROM debian:12-slim AS build
-RUN apt-get update \
+# Compiles here for there: an emulated compiler takes hours.
+FROM --platform=$BUILDPLATFORM debian:12-slim AS build
+ARG TARGETARCH
+RUN here=$(dpkg --print-architecture) && there=${TARGETARCH:-$here} \
+ && dpkg --add-architecture "$there" \
+ && apt-get update \
  && apt-get install -y --no-install-recommends \
-      ccache cmake g++ ninja-build pkg-config \
-      libcli11-dev libcpprest-dev libspdlog-dev libssl-dev libucx-dev liburing-dev libxxhash-dev libyaml-cpp-dev \
-      nlohmann-json3-dev prometheus-cpp-dev \
-      libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc \
+      ccache cmake dpkg-dev g++ ninja-build nlohmann-json3-dev pkg-config protobuf-compiler protobuf-compiler-grpc \
+      $([ "$there" = "$here" ] || echo "crossbuild-essential-$there") \
+      $(for name in libcli11-dev libcpprest-dev libspdlog-dev libssl-dev libucx-dev liburing-dev libxxhash-dev \
+          libyaml-cpp-dev prometheus-cpp-dev libgrpc++-dev libprotobuf-dev; do echo "$name:$there"; done) \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY CMakeLists.txt ./
@@ -35,7 +42,15 @@ ARG ROUSE_COMMIT=unknown
 ARG JOBS=2
 # The same folders relative to the tree as `make build` has, so that both can share one compiler cache.
 RUN export LANG=C.UTF-8 CCACHE_DIR=/ccache CCACHE_BASEDIR=/src CCACHE_NOHASHDIR=1 CCACHE_COMPILERCHECK=content \
- && cmake -S . -B build/release -G Ninja -DCMAKE_BUILD_TYPE=Release -DROUSE_JOIN_SOURCES=ON -DROUSE_BUILD_TESTS=OFF \
+ && here=$(dpkg --print-architecture) && there=${TARGETARCH:-$here} \
+ && cross= \
+ && if [ "$there" != "$here" ]; then \
+      triple=$(dpkg-architecture -a "$there" -q DEB_HOST_GNU_TYPE); \
+      cross="-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=${triple%%-*}"; \
+      cross="$cross -DCMAKE_C_COMPILER=$triple-gcc -DCMAKE_CXX_COMPILER=$triple-g++"; \
+      export PKG_CONFIG_LIBDIR=/usr/lib/$triple/pkgconfig:/usr/share/pkgconfig; \
+    fi \
+ && cmake $cross -S . -B build/release -G Ninja -DCMAKE_BUILD_TYPE=Release -DROUSE_JOIN_SOURCES=ON -DROUSE_BUILD_TESTS=OFF \
       -DROUSE_CUDA_ROOT=/opt/cuda \
       -DROUSE_COMMIT="$ROUSE_COMMIT" -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
  && cmake --build build/release --parallel "$JOBS" --target rouse-operator rouse-agent rouse_connector \
@@ -48,14 +63,14 @@ FROM debian:12-slim AS runtime
 RUN apt-get update \
  && apt-get install -y --no-install-recommends \
       ca-certificates libcpprest2.10 libfmt9 libprometheus-cpp-core1.0 libspdlog1.10 libssl3 \
- && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
- && groupadd --gid 2000 rouse \
- && useradd --uid 2000 --gid 2000 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin rouse
+ && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* \
+ && echo 'rouse:x:2000:' >> /etc/group \
+ && echo 'rouse:x:2000:2000::/nonexistent:/usr/sbin/nologin' >> /etc/passwd
 
 FROM runtime AS operator
 RUN apt-get update \
  && apt-get install -y --no-install-recommends libgrpc++1.51 libprotobuf32 libyaml-cpp0.7 \
- && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
+ && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
 COPY --from=build /out/bin/rouse-operator /usr/bin/rouse-operator
 # A library that is missing shows here, not in the cluster.
 RUN rouse-operator --version
@@ -66,7 +81,7 @@ ENTRYPOINT ["/usr/bin/rouse-operator"]
 FROM runtime AS agent
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ibverbs-providers libucx0 liburing2 libxxhash0 \
- && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
+ && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
 COPY --from=build /out/share/rouse/plugin /usr/share/rouse/plugin
 COPY --from=build /out/bin/rouse-agent /usr/bin/rouse-agent
 RUN rouse-agent --version

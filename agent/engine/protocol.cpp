@@ -62,6 +62,7 @@ Result<EngineRequest> Hello(json::Reader& in) {
   hello.pid = in.Int("pid");
   hello.rank = Rank(in);
   hello.world_size = static_cast<std::uint32_t>(in.Int("worldSize", 1, kMaxWorldSize));
+  if (in.Has("models")) hello.models = static_cast<std::uint32_t>(in.Int("models", 1, 2));
   hello.engine = in.String("engine");
   hello.engine_version = in.String("engineVersion");
   if (in.Has("gpu")) hello.gpu = Gpu(in);
@@ -74,6 +75,10 @@ Result<EngineRequest> Hello(json::Reader& in) {
   if (hello.rank >= hello.world_size) {
     return InvalidArgument("rank: " + std::to_string(hello.rank) + " is not below worldSize " +
                            std::to_string(hello.world_size));
+  }
+  if (hello.world_size % hello.models != 0) {
+    return InvalidArgument("models: " + std::to_string(hello.world_size) + " ranks of " +
+                           std::to_string(hello.models) + " models, expected as many of each");
   }
   ROUSE_ASSIGN_OR_RETURN(hello.identity, IdentityFromJson(identity, "identity"));
   return EngineRequest(std::move(hello));

@@ -33,6 +33,9 @@ struct HelloRequest {
   std::int64_t pid = 0;
   std::uint32_t rank = 0;
   std::uint32_t world_size = 1;
+  /// How many models each worker loads, one after the other: 2 with one that drafts tokens. Each
+  /// has as many ranks, the served one's first.
+  std::uint32_t models = 1;
   std::string engine;
   std::string engine_version;
   /// The UUID of the GPU that the rank computes with ("GPU-6f0c..."); empty: none, or an engine
@@ -41,6 +44,11 @@ struct HelloRequest {
   /// Why the rank's process was spawned although it was to be forked; empty: it was not.
   std::string spawned;
   Identity identity;
+
+  /// How many ranks load what this one loads.
+  std::uint32_t ranks_of_model() const { return world_size / models; }
+  /// Which model that is: 0, the served one, or 1.
+  std::uint32_t model() const { return rank / ranks_of_model(); }
 };
 struct PhaseRequest {
   event::EnginePhase phase = event::EnginePhase::kEngineImported;

@@ -79,8 +79,14 @@ Result<std::optional<OpenedStream>> CheckpointStream::Open(const HelloRequest& h
   std::sort(wanted.begin(), wanted.end());
   const std::scoped_lock lock(mutex_);
   delivered_.erase(hello.rank);
-  const bool joinable = load_ != nullptr && load_->status.ok() && !load_->stop.stop_requested() &&
-                        load_->world_size == hello.world_size && load_->wanted == wanted;
+  const bool loads = load_ != nullptr && load_->status.ok() && !load_->stop.stop_requested();
+  const bool other_model = loads && load_->model != hello.model();
+  if (other_model && std::any_of(load_->consumers.begin(), load_->consumers.end(),
+                                 [](const auto& entry) { return !entry.second.closed; })) {
+    return std::optional<OpenedStream>();  // They are not to lose what they read.
+  }
+  const bool joinable =
+      loads && !other_model && load_->ranks == hello.ranks_of_model() && load_->wanted == wanted;
   const Consumer* const known = Find(hello.rank);
   const bool asks_again = known != nullptr && !known->opened && !known->closed;
   if (!asks_again) {
@@ -102,7 +108,8 @@ Result<std::optional<OpenedStream>> CheckpointStream::Open(const HelloRequest& h
 void CheckpointStream::Begin(const HelloRequest& hello, std::vector<CheckpointFile> wanted) {
   EndLoad(Unavailable("the engine has begun to load anew"));
   load_ = std::make_shared<Load>();
-  load_->world_size = hello.world_size;
+  load_->ranks = hello.ranks_of_model();
+  load_->model = hello.model();
   load_->wanted = std::move(wanted);
   load_->since = Clock::now();
   next_ = load_;
@@ -151,9 +158,9 @@ Result<std::optional<StreamedBatch>> CheckpointStream::Next(const NextBatchReque
   }
   consumer.released = request.released;
   if (!load.status.ok()) return load.status;
-  if (load.consumers.size() < load.world_size) {
+  if (load.consumers.size() < load.ranks) {
     if (Clock::now() - load.since < options_.join_deadline) return std::optional<StreamedBatch>();
-    Fail(load, DeadlineExceeded(std::to_string(load.world_size - load.consumers.size()) +
+    Fail(load, DeadlineExceeded(std::to_string(load.ranks - load.consumers.size()) +
                                 " other ranks have not asked for the checkpoint within " +
                                 std::to_string(options_.join_deadline.count()) + " ms"));
     return load.status;

@@ -4,7 +4,8 @@
 // A load is what the ranks of one engine ask for. It begins with the first of them, delivers
 // nothing before the last of them has asked, and fills a slot anew when none of them needs what it
 // held. So until its first batch a rank may still load by itself, and all the others do the same. A
-// rank that goes away needs nothing any more; when all have gone the load ends.
+// rank that goes away needs nothing any more; when all have gone the load ends. Ranks that load a
+// draft model are a load of their own, which begins when no rank of the one before reads any more.
 //
 // Threads: every method from any thread, none but End blocks; the reading is on a thread of its own
 // ("storage"). A rank that joins or leaves may be what another one waits for: ask for all again.
@@ -85,7 +86,8 @@ class CheckpointStream {
     std::size_t released = 0;  ///< Batches it does not use any more.
   };
   struct Load {
-    std::uint32_t world_size = 1;
+    std::uint32_t ranks = 1;             ///< That are to ask for it.
+    std::uint32_t model = 0;             ///< Which they load (HelloRequest).
     std::vector<CheckpointFile> wanted;  ///< In order of their names.
     std::chrono::steady_clock::time_point since;
     std::map<std::uint32_t, Consumer> consumers;

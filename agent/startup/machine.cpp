@@ -93,12 +93,26 @@ void StartupMachine::On(const event::Phase& happened) {
   switch (happened.phase) {
     case event::EnginePhase::kEngineImported:
       return Earliest(&moments_.engine_imported_us, happened.at_us);
+    case event::EnginePhase::kWorkerStarted:
+      return Latest(&moments_.worker_started_us, happened.at_us);
     case event::EnginePhase::kLoadStarted:
       return Earliest(&moments_.load_started_us, happened.at_us);
-    case event::EnginePhase::kWeightsReady:
-      return Latest(&moments_.weights_ready_us, happened.at_us);
+    case event::EnginePhase::kModelBuilt:
+      return Latest(&moments_.model_built_us, happened.at_us);
+    case event::EnginePhase::kWeightsLoaded:
+      return Earliest(&moments_.weights_loaded_us, happened.at_us);
+    case event::EnginePhase::kWeightsProcessed:
+      return Latest(&moments_.weights_processed_us, happened.at_us);
     case event::EnginePhase::kModelReady:
-      return;  // Warm-up has no part of its own in the timeline before the engine is healthy.
+      return Latest(&moments_.model_ready_us, happened.at_us);
+    case event::EnginePhase::kCompiled:
+      return Latest(&moments_.compiled_us, happened.at_us);
+    case event::EnginePhase::kProfiled:
+      return Latest(&moments_.profiled_us, happened.at_us);
+    case event::EnginePhase::kKvCacheReady:
+      return Latest(&moments_.kv_cache_ready_us, happened.at_us);
+    case event::EnginePhase::kCaptured:
+      return Latest(&moments_.captured_us, happened.at_us);
   }
 }
 
@@ -141,11 +155,9 @@ void StartupMachine::ForgetEngine() {
   ranks_connected_.clear();
   healthy_ = false;
   first_token_ = false;
-  moments_.engine_imported_us.reset();
-  moments_.load_started_us.reset();
-  moments_.weights_ready_us.reset();
-  moments_.engine_healthy_us.reset();
-  moments_.first_token_us.reset();
+  moments_ = {.decided_at_us = moments_.decided_at_us,
+              .agent_started_us = moments_.agent_started_us,
+              .engine_may_start_us = moments_.engine_may_start_us};
 }
 
 AgentState StartupMachine::state() const {
@@ -154,7 +166,7 @@ AgentState StartupMachine::state() const {
   if (files_ == Files::kWaiting || (state_waits_ && !may_start_)) return AgentState::kHydrating;
   if (!may_start_) return AgentState::kPulling;
   if (healthy_ && first_token_) return AgentState::kServing;
-  if (healthy_ || moments_.weights_ready_us) return AgentState::kWarming;
+  if (healthy_ || moments_.model_ready_us) return AgentState::kWarming;
   if (moments_.load_started_us || !ranks_connected_.empty()) return AgentState::kLoading;
   return pull_ == Pull::kRunning ? AgentState::kPulling : AgentState::kReady;
 }

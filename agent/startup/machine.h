@@ -61,7 +61,20 @@ struct RankConnected {
 struct RankDisconnected {
   std::uint32_t rank = 0;
 };
-enum class EnginePhase { kEngineImported, kLoadStarted, kWeightsReady, kModelReady };
+/// What an engine's rank has reached of its start, in order (docs/protocols.md §3).
+enum class EnginePhase {
+  kEngineImported,
+  kWorkerStarted,
+  kLoadStarted,
+  kModelBuilt,
+  kWeightsLoaded,
+  kWeightsProcessed,
+  kModelReady,
+  kCompiled,
+  kProfiled,
+  kKvCacheReady,
+  kCaptured
+};
 struct Phase {
   EnginePhase phase = EnginePhase::kEngineImported;
   std::int64_t at_us = 0;
@@ -85,9 +98,16 @@ struct Failure {
 
 inline constexpr json::EnumName<event::EnginePhase> kEnginePhases[] = {
     {event::EnginePhase::kEngineImported, "EngineImported"},
+    {event::EnginePhase::kWorkerStarted, "WorkerStarted"},
     {event::EnginePhase::kLoadStarted, "LoadStarted"},
-    {event::EnginePhase::kWeightsReady, "WeightsReady"},
-    {event::EnginePhase::kModelReady, "ModelReady"}};
+    {event::EnginePhase::kModelBuilt, "ModelBuilt"},
+    {event::EnginePhase::kWeightsLoaded, "WeightsLoaded"},
+    {event::EnginePhase::kWeightsProcessed, "WeightsProcessed"},
+    {event::EnginePhase::kModelReady, "ModelReady"},
+    {event::EnginePhase::kCompiled, "Compiled"},
+    {event::EnginePhase::kProfiled, "Profiled"},
+    {event::EnginePhase::kKvCacheReady, "KvCacheReady"},
+    {event::EnginePhase::kCaptured, "Captured"}};
 
 using Event =
     std::variant<event::Begun, event::FilesInPlace, event::StateSettled, event::EngineGoesOn,

@@ -29,6 +29,11 @@ Timeline Partition(StartPath path, std::int64_t decided, std::span<const std::st
   return timeline;
 }
 
+void AddLane(std::vector<Lane>* lanes, std::string_view name, const Moment& start,
+             const Moment& end) {
+  if (start && end && *end > *start) lanes->push_back({std::string(name), *start, *end});
+}
+
 }  // namespace
 
 std::optional<Timeline> BuildTimeline(StartPath path, const Moments& moments,
@@ -36,12 +41,17 @@ std::optional<Timeline> BuildTimeline(StartPath path, const Moments& moments,
   if (!moments.first_token_us) return std::nullopt;
   const std::int64_t decided =
       moments.decided_at_us > 0 ? moments.decided_at_us : moments.agent_started_us;
-  const Moment ends[] = {moments.agent_started_us,   moments.engine_may_start_us,
-                         moments.engine_imported_us, moments.load_started_us,
-                         moments.weights_ready_us,   moments.engine_healthy_us,
-                         moments.first_token_us};
+  const Moment ends[] = {
+      moments.agent_started_us,  moments.engine_may_start_us, moments.engine_imported_us,
+      moments.worker_started_us, moments.load_started_us,     moments.model_built_us,
+      moments.model_ready_us,    moments.profiled_us,         moments.kv_cache_ready_us,
+      moments.captured_us,       moments.engine_healthy_us,   moments.first_token_us};
   static_assert(std::size(ends) == std::size(kPhaseNames));
-  return Partition(path, decided, kPhaseNames, ends, lanes);
+  std::vector<Lane> all;
+  AddLane(&all, "PostProcess", moments.weights_loaded_us, moments.weights_processed_us);
+  AddLane(&all, "Compile", moments.model_ready_us, moments.compiled_us);
+  all.insert(all.end(), lanes.begin(), lanes.end());
+  return Partition(path, decided, kPhaseNames, ends, all);
 }
 
 std::optional<Timeline> BuildWakeTimeline(const WakeMoments& moments,

@@ -22,8 +22,16 @@ struct Moments {
   std::int64_t agent_started_us = 0;
   std::optional<std::int64_t> engine_may_start_us;
   std::optional<std::int64_t> engine_imported_us;
+  std::optional<std::int64_t> worker_started_us;
   std::optional<std::int64_t> load_started_us;
-  std::optional<std::int64_t> weights_ready_us;
+  std::optional<std::int64_t> model_built_us;
+  std::optional<std::int64_t> weights_loaded_us;
+  std::optional<std::int64_t> weights_processed_us;
+  std::optional<std::int64_t> model_ready_us;
+  std::optional<std::int64_t> compiled_us;
+  std::optional<std::int64_t> profiled_us;
+  std::optional<std::int64_t> kv_cache_ready_us;
+  std::optional<std::int64_t> captured_us;
   std::optional<std::int64_t> engine_healthy_us;
   std::optional<std::int64_t> first_token_us;
 
@@ -41,7 +49,8 @@ struct Lane {
 
 /// The phases' names, in order.
 inline constexpr std::string_view kPhaseNames[] = {
-    "Schedule", "Hydrate", "EngineStart", "EngineInit", "Weights", "Warmup", "FirstToken"};
+    "Schedule", "Hydrate", "EngineStart", "Spawn",   "DeviceInit", "ModelBuild",
+    "Weights",  "Profile", "KvCache",     "Capture", "ApiStart",   "FirstToken"};
 
 /// When each step of a wake was reached; with several ranks or cores, by the last of them.
 struct WakeMoments {
@@ -60,7 +69,8 @@ inline constexpr std::string_view kWakePhaseNames[] = {"Command", "Map", "Weight
 std::optional<Timeline> BuildWakeTimeline(const WakeMoments& moments,
                                           const std::vector<Lane>& lanes);
 
-/// The timeline of a finished start; nullopt until there is a first token.
+/// The timeline of a finished start; nullopt until there is a first token. What the engine did
+/// within phases (PostProcess, Compile) comes before `lanes`.
 std::optional<Timeline> BuildTimeline(StartPath path, const Moments& moments,
                                       const std::vector<Lane>& lanes);
 

@@ -42,7 +42,7 @@ void Load(const AgentProcess& agent, const std::string& bytes) {
   REQUIRE(engine->Phase("EngineImported")->type() == "Ok");
   REQUIRE(engine->Phase("LoadStarted")->type() == "Ok");
   REQUIRE(engine->CreateFillPublish(TestIdentity(), 0, bytes)->type() == "Ok");
-  REQUIRE(engine->Phase("WeightsReady")->type() == "Ok");
+  REQUIRE(engine->Phase("ModelReady")->type() == "Ok");
 }
 
 /// An engine whose only rank computes on this GPU.
@@ -134,7 +134,7 @@ TEST_CASE("A start from storage goes through its states, and its timeline adds u
   REQUIRE(report->timeline.has_value());  // Decoding has checked that the phases partition it.
   const Timeline& timeline = *report->timeline;
   CHECK(timeline.decided_at_us == decided);
-  REQUIRE(timeline.phases.size() == 7);
+  REQUIRE(timeline.phases.size() == 12);
   CHECK(timeline.phases[0].name == "Schedule");
   CHECK(timeline.phases[0].end_us >= 1'000'000);
   CHECK(timeline.total_us >= timeline.phases[0].end_us);

@@ -127,7 +127,7 @@ TEST_CASE("The agent reads the checkpoint for its engine, and counts what it has
   CHECK(Eventually([&] { return !HoldsSlots(agent); }, std::chrono::seconds(10)));
   REQUIRE(engine->CreateFillPublish(TestIdentity(), 0, TestBytes(kStreamArenaBytes, 1))->type() ==
           "Ok");
-  REQUIRE(engine->Phase("WeightsReady")->type() == "Ok");
+  REQUIRE(engine->Phase("ModelReady")->type() == "Ok");
   REQUIRE(fake_operator.WaitForServable("demo-0"));
   REQUIRE(fake_operator.WaitFor("demo-0", [](const AgentReport& report) {
     return report.timeline && report.timeline->lanes.size() == 2;

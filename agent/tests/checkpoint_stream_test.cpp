@@ -80,10 +80,11 @@ struct Fixture {
 /// One rank of an engine, which asks as the socket does: again until there is an answer.
 class Rank {
  public:
-  Rank(Fixture& fixture, std::uint32_t rank, std::uint32_t world_size = 1)
+  Rank(Fixture& fixture, std::uint32_t rank, std::uint32_t world_size = 1, std::uint32_t models = 1)
       : fixture_(fixture), stream_(*fixture.stream) {
     hello_.rank = rank;
     hello_.world_size = world_size;
+    hello_.models = models;
     files = FilesOf(fixture.folder);
     folder = fixture.folder.path();
   }
@@ -193,6 +194,33 @@ TEST_CASE("One rank gets every tensor, and then the word that all was right") {
   rank.CheckContents();
   rank.Leave();
   CHECK_FALSE(rank.delivered());
+}
+
+TEST_CASE("Ranks of a draft model load when those of the served one are through") {
+  Fixture fixture;
+  Rank first(fixture, 0, 4, 2), second(fixture, 1, 4, 2);
+  Rank first_draft(fixture, 2, 4, 2), second_draft(fixture, 3, 4, 2);
+  REQUIRE(first.Open().ok());
+  REQUIRE(second.Open().ok());
+  Status taken;
+  {
+    std::jthread other([&] { taken = first.TakeAll(); });
+    CHECK(second.TakeAll().ok());
+  }
+  CHECK(taken.ok());
+  first.Close();
+  REQUIRE_FALSE(first_draft.AskOpen()->has_value());  // The second one might still read.
+  second.CheckContents();
+  second.Close();
+  REQUIRE(first_draft.Open().ok());
+  REQUIRE(second_draft.Open().ok());
+  {
+    std::jthread other([&] { taken = first_draft.TakeAll(); });
+    CHECK(second_draft.TakeAll().ok());
+  }
+  CHECK(taken.ok());
+  first_draft.CheckContents();
+  second_draft.CheckContents();
 }
 
 TEST_CASE("Ranks that load together read the files once, none gets ahead by more than the slots") {

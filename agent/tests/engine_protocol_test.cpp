@@ -35,8 +35,12 @@ TEST_CASE("Each request is decoded") {
       DecodeEngineRequest(Replaced(kHello, "\"pid\"", "\"spawned\":\"why\",\"pid\""), 0);
   REQUIRE(spawned.ok());
   CHECK(std::get<HelloRequest>(*spawned).spawned == "why");
-  const auto phase = DecodeEngineRequest(R"({"type":"Phase","name":"WeightsReady","atUs":5})", 0);
-  CHECK(std::get<PhaseRequest>(*phase).phase == event::EnginePhase::kWeightsReady);
+  CHECK(std::get<HelloRequest>(*hello).ranks_of_model() == 2);
+  const auto drafted = DecodeEngineRequest(Replaced(kHello, "\"pid\"", "\"models\":2,\"pid\""), 0);
+  REQUIRE(drafted.ok());
+  CHECK(std::get<HelloRequest>(*drafted).ranks_of_model() == 1);
+  const auto phase = DecodeEngineRequest(R"({"type":"Phase","name":"ModelReady","atUs":5})", 0);
+  CHECK(std::get<PhaseRequest>(*phase).phase == event::EnginePhase::kModelReady);
   const auto await = DecodeEngineRequest(R"({"type":"AwaitWeights","rank":0,"timeoutMs":9})", 0);
   CHECK(std::get<AwaitWeightsRequest>(*await).timeout_ms == 9);
   const auto create = DecodeEngineRequest(R"({"type":"CreateArena","rank":0,"bytes":9})", 0);
@@ -93,6 +97,9 @@ TEST_CASE("What is wrong with a request is named") {
       {Replaced(kHello, "\"rank\":1", "\"rank\":2"), 0, "rank: 2 is not below worldSize 2"},
       {Replaced(kHello, "\"rank\":1", "\"rank\":-1"), 0, "rank"},
       {Replaced(kHello, "\"worldSize\":2", "\"worldSize\":99999"), 0, "worldSize"},
+      {Replaced(kHello, "\"worldSize\":2", "\"models\":3,\"worldSize\":2"), 0, "models"},
+      {Replaced(kHello, "\"worldSize\":2", "\"models\":2,\"worldSize\":3"), 0,
+       "models: 3 ranks of 2 models"},
       {Replaced(kHello, "{\"model\":\"m\"}", "{\"model\":3}"), 0, "identity.model"},
       {Replaced(kHello, "\"pid\":7,", ""), 0, "pid"},
       {Replaced(kHello, "\"pid\"", "\"gpu\":5,\"pid\""), 0, "gpu"},

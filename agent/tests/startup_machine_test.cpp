@@ -36,9 +36,10 @@ TEST_CASE("A start from storage is Ready at once and then follows the engine") {
       {Phase(ev::EnginePhase::kEngineImported, 300), AgentState::kReady},
       {ev::RankConnected{0, 400}, AgentState::kLoading},
       {Phase(ev::EnginePhase::kLoadStarted, 410), AgentState::kLoading},
-      {Phase(ev::EnginePhase::kWeightsReady, 500), AgentState::kWarming},
+      {Phase(ev::EnginePhase::kModelBuilt, 450), AgentState::kLoading},
+      {Phase(ev::EnginePhase::kModelReady, 500), AgentState::kWarming},
       {ev::RankDisconnected{0}, AgentState::kWarming},
-      {Phase(ev::EnginePhase::kModelReady, 600), AgentState::kWarming},
+      {Phase(ev::EnginePhase::kCaptured, 600), AgentState::kWarming},
       {ev::EngineHealthy{700}, AgentState::kWarming},
       {ev::CanaryFailed{"no"}, AgentState::kWarming},
       {ev::FirstToken{800}, AgentState::kServing}};
@@ -107,10 +108,9 @@ TEST_CASE("Failure is final and keeps its first reason") {
 TEST_CASE(
     "An engine that is started again loses what its last run had reached, the timeline stays") {
   StartupMachine machine(kFromStorage);
-  for (const Event& happened : std::vector<Event>{ev::Begun{}, ev::RankConnected{0, 300},
-                                                  Phase(ev::EnginePhase::kLoadStarted, 310),
-                                                  Phase(ev::EnginePhase::kWeightsReady, 400),
-                                                  ev::EngineHealthy{500}, ev::FirstToken{600}}) {
+  for (const Event& happened : std::vector<Event>{
+           ev::Begun{}, ev::RankConnected{0, 300}, Phase(ev::EnginePhase::kLoadStarted, 310),
+           Phase(ev::EnginePhase::kModelReady, 400), ev::EngineHealthy{500}, ev::FirstToken{600}}) {
     machine.Apply(happened);
   }
   const auto timeline = machine.timeline();
@@ -122,18 +122,35 @@ TEST_CASE(
   machine.Apply(ev::RankDisconnected{0});
   machine.Apply(ev::RankConnected{0, 900});
   CHECK(machine.state() == AgentState::kLoading);
-  machine.Apply(Phase(ev::EnginePhase::kWeightsReady, 950));
+  machine.Apply(Phase(ev::EnginePhase::kModelReady, 950));
   machine.Apply(ev::EngineHealthy{1000});
   machine.Apply(ev::FirstToken{1100});
   CHECK(machine.state() == AgentState::kServing);
   CHECK(machine.timeline() == timeline);
 }
 
+TEST_CASE("What an engine says it has reached ends its part of the timeline") {
+  StartupMachine machine(kFromStorage);
+  machine.Apply(ev::Begun{});
+  std::int64_t at = 200;
+  for (const auto& [phase, name] : kEnginePhases) machine.Apply(Phase(phase, at += 10));
+  machine.Apply(ev::EngineHealthy{at += 10});
+  machine.Apply(ev::FirstToken{at += 10});
+  const auto timeline = machine.timeline();
+  REQUIRE(timeline.has_value());
+  REQUIRE(timeline->phases.size() == std::size(kPhaseNames));
+  for (std::size_t i = 2; i < timeline->phases.size(); ++i) {
+    INFO(kPhaseNames[i]);
+    CHECK(timeline->phases[i].end_us > timeline->phases[i].start_us);
+  }
+  CHECK(timeline->lanes.size() == 2);
+}
+
 TEST_CASE("A second connection of a rank that is still there is no restart") {
   StartupMachine machine(kFromStorage);
   machine.Apply(ev::Begun{});
   machine.Apply(ev::RankConnected{0, 300});
-  machine.Apply(Phase(ev::EnginePhase::kWeightsReady, 400));
+  machine.Apply(Phase(ev::EnginePhase::kModelReady, 400));
   machine.Apply(ev::RankConnected{0, 500});
   CHECK(machine.state() == AgentState::kWarming);
   machine.Apply(ev::RankConnected{1, 500});
@@ -145,10 +162,10 @@ TEST_CASE("With several ranks a phase begins with the first and ends with the la
   machine.Apply(ev::Begun{});
   for (const std::int64_t at : {320, 310, 330}) {
     machine.Apply(Phase(ev::EnginePhase::kLoadStarted, at));
-    machine.Apply(Phase(ev::EnginePhase::kWeightsReady, at + 100));
+    machine.Apply(Phase(ev::EnginePhase::kModelReady, at + 100));
   }
   CHECK(machine.moments().load_started_us == 310);
-  CHECK(machine.moments().weights_ready_us == 430);
+  CHECK(machine.moments().model_ready_us == 430);
 }
 
 TEST_CASE("A timeline that an earlier run of the agent had written stays the pod's") {

@@ -19,13 +19,14 @@ from server import TESTS, Server
 sys.path.insert(0, str(TESTS))
 
 from agents import Agent, FakeOperator  # noqa: E402
-from gpu_engines import GIB, gpu_used  # noqa: E402
+from gpu_engines import GIB, gpu_used, settled_gpu_used  # noqa: E402
 from servers import LAUNCH, free_port, processes_below  # noqa: E402
 
 VLLM_COLD = "vLLM as shipped, cold caches"
 VLLM_WARM = "vLLM as shipped, warm caches"
 STORAGE = "Rouse, first instance: storage read by the agent, warm caches"
 PEER = "peer weights"
+SHARED = "peer weights, caches on a volume shared with the first instance (tmpfs)"
 STATE = "+ state reuse"
 LAZY = "+ lazy capture"
 FORK = "+ fork"
@@ -79,14 +80,18 @@ class Bench:
             out["PYTHONPATH"] = f"{plugin}:{os.environ.get('PYTHONPATH', '')}"
         return out
 
-    def caches(self, warm: bool) -> None:
-        """A folder of its own for each start, empty or as the first start left it, if any; the path that
-        engines know it by is the same for all, as it is in every pod."""
+    def caches(self, warm: bool, shared: bool = False) -> None:
+        """A folder of its own for each start, empty or as the first start left it, if any; or the folder
+        that the source uses too. The path that engines know it by is the same for all, as it is in
+        every pod."""
         self._cache_folders += 1
         before, folder = self.cache_folder, self.work / f"cache-{self._cache_folders}"
         if before is not None and self._kept_cache is None:
             self._kept_cache = before
-        if warm and self._kept_cache is not None:
+        if shared:
+            assert self._source_cache is not None
+            folder = self._source_cache
+        elif warm and self._kept_cache is not None:
             shutil.copytree(self._kept_cache, folder, symlinks=True)
         else:
             folder.mkdir()
@@ -163,6 +168,7 @@ class Bench:
         }
         sample |= {
             "differingFrom": {x: _differing(tokens, y) for x, y in self.tokens.items()},
+            **server.compiled(),
             **more,
         }
         if speed:
@@ -225,7 +231,7 @@ class Bench:
 
     def peer(self, row: str, **how: Any) -> None:
         """A second instance beside the first, by its weights."""
-        self.caches(warm=row not in (PEER, STATE))
+        self.caches(warm=row not in (PEER, STATE), shared=row == SHARED)
         lazy = row in (LAZY, FORK, PRELOADED)
         with self._second(row, lazy, LAUNCH if row in (FORK, PRELOADED) else None, **how):
             pass
@@ -262,13 +268,13 @@ class Bench:
                     seconds = server.first_token()
                     report = self._operator.wait("demo-1", lambda r: r["bytesBySource"]["peer"] > 0)
                     graphs = self._graphs(agent, server) if lazy and speed else {}
+                    graphs["cacheLookups"] = agent.cache_lookups()
                     if reused:
                         report = self._operator.reports["demo-1"]
                         graphs |= {
                             "hydrateSeconds": round(hydrated, 4),
                             "stateOrigin": report.get("stateOrigin", ""),
                             "stateMiss": report.get("stateMiss", ""),
-                            "cacheLookups": agent.cache_lookups(),
                         }
                     self.measured(
                         row,
@@ -324,6 +330,7 @@ class Bench:
         """A guard is put to sleep and woken, by its agent."""
         self.caches(warm=True)
         port = free_port()
+        others = settled_gpu_used()
         with self._second("guard's start", False, None, port, speed=False) as (agent, server):
             self._operator.wait("demo-1", lambda r: r["state"] == "Serving")
             for i in range(rounds):
@@ -344,12 +351,13 @@ class Bench:
                 timeline = self._operator.wait("demo-1", of_this_wake)["timeline"]
                 self.measured(
                     WAKE, server, timeline["totalUs"] / 1e6, speed=i == 0, reported=reported,
-                    gpuUsedAsleep=used, timeline=timeline,
+                    gpuHeldAsleep=used - others, timeline=timeline,
                 )  # fmt: skip
 
     def vllm_sleep(self, rounds: int) -> None:
         """What vLLM itself offers, with the checkpoint in tmpfs."""
         self.caches(warm=True)
+        others = settled_gpu_used()
         with self.stock("vllm-sleep", "--enable-sleep-mode") as server:
             server.first_token()
             for i in range(rounds):
@@ -362,7 +370,11 @@ class Bench:
                 server.request("POST", "/wake_up?tags=kv_cache")
                 server.complete([[1, 2, 3]], 1)
                 self.measured(
-                    VLLM_SLEEP, server, time.monotonic() - begun, speed=i == 0, gpuUsedAsleep=used
+                    VLLM_SLEEP,
+                    server,
+                    time.monotonic() - begun,
+                    speed=i == 0,
+                    gpuHeldAsleep=used - others,
                 )
 
     def close(self) -> None:
@@ -372,6 +384,7 @@ class Bench:
 #: Rows that need nothing but a first instance, by the name that the command line knows.
 ROWS: dict[str, Callable[[Bench], None]] = {
     "peer": lambda bench: bench.peer(PEER),
+    "shared": lambda bench: bench.peer(SHARED),
     "state": lambda bench: bench.peer(STATE),
     "lazy": lambda bench: bench.peer(LAZY),
     "fork": lambda bench: bench.peer(FORK),

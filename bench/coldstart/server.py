@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -122,6 +123,17 @@ class Server:
             out[f"tokens/s at {batch}"] = statistics.median(per_second)
             out[f"s between tokens at {batch}"] = statistics.median(between)
         return out
+
+    def compiled(self) -> dict[str, float]:
+        """Seconds that the engine says its last start took to compile, capture and warm up, all together
+        and of them torch.compile; what of it vLLM 0.26 logs."""
+        found = re.findall(
+            r"init engine \(.*?\) took ([\d.]+) s(?: \(compilation: ([\d.]+) s)?",
+            self.log.read_text(errors="replace"),
+        )
+        if not found:
+            return {}
+        return {"initSeconds": float(found[-1][0]), "compileSeconds": float(found[-1][1] or 0)}
 
     def tail(self, lines: int = 60) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

@@ -26,6 +26,7 @@ ORDER = [
     rows.VLLM_WARM,
     rows.STORAGE,
     rows.PEER,
+    rows.SHARED,
     rows.STATE,
     rows.LAZY,
     rows.FORK,
@@ -73,12 +74,19 @@ def of_model(model: str, samples: list[dict[str, Any]]) -> list[figures.Figure]:
                     "vLLM, warm caches" if against else "", round(value / against, 4) if against else None,
                 )
             )  # fmt: skip
-    asleep = [x["gpuUsedAsleep"] for x in samples if x["row"] == rows.WAKE]
-    if asleep:
+    held = {
+        row: statistics.median(x["gpuHeldAsleep"] for x in asleep) / 2**30
+        for row in (rows.VLLM_SLEEP, rows.WAKE)
+        if (asleep := [x for x in samples if x["row"] == row and "gpuHeldAsleep" in x])
+    }
+    for row, gib in held.items():
+        base_gib = held.get(rows.VLLM_SLEEP) if row == rows.WAKE else None
+        name = "a guard, its agent included" if row == rows.WAKE else "vLLM, sleep level 2"
         out.append(
             figures.Figure(
-                f"{model}: GPU memory in use while the guard sleeps, its source's included",
-                round(statistics.median(asleep) / 2**30, 3), "GiB",
+                f"{model}: GPU memory held asleep by {name}", round(gib, 3), "GiB",
+                "vLLM, sleep level 2" if base_gib else "",
+                round(gib / base_gib, 4) if base_gib else None,
             )
         )  # fmt: skip
     wake = median_of(samples, rows.WAKE)

@@ -33,10 +33,14 @@ _NO_COMMANDS = "this instance takes no commands of the agent, so it can neither 
 
 _registered = False
 
+#: This process, and when vLLM first asked for its plugins in it, in microseconds since the epoch.
+_process = (0, 0)
+
 
 def register() -> None:
     """Entry point of the group vllm.general_plugins."""
     global _registered
+    _note_process()
     os.environ.setdefault(IMPORTED_AT_VARIABLE, str(time.time_ns() // 1000))
     if _registered:
         return
@@ -73,10 +77,23 @@ def register() -> None:
 
 def _then_take_commands(load_general_plugins: Callable[[], None]) -> Callable[[], None]:
     def load() -> None:
+        _note_process()
         load_general_plugins()
         _take_commands()
 
     return load
+
+
+def _note_process() -> None:
+    global _process
+    if _process[0] != os.getpid():  # Else it has been noted, and this is no fork of one that had.
+        _process = (os.getpid(), time.time_ns() // 1000)
+
+
+def process_started_us() -> int:
+    """When vLLM first asked for its plugins in this process: before it does anything else there."""
+    _note_process()
+    return _process[1]
 
 
 def _take_commands() -> None:

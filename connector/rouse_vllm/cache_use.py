@@ -24,7 +24,7 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from rouse_vllm import cache_key, patches, session
+from rouse_vllm import cache_key, patches, phases, session
 from rouse_vllm.errors import RouseError, Unsupported
 
 logger = init_logger("vllm.rouse")
@@ -137,8 +137,6 @@ def install(socket: str, rank: int) -> None:
 def _wrap() -> None:
     from vllm.compilation import decorators
     from vllm.compilation.backends import VllmBackend
-    from vllm.platforms import current_platform
-    from vllm.v1.worker.gpu_worker import Worker
 
     patches.wrap(
         decorators,
@@ -147,13 +145,7 @@ def _wrap() -> None:
         _watch_aot,
     )
     patches.wrap(VllmBackend, "__call__", ("self, graph, example_inputs",), _watch_folder)
-    workers: list[Any] = [Worker]
-    # Its import puts placeholders in the place of torch.cuda's events and streams.
-    if current_platform.is_cpu():
-        from vllm.v1.worker.cpu_worker import CPUWorker
-
-        workers.append(CPUWorker)
-    for worker in workers:
+    for worker in phases.worker_classes():
         if "compile_or_warm_up_model" in vars(worker):
             patches.wrap(worker, "compile_or_warm_up_model", ("self",), _then_report)
     _listen_to_triton()

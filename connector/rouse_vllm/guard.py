@@ -28,25 +28,15 @@ _STACK_ASLEEP = 16
 
 
 @dataclass
-class Rank:
-    """What this process holds of the model."""
+class Model:
+    """A model of this process: the served one, or the one that drafts for it."""
 
     link: Link | None
-    config: VllmConfig
     #: On a CPU, where processed weights must be made anew.
     unprocessed: Unprocessed | None = None
-    #: Why the KV cache is not in the pool, on a GPU.
-    kv_problem: str = ""
     has_weights: bool = True
-    has_kv: bool = True
     #: Whether the agent was told that it may free the arena.
     released: bool = False
-    #: What each thread on the GPU has for a stack while this rank is awake, known while it is not.
-    stack: int | None = None
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.config.device_config.device_type == "cuda"
 
     @property
     def arena_bytes(self) -> int:
@@ -55,7 +45,7 @@ class Rank:
         return 0 if mapped is None else mapped.plan.mapped_bytes
 
     def problem(self) -> str:
-        """Why it cannot sleep; empty: it can."""
+        """Why it cannot give its weights up; empty: it can."""
         if self.link is None:
             return "the agent was not there when the model was loaded"
         if self.link.mapped is None:
@@ -63,50 +53,86 @@ class Rank:
                 "the engine computes with memory of its own, not with the agent's: its weights were "
                 "not published, or the agent has them in the memory of the host or of another GPU"
             )
-        if self.config.kv_transfer_config is not None or self.config.ec_transfer_config is not None:
-            return "a KV or encoder cache connector knows the addresses of memory that would go"
-        if self.config.parallel_config.enable_eplb:
-            return "experts change their places (EPLB), so no peer has the same weights"
-        if self.unprocessed is not None:
-            return self.unprocessed.problem()
-        if self.on_gpu and library.gpu_pool_bytes() == 0:
-            return f"the KV cache was not allocated in the pool: {self.kv_problem or 'it is empty'}"
-        return ""
+        return "" if self.unprocessed is None else self.unprocessed.problem()
 
-    def unmap_weights(self) -> None:
+    def unmap(self) -> None:
         """The agent keeps them."""
         assert self.link is not None
         self.has_weights = False
         self.link.unmap_weights()
 
-    def map_kept_weights(self) -> None:
-        """Those that unmap_weights() unmapped."""
+    def map_kept(self) -> None:
+        """Those that unmap() unmapped."""
         assert self.link is not None
         if self.released:
             raise Unsupported("the agent has this instance sleep, and only it can wake it")
         self.link.map_weights()
         self.has_weights = True
 
-    def release_weights(self) -> None:
+    def release(self) -> None:
         """Again after a failure: what was done then is not done twice."""
         assert self.link is not None
-        self.unmap_weights()
+        self.unmap()
         if not self.released:
             self.link.release_weights()
             self.released = True
 
-    def map_weights(self) -> float:
+    def map_new(self) -> float:
         """Maps the new slabs as soon as they are there. Returns how many seconds the mapping took."""
         assert self.link is not None
         return self.link.map_new_weights()
 
-    def await_weights(self) -> None:
+    def await_new(self) -> None:
         assert self.link is not None
         self.link.await_new_weights()
         if self.unprocessed is not None:
             self.unprocessed.process()
         self.has_weights = True
         self.released = False
+
+    def let_go(self) -> None:
+        """What has come of a wake that failed goes again."""
+        self.has_weights = False
+        if self.link is not None:
+            self.link.unmap_weights()
+
+
+@dataclass
+class Rank:
+    """What this process holds."""
+
+    models: list[Model]
+    config: VllmConfig
+    #: Why the KV cache is not in the pool, on a GPU.
+    kv_problem: str = ""
+    has_kv: bool = True
+    #: What each thread on the GPU has for a stack while this rank is awake, known while it is not.
+    stack: int | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.config.device_config.device_type == "cuda"
+
+    @property
+    def has_weights(self) -> bool:
+        return all(model.has_weights for model in self.models)
+
+    @property
+    def arena_bytes(self) -> int:
+        return sum(model.arena_bytes for model in self.models)
+
+    def problem(self) -> str:
+        """Why it cannot sleep; empty: it can."""
+        for model in self.models:
+            if problem := model.problem():
+                return problem
+        if self.config.kv_transfer_config is not None or self.config.ec_transfer_config is not None:
+            return "a KV or encoder cache connector knows the addresses of memory that would go"
+        if self.config.parallel_config.enable_eplb:
+            return "experts change their places (EPLB), so no peer has the same weights"
+        if self.on_gpu and library.gpu_pool_bytes() == 0:
+            return f"the KV cache was not allocated in the pool: {self.kv_problem or 'it is empty'}"
+        return ""
 
     def release_kv(self) -> None:
         if self.on_gpu:
@@ -133,20 +159,23 @@ class Rank:
 
     def sleep_on(self) -> None:
         """What has come of a wake that failed goes again."""
-        self.has_weights = False
-        if self.link is not None:
-            self.link.unmap_weights()
+        for model in self.models:
+            model.let_go()
         self.release_kv()
         self.shrink_stacks()
 
 
-#: The model that this process serves.
 _rank: Rank | None = None
 
 
 def register(rank: Rank) -> None:
     global _rank
     _rank = rank
+
+
+def add(draft: Model) -> None:
+    """It sleeps and wakes with the model that it drafts for."""
+    served().models.append(draft)
 
 
 def served() -> Rank:
@@ -170,7 +199,8 @@ def sleep(worker: Any) -> dict[str, float]:
     capture.finish(worker)
     kv_bytes = library.gpu_pool_bytes() if rank.on_gpu else 0
     rank.release_kv()
-    rank.release_weights()
+    for model in rank.models:
+        model.release()
     used = 0
     if rank.on_gpu:
         gc.collect()
@@ -190,11 +220,12 @@ def wake(_: Any) -> dict[str, float]:
         return {"mapSeconds": 0.0, "kvSeconds": 0.0}
     try:
         rank.restore_stacks()  # While the agent takes memory for the weights.
-        mapped_s = rank.map_weights()
+        mapped_s = sum(model.map_new() for model in rank.models)
         begun = time.monotonic()
         rank.restore_kv()
         kv_s = time.monotonic() - begun
-        rank.await_weights()
+        for model in rank.models:
+            model.await_new()
         if rank.on_gpu:
             torch.cuda.synchronize()
     except BaseException:

@@ -20,7 +20,7 @@ import torch
 from rouse_vllm import manifest as manifests
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig, VllmConfig
+    from vllm.config import ModelConfig, SpeculativeConfig, VllmConfig
 
 #: Fields of a Hugging Face configuration that say where it came from, and nothing of the weights.
 _PROVENANCE = ("_name_or_path", "transformers_version")
@@ -30,6 +30,10 @@ WEIGHT_FILES = "weightFiles"
 
 #: A safetensors header's bound, as in agent/storage: what is longer is no checkpoint that loads.
 _MAX_HEADER_BYTES = 100 << 20
+#: Methods of speculative decoding whose model has weights of its own in a checkpoint, as vLLM 0.26 and
+#: 0.33 call them.
+_DRAFTING = ("draft_model", "eagle", "eagle3", "mtp")
+
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
 
@@ -114,12 +118,30 @@ def gpu_uuid(device_type: str) -> str:
     return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
 
 
-def build(
-    vllm_config: VllmConfig, model_config: ModelConfig, form: str, engine_version: str
-) -> dict[str, str]:
-    """The identity of the weights that this rank holds in this form."""
+def is_draft(vllm_config: VllmConfig, model_config: ModelConfig) -> bool:
+    """Whether it is not the served model. vLLM may call either one the configuration's model."""
+    speculative = vllm_config.speculative_config
+    if speculative is not None and speculative.draft_model_config is model_config:
+        return model_config is not speculative.target_model_config
+    return model_config is not vllm_config.model_config
+
+
+def draft_of(vllm_config: VllmConfig) -> ModelConfig | None:
+    """The model that drafts tokens for the served one, if each rank loads it after that one, by the same
+    loader."""
+    speculative = vllm_config.speculative_config
+    if speculative is None or speculative.draft_load_config is not None:
+        return None
+    if speculative.method not in _DRAFTING or vllm_config.parallel_config.pipeline_parallel_size > 1:
+        return None
+    return speculative.draft_model_config
+
+
+def build(vllm_config: VllmConfig, form: str, engine_version: str) -> dict[str, str]:
+    """The identity of the weights that this rank holds in this form, a draft model's among them."""
+    model_config, draft = vllm_config.model_config, draft_of(vllm_config)
     parallel = vllm_config.parallel_config
-    config = json.loads(model_config.hf_config.to_json_string(use_diff=False))
+    config = _config(model_config)
     identity = {
         "model": ",".join(config.get("architectures") or [str(config.get("model_type"))]),
         "config": config_digest(config),
@@ -140,11 +162,26 @@ def build(
         "device": device_name(vllm_config.device_config.device_type),
         "form": form,
     }
-    if files := weight_files_digest(model_config.model):
-        identity[WEIGHT_FILES] = files
+    folders = [model_config.model]
+    if draft is not None:
+        identity["draft"] = _draft_digest(draft, vllm_config.speculative_config)
+        folders += [draft.model] if draft.model != model_config.model else []
+    files = [weight_files_digest(folder) for folder in folders]
+    if all(files):
+        identity[WEIGHT_FILES] = files[0] if len(files) == 1 else digest(canonical(files))
     if form == manifests.PROCESSED:
         identity["kernels"] = _kernel_digest(vllm_config)
     return identity
+
+
+def _config(model_config: ModelConfig) -> dict[str, Any]:
+    return json.loads(model_config.hf_config.to_json_string(use_diff=False))
+
+
+def _draft_digest(draft: ModelConfig, speculative: SpeculativeConfig) -> str:
+    described = [config_digest(_config(draft)), checkpoint_digest(draft.model)]
+    chosen = (draft.dtype, draft.quantization, speculative.moe_backend, speculative.kv_cache_dtype)
+    return digest(canonical([*described, *[str(x or "") for x in chosen]]))
 
 
 def _kernel_digest(vllm_config: VllmConfig) -> str:

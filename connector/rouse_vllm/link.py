@@ -93,6 +93,8 @@ class Rank:
 
     rank: int
     world_size: int
+    #: How many models each worker loads: 2 with one that drafts tokens for the served one.
+    models: int
     engine_version: str
     identity: dict[str, str]
     form: str
@@ -140,6 +142,7 @@ class Link:
             self.rank.identity,
             self.rank.gpu,
             self.rank.spawned,
+            self.rank.models,
         )
         for name, at_us in self.moments:
             self._session.phase(name, at_us)
@@ -150,8 +153,8 @@ class Link:
             self._session.close()
             self._session = None
 
-    def phase(self, name: str) -> None:
-        self._connected().phase(name, now_us())
+    def phase(self, name: str, at_us: int) -> None:
+        self._connected().phase(name, at_us)
 
     def stream(
         self, folder: str, files: list[tuple[str, int]], device: torch.device | None

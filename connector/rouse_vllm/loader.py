@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import torch
 import vllm
@@ -33,12 +34,14 @@ from rouse_vllm import (
     identity,
     kv_pool,
     manifest,
+    phases,
+    process_started_us,
+    ranks,
     stand_in,
     tensors,
 )
 from rouse_vllm.errors import AgentRefused, ManifestError, RouseError, Unsupported
-from rouse_vllm.fork import SPAWNED_VARIABLE
-from rouse_vllm.link import Link, Rank, Settings, now_us
+from rouse_vllm.link import Link, Settings, now_us
 from rouse_vllm.reprocess import Unprocessed
 from rouse_vllm.session import PEER, STORAGE
 from rouse_vllm.stream import CheckpointStream
@@ -56,10 +59,19 @@ _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _open_links: list[Link] = []
 
 
-def form_for(device_type: str) -> str:
-    """In which form weights change hands. CPU layers pack theirs into opaque handles that cannot
-    travel, and packing is cheap; everywhere else a target is spared the post-processing."""
-    return manifest.LOADED if device_type == "cpu" else manifest.PROCESSED
+def _served_link() -> Link | None:
+    """The served model's, while its draft model is loaded."""
+    try:
+        return guard.served().models[0].link
+    except Unsupported:
+        return None
+
+
+def _restore(vllm_config: VllmConfig, layers: dict[str, Any], moe_layers: list[str]) -> None:
+    """The layers that vLLM knew of before a model was built that is not to be."""
+    vllm_config.compilation_config.static_forward_context.clear()
+    vllm_config.compilation_config.static_forward_context.update(layers)
+    vllm_config.compilation_config.static_all_moe_layers[:] = moe_layers
 
 
 class RouseModelLoader(DefaultModelLoader):
@@ -85,17 +97,21 @@ class RouseModelLoader(DefaultModelLoader):
     def load_model(
         self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
     ) -> nn.Module:
-        if model_config is not vllm_config.model_config:
+        draft = identity.is_draft(vllm_config, model_config)
+        if draft and (_served_link() is None or model_config is not identity.draft_of(vllm_config)):
             logger.info("Rouse: the draft model %s is loaded from storage", model_config.model)
             return super().load_model(vllm_config, model_config, prefix)
         started_us = now_us()
         self._vllm_config = vllm_config
-        if self._settings.graph_capture == capture_plan.LAZY:
+        if not draft and self._settings.graph_capture == capture_plan.LAZY:
             capture.install(vllm_config, self._settings.graph_capture_trigger)
         self._may_stand_in = stand_in.possible(model_config)
-        self._open(vllm_config, model_config, started_us)
-        if self._link is not None:
+        self._open(vllm_config, draft, started_us)
+        if self._link is not None and not draft:
             cache_use.install(self._settings.socket, self._link.rank.rank)
+            phases.install(self._phase)
+        layers = dict(vllm_config.compilation_config.static_forward_context)
+        moe_layers = list(vllm_config.compilation_config.static_all_moe_layers)
         while True:
             with self._memory():
                 model = super().load_model(vllm_config, model_config, prefix)
@@ -103,14 +119,15 @@ class RouseModelLoader(DefaultModelLoader):
                 break
             # Before the next one takes its memory and its layers' names.
             del model
-            vllm_config.compilation_config.static_forward_context.clear()
-            vllm_config.compilation_config.static_all_moe_layers.clear()
+            _restore(vllm_config, layers, moe_layers)
         self._phase("ModelReady")
         if self._link is not None:
             _open_links.append(self._link)
-        guard.register(
-            guard.Rank(self._link, vllm_config, self._unprocessed, self._prepare_kv(vllm_config))
-        )
+        held = guard.Model(self._link, self._unprocessed)
+        if draft:
+            guard.add(held)
+        else:
+            guard.register(guard.Rank([held], vllm_config, self._prepare_kv(vllm_config)))
         return model
 
     def _memory(self) -> contextlib.AbstractContextManager[None]:
@@ -131,6 +148,11 @@ class RouseModelLoader(DefaultModelLoader):
 
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
         """Called by vLLM between building the model and post-processing its weights."""
+        self._phase("ModelBuilt")
+        self._fill(model, model_config)
+        self._phase("WeightsLoaded")
+
+    def _fill(self, model: nn.Module, model_config: ModelConfig) -> None:
         while self._link is not None and self._source == PEER:
             if self._link.rank.form == manifest.PROCESSED:
                 # Their values do not matter: the tensors that post-processing makes of them are
@@ -162,6 +184,7 @@ class RouseModelLoader(DefaultModelLoader):
 
     def _finish(self, model: nn.Module) -> bool:
         """Exchanges processed weights, now that post-processing is over. False: load again."""
+        self._phase("WeightsProcessed")
         if self._link is None or self._link.rank.form == manifest.LOADED:
             return True
         if self._source == PEER:
@@ -169,7 +192,7 @@ class RouseModelLoader(DefaultModelLoader):
         self._give(model, tensors.changed(self._scalars_before, tensors.scalars(model)))
         return True
 
-    def _open(self, vllm_config: VllmConfig, model_config: ModelConfig, started_us: int) -> None:
+    def _open(self, vllm_config: VllmConfig, draft: bool, started_us: int) -> None:
         version = vllm.__version__
         if not is_tested_vllm(version):
             logger.warning(
@@ -177,23 +200,12 @@ class RouseModelLoader(DefaultModelLoader):
                 version,
                 ", ".join(TESTED_VLLM),
             )
-        parallel = vllm_config.parallel_config
-        form = form_for(vllm_config.device_config.device_type)
-        moments = [("LoadStarted", started_us)]
+        moments = [("WorkerStarted", process_started_us()), ("LoadStarted", started_us)]
         imported_us = os.environ.get(IMPORTED_AT_VARIABLE, "")
         if imported_us.isdecimal():
             moments.insert(0, ("EngineImported", int(imported_us)))
-        # The agent serves one pod: its ranks are those of all data-parallel replicas in it.
-        replica = parallel.data_parallel_rank_local or 0
-        rank = Rank(
-            rank=replica * parallel.world_size + parallel.rank,
-            world_size=parallel.data_parallel_size_local * parallel.world_size,
-            engine_version=version,
-            identity=identity.build(vllm_config, model_config, form, version),
-            form=form,
-            gpu=identity.gpu_uuid(vllm_config.device_config.device_type),
-            spawned=os.environ.get(SPAWNED_VARIABLE, ""),
-        )
+        served = _served_link() if draft else None
+        rank = ranks.served(vllm_config) if served is None else ranks.draft(served.rank)
         self._link = Link(self._settings, rank, moments)
         self._connect()
 
@@ -259,7 +271,6 @@ class RouseModelLoader(DefaultModelLoader):
             described.arena_bytes / 2**20,
             (now_us() - started_us) / 1e6,
         )
-        self._phase("WeightsReady")
         return True
 
     def _give(self, model: nn.Module, scalars: dict[str, manifest.Scalar]) -> None:
@@ -282,7 +293,6 @@ class RouseModelLoader(DefaultModelLoader):
                 described.arena_bytes / 2**20,
                 (now_us() - started_us) / 1e6,
             )
-        self._phase("WeightsReady")
 
     def _get_weights_iterator(
         self, source: DefaultModelLoader.Source
@@ -383,11 +393,11 @@ class RouseModelLoader(DefaultModelLoader):
         except RouseError as error:
             self._give_up(error)
 
-    def _phase(self, name: str) -> None:
+    def _phase(self, name: str, at_us: int | None = None) -> None:
         if self._link is None:
             return
         try:
-            self._link.phase(name)
+            self._link.phase(name, now_us() if at_us is None else at_us)
         except RouseError as error:
             logger.warning("Rouse: the agent did not take the phase %s: %s", name, error)
 

@@ -91,9 +91,10 @@ class Session(Connection):
         identity: dict[str, str],
         gpu: str = "",
         spawned: str = "",
+        models: int = 1,
     ) -> Welcome:
         """`gpu` is the UUID of the GPU that this rank computes with, if any; `spawned` why its process
-        was not forked, if it was to be."""
+        was not forked, if it was to be; `models` how many models each worker loads."""
         request: dict[str, Any] = {
             "type": "Hello",
             "protocol": PROTOCOL,
@@ -105,6 +106,8 @@ class Session(Connection):
             "engineVersion": engine_version,
             "identity": identity,
         }
+        if models > 1:
+            request["models"] = models
         if gpu:
             request["gpu"] = gpu
         if spawned:

@@ -28,13 +28,15 @@ class RouseSleepBackend(SleepModeBackend):
             raise Unsupported(f"this instance cannot sleep: {problem}")
         self._state = "SUSPENDED"
         rank.release_kv()
-        rank.unmap_weights()
+        for model in rank.models:
+            model.unmap()
 
     def resume(self, tags: list[str] | None = None) -> None:
         self._state = "RESUMING"
         rank = guard.served()
         if (tags is None or "weights" in tags) and not rank.has_weights:
-            rank.map_kept_weights()
+            for model in rank.models:
+                model.map_kept()
         if (tags is None or "kv_cache" in tags) and not rank.has_kv:
             rank.restore_kv()
             torch.cuda.synchronize()

@@ -17,6 +17,10 @@ from typing import Any
 
 from servers import free_port
 
+#: What an engine tells of its start until its model is there.
+LOADING_PHASES = ["EngineImported", "WorkerStarted", "LoadStarted", "ModelBuilt"]
+LOADING_PHASES += ["WeightsLoaded", "WeightsProcessed", "ModelReady"]
+
 
 class FakeOperator:
     """Answers every report with the peers that report servable weights."""

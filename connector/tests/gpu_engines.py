@@ -31,10 +31,12 @@ SLACK_BYTES = 1536 << 20
 
 
 def gpu_used() -> int:
-    """Bytes, whoever uses them."""
+    """Bytes of all GPUs that CUDA_VISIBLE_DEVICES leaves, whoever uses them."""
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        query.append(f"--id={visible}")
     answer = subprocess.run(query, capture_output=True, text=True, check=True)
-    return int(answer.stdout.split()[0]) << 20
+    return sum(int(line) for line in answer.stdout.split()) << 20
 
 
 class Engine:

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""gpu_guard.py MODEL_DIR --work DIR [--out FILE] [--rounds N] [--pause S] [--kv-gib N] [--eager]: an instance that is
-put to sleep and woken again and again, with real vLLM servers and real agents on one GPU.
+"""gpu_guard.py MODEL_DIR --work DIR [--out FILE] [--rounds N] [--pause S] [--kv-gib N] [--eager]
+[--tensor-parallel N | --guard-gpu N] [--v2]: an instance that is put to sleep and woken again and again, with real
+vLLM servers and real agents on one GPU; or on several, of which both instances use N, or the guard one of its own.
 
 A source loads from storage and serves; a guard takes its weights from it. Then, N times: the guard's agent is told to
 be a guard, and to be active again; a request that came meanwhile is answered by the woken engine. Each round measures
-how long its parts took and the GPU's memory asleep, and compares the greedy tokens of 16 prompts and the checksum of
-every parameter and buffer with the source's. Fails when any differs, when a sleeping engine holds more memory than
---asleep-gib, or when descriptors or memory are lost from round to round. Run it by hand: PYTHONPATH has vLLM,
-ROUSE_TEST_PLUGIN and ROUSE_TEST_AGENT name what was built. The model's folder needs a tokenizer.
+how long its parts took and the GPU's memory asleep, and compares the greedy tokens of 16 prompts with those before any
+sleep, and the checksum of every parameter and buffer with the source's. (The source's tokens are the same only if it
+found compiled code as the guard does: who compiles may choose other kernels. It is reported.) Fails when any differs,
+when a sleeping engine holds more memory than --asleep-gib, or when descriptors or memory are lost from round to round.
+Run it by hand: PYTHONPATH has vLLM, ROUSE_TEST_PLUGIN and ROUSE_TEST_AGENT name what was built. The model's folder
+needs a tokenizer.
 """
 
 from __future__ import annotations
@@ -37,7 +40,10 @@ NAME = "demo"  # of the model, as servers.py has it served
 class GuardServer(Server):
     """A server that its workers can be looked at through, and that loads by way of an agent."""
 
-    def __init__(self, name: str, model: Path, agent: Agent, port: int, arguments: list[str]) -> None:
+    def __init__(
+        self, name: str, model: Path, agent: Agent, port: int, arguments: list[str],
+        variables: dict[str, str],
+    ) -> None:  # fmt: skip
         extra = json.dumps({"socket": str(agent.socket)})
         super().__init__(
             name,
@@ -52,7 +58,8 @@ class GuardServer(Server):
                 "VLLM_SERVER_DEV_MODE": "1",  # /collective_rpc and /reset_prefix_cache
                 "HF_HUB_OFFLINE": "1",
                 "PYTHONPATH": f"{agent.plugin}:{TESTS}:{os.environ.get('PYTHONPATH', '')}",
-            },
+            }
+            | variables,
             port,
         )
 
@@ -91,9 +98,10 @@ class GuardServer(Server):
         # One after the other: what a batch is made of may change the last bits.
         return [self.complete([prompt], 24)[0] for prompt in PROMPTS]
 
-    def sums(self) -> dict[str, int]:
-        (sums,) = self._post("/collective_rpc", {"method": "rouse_checksums"})["results"]
-        return json.loads(sums)
+    def sums(self) -> list[dict[str, int]]:
+        """Of each rank."""
+        results = self._post("/collective_rpc", {"method": "rouse_checksums"})["results"]
+        return [json.loads(sums) for sums in results]
 
     def last(self, command: str) -> str:
         """The values of the last command of that name, as the plugin logged them."""
@@ -145,8 +153,17 @@ class Harness:
             *("--gpu-memory-utilization", str(options.utilization)),
             *(["--enforce-eager"] if options.eager else []),
         ]
+        variables = {"VLLM_USE_V2_MODEL_RUNNER": "1" if options.v2 else "0"}
+        if options.tensor_parallel > 1:
+            # Without what uses NVLink's multicast, which not every machine allows.
+            compilation = {"pass_config": {"fuse_allreduce_rms": False}}
+            arguments += ["--tensor-parallel-size", str(options.tensor_parallel)]
+            arguments += ["--compilation-config", json.dumps(compilation)]
+            variables |= {"VLLM_ALLREDUCE_USE_SYMM_MEM": "0", "NCCL_NVLS_ENABLE": "0"}
+        if options.guard_gpu is not None:
+            variables["CUDA_VISIBLE_DEVICES"] = str(options.guard_gpu if pod == "demo-1" else 0)
         begun = time.monotonic()
-        server = GuardServer(pod, model, agent, port, arguments)
+        server = GuardServer(pod, model, agent, port, arguments, variables)
         self.open_things.append(server)
         server.first_token(400)
         agent.wait("Serving")
@@ -163,17 +180,21 @@ class Harness:
         _, source = self.start("demo-0", options.model, options.source_kv_gib)
         self.operator.wait("demo-0", lambda r: (r["weights"] or {}).get("servable", False))
         source.tokens()  # Kernels that are compiled at the first call.
-        tokens, sums = source.tokens(), source.sums()
-        self.expect(source.tokens() == tokens, "the source repeats its tokens")
+        theirs, sums = source.tokens(), source.sums()
+        self.expect(source.tokens() == theirs, "the source repeats its tokens")
         alone = settled_gpu_used()
 
         agent, guard = self.start(
             "demo-1", bare, options.kv_gib, "--path", "Peer", "--model-files", "Peer"
         )
         guard.tokens()
-        self.expect(guard.tokens() == tokens, "before any sleep: other tokens than the source")
+        tokens = guard.tokens()
+        self.expect(guard.tokens() == tokens, "the guard repeats its tokens")
+        self.report["tokensAsSource"] = tokens == theirs
         self.expect(guard.sums() == sums, "before any sleep: other bytes than the source")
-        self.report["weightTensors"] = len(sums)
+        self.report["weightTensors"] = sum(len(rank) for rank in sums)
+        self.report["transport"] = self.operator.reports["demo-1"]["transport"]
+        print("transport", self.report["transport"], flush=True)
         self.report["awakeGiB"] = round((gpu_used() - alone) / GIB, 3)
         report = self.operator.reports["demo-0"]
         peers = [{"pod": report["pod"], "node": report["node"], "address": report["address"]}]
@@ -292,6 +313,9 @@ def main() -> int:
     parser.add_argument("--slab-mib", type=int, default=1024)
     parser.add_argument("--utilization", type=float, default=0.3, help="that vLLM wants to be free")
     parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs of each instance")
+    parser.add_argument("--guard-gpu", type=int, help="the guard's; the source has GPU 0")
+    parser.add_argument("--v2", action="store_true", help="vLLM's second model runner")
     parser.add_argument("--keep", action="store_true", help="the work folder")
     options = parser.parse_args()
     harness = Harness(options)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agents import Agent, FakeOperator
+from agents import LOADING_PHASES, Agent, FakeOperator
 from engines import Engine, run_engine
-from tiny_models import make_moe
+from tiny_models import make_moe, make_tied, without_weights
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_second_instance_takes_its_weights_from_the_first(
         assert got["weights"]["identity"] == report["weights"]["identity"]
 
         for phases in (first.phases(), second.phases()):
-            assert list(phases) == ["EngineImported", "LoadStarted", "WeightsReady", "ModelReady"]
+            assert list(phases) == [*LOADING_PHASES, "Profiled", "KvCacheReady", "Captured"]
             times = list(phases.values())
             assert times == sorted(times)
         # Imported by the first process, seconds before the worker that tells the agent.
@@ -84,6 +84,50 @@ def test_a_second_instance_takes_its_weights_from_the_first(
         for thing in open_things:
             if isinstance(thing, Agent):
                 print(thing.log_path.read_text()[-6000:])
+        raise
+    finally:
+        for thing in reversed(open_things):
+            thing.close()
+
+
+def test_a_draft_model_goes_the_way_of_the_model_that_it_drafts_for(
+    operator: FakeOperator, tmp_path: Path
+) -> None:
+    checkpoint, drafts = make_moe(tmp_path / "model", seed=5), make_tied(tmp_path / "draft", seed=6)
+    bare, bare_drafts = tmp_path / "bare", without_weights(drafts, tmp_path / "bare-draft")
+
+    def drafted_by(folder: Path) -> dict[str, object]:
+        return {"method": "draft_model", "model": str(folder), "num_speculative_tokens": 2}
+
+    stock = run_engine(checkpoint, None, speculative_config=drafted_by(drafts))
+    assert stock.status == 0 and len(stock.tokens) == 24
+
+    open_things: list[Agent | Engine] = []
+    try:
+        first = Agent(tmp_path / "a0", operator, "demo-0", "--model-dir", str(checkpoint))
+        open_things.append(first)
+        operator.wait("demo-0", lambda r: True)
+        source = Engine(checkpoint, first.socket, speculative_config=drafted_by(drafts))
+        open_things.append(source)
+        assert source.tokens() == stock.tokens
+        report = operator.wait("demo-0", lambda r: (r["weights"] or {}).get("servable", False))
+        assert report["weights"]["ranks"] == 2
+
+        bare.mkdir()
+        second = Agent(
+            tmp_path / "a1", operator, "demo-1", "--path", "Peer", "--model-files", "Peer",
+            "--model-dir", str(bare),
+        )  # fmt: skip
+        open_things.append(second)
+        operator.wait("demo-1", lambda r: (bare / "config.json").exists())
+        target = Engine(bare, second.socket, speculative_config=drafted_by(bare_drafts))
+        open_things.append(target)
+        assert target.tokens() == stock.tokens
+        got = operator.wait("demo-1", lambda r: r["bytesBySource"]["peer"] > 0)
+        assert got["bytesBySource"] == {"peer": report["weights"]["bytes"], "storage": 0}
+    except BaseException:
+        for thing in open_things:
+            print(thing.log_path.read_text()[-6000:] if isinstance(thing, Agent) else thing.log)
         raise
     finally:
         for thing in reversed(open_things):

@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from rouse_vllm.identity import differing, weight_files_digest
+from rouse_vllm.identity import differing, draft_of, is_draft, weight_files_digest
 
 
 def write(path: Path, data: bytes, name: str = "w") -> None:
@@ -76,3 +78,45 @@ def test_only_two_that_have_weight_files_can_differ_in_them() -> None:
     assert differing({"model": "m"}, one) == []
     assert differing(one, other) == ["weightFiles"]
     assert differing(one, {"weightFiles": "b"}) == ["model", "weightFiles"]
+
+
+# ---- Draft models ------------------------------------------------------------------------------------
+
+
+def configuration(method: str | None = "draft_model", stages: int = 1, own: bool = False) -> Any:
+    """What of vLLM's configuration is looked at; `own`: the draft model has a load format of its own."""
+    served, drafts = SimpleNamespace(model="/m"), SimpleNamespace(model="/d")
+    speculative = SimpleNamespace(
+        method=method,
+        draft_model_config=drafts,
+        target_model_config=served,
+        draft_load_config=object() if own else None,
+    )
+    return SimpleNamespace(
+        model_config=served,
+        speculative_config=None if method is None else speculative,
+        parallel_config=SimpleNamespace(pipeline_parallel_size=stages),
+    )
+
+
+def test_a_draft_model_is_told_from_the_served_one() -> None:
+    config = configuration()
+    drafts = config.speculative_config.draft_model_config
+    assert is_draft(config, drafts) and draft_of(config) is drafts
+    assert not is_draft(config, config.model_config)
+    # As vLLM calls the loader with the method draft_model: the whole configuration is the draft's.
+    config.model_config = drafts
+    assert is_draft(config, drafts)
+    # Methods without a model of their own name the served one.
+    config = configuration("ngram")
+    config.speculative_config.draft_model_config = config.model_config
+    assert not is_draft(config, config.model_config) and draft_of(config) is None
+    assert draft_of(configuration(None)) is None
+
+
+@pytest.mark.parametrize(
+    "config", [configuration("medusa"), configuration(stages=2), configuration(own=True)]
+)
+def test_a_draft_model_that_not_every_rank_loads_with_us_comes_from_storage(config: Any) -> None:
+    assert is_draft(config, config.speculative_config.draft_model_config)
+    assert draft_of(config) is None

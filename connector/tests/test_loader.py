@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from agents import LOADING_PHASES
 from fake_agent import Answer, Die, FakeAgent, Weights
 from tiny_models import make_moe, make_tied, without_weights
 
@@ -29,7 +30,7 @@ from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 from vllm.model_executor.model_loader import base_loader, get_model, get_model_loader  # noqa: E402
 
 import rouse_vllm  # noqa: E402
-from rouse_vllm import guard, identity, library, loader, stand_in, tensors  # noqa: E402
+from rouse_vllm import guard, identity, library, loader, ranks, stand_in, tensors  # noqa: E402
 
 
 @dataclass
@@ -167,23 +168,17 @@ def test_a_source_and_a_target_say_what_the_protocol_has_them_say(
     assert agent.stream is not None
     batches = ["NextBatch"] * (len(agent.stream.batches) + 1)
     assert agent.types() == [
-        "Hello", "Phase", "Phase", "OpenStream", *batches, "CloseStream",
-        "CreateArena", "GetSlabs", "Publish", "Phase", "Phase",
+        "Hello", *["Phase"] * 4, "OpenStream", *batches, "CloseStream",
+        "CreateArena", "GetSlabs", "Publish", *["Phase"] * 3,
     ]  # fmt: skip
     assert agent.published is not None
     with FakeAgent(tmp_path / "s1", weights=agent.published.pulled()) as other:
         load(moe, other.path)
     assert other.types() == [
-        "Hello",
-        "Phase",
-        "Phase",
-        "AwaitWeights",
-        "GetSlabs",
-        "Phase",
-        "Phase",
-    ]
+        "Hello", *["Phase"] * 4, "AwaitWeights", "GetSlabs", *["Phase"] * 3,
+    ]  # fmt: skip
     for phases in (agent.phases(), other.phases()):
-        assert list(phases) == ["EngineImported", "LoadStarted", "WeightsReady", "ModelReady"]
+        assert list(phases) == LOADING_PHASES
         times = list(phases.values())
         assert times[0] == 1234567 and times == sorted(times)
 
@@ -247,7 +242,7 @@ def processed_form(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.nn.Module
     Linear layers hide theirs in opaque handles here, so only what can be seen is compared: the
     embeddings, norms and experts. Yields the model that was loaded last, under "model".
     """
-    monkeypatch.setattr(loader, "form_for", lambda device_type: "Processed")
+    monkeypatch.setattr(ranks, "form_for", lambda device_type: "Processed")
     last: dict[str, torch.nn.Module] = {}
     finish = loader.RouseModelLoader._finish
 

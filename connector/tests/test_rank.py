@@ -74,7 +74,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def link(done: list[str], monkeypatch: pytest.MonkeyPatch) -> FakeLink:
     link = FakeLink(done)
-    monkeypatch.setattr(guard, "_rank", guard.Rank(link, config()))  # type: ignore[arg-type]
+    monkeypatch.setattr(guard, "_rank", guard.Rank([guard.Model(link)], config()))  # type: ignore[arg-type]
     return link
 
 
@@ -122,7 +122,7 @@ def test_who_cannot_sleep_says_why(link: FakeLink, monkeypatch: pytest.MonkeyPat
     assert "connector" in guard.problem(None)
     link.mapped = None
     assert "memory of its own" in guard.problem(None)
-    monkeypatch.setattr(guard, "_rank", guard.Rank(None, config()))
+    monkeypatch.setattr(guard, "_rank", guard.Rank([guard.Model(None)], config()))
     assert "the agent was not there" in guard.problem(None)
     monkeypatch.setattr(guard, "_rank", None)
     assert "no model was loaded" in guard.problem(None)
@@ -165,3 +165,25 @@ def test_vllms_own_sleep_mode_does_not_wake_what_the_agent_has_asleep(
     assert "map kept" not in done
     guard.wake("worker")
     assert done[-4:] == ["map", "restore kv", "await", "synchronize"]
+
+
+def test_a_draft_model_sleeps_and_wakes_with_the_served_one(
+    link: FakeLink, done: list[str]
+) -> None:
+    draft = FakeLink(done)
+    guard.add(guard.Model(draft))  # type: ignore[arg-type]
+    assert guard.problem(None) == ""
+    guard.sleep("worker")
+    assert done == [
+        "capture worker", "release kv", "unmap", "release", "unmap", "release", "empty cache", "stack 16",
+    ]  # fmt: skip
+    done.clear()
+    draft.failing["await"] = AgentUnreachable("gone")
+    with pytest.raises(AgentUnreachable):
+        guard.wake(None)
+    assert done[-4:] == ["unmap", "unmap", "release kv", "stack 16"]
+    done.clear()
+    assert guard.wake(None)["mapSeconds"] == 0.5
+    assert done == ["stack 1024", "map", "map", "restore kv", "await", "await", "synchronize"]
+    draft.mapped = None
+    assert "memory of its own" in guard.problem(None)

@@ -18,7 +18,8 @@ from rouse_e2e.story import RELEASE, START_SECONDS, SYSTEM, TOKENS, Instance, St
 from .endpoint_watch import Watch
 
 WAKE_PHASES = ["Command", "Map", "Weights", "Resume", "Canary"]
-PHASES = ["Schedule", "Hydrate", "EngineStart", "EngineInit", "Weights", "Warmup", "FirstToken"]
+PHASES = ["Schedule", "Hydrate", "EngineStart", "Spawn", "DeviceInit", "ModelBuild", "Weights"]
+PHASES += ["Profile", "KvCache", "Capture", "ApiStart", "FirstToken"]
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -108,6 +109,9 @@ def test_the_phases_partition_the_time_from_decision_to_first_token(told: Told, 
         assert phase["endUs"] >= at, phase
         at = phase["endUs"]
     assert at == timeline["totalUs"] > 0
+    # The engine told of each of its steps.
+    unknown = [x["name"] for x in timeline["phases"][2:] if x["endUs"] == x["startUs"]]
+    assert not unknown, timeline
     for lane in timeline.get("lanes", []):
         assert 0 <= lane["startUs"] <= lane["endUs"], lane
 

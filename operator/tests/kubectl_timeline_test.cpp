@@ -45,11 +45,11 @@ TEST_CASE("each start is a bar of letters, to one scale", "[kubectl]") {
 default/demo: 5 starts, from the decision to the first token
 POD     PATH     SECONDS  0                                20.00 s
 demo-9  Peer       10.00  SSSSSSSSWWWWWWWWWWWW (gone)
-demo-0  Storage    20.00  SSHHEEEEEEEEEEEEEEEEIIIIWWWWWWWWWWUUUUTT
+demo-0  Storage    20.00  SSHHEEEEEEEEEEEEEEEEDDDDWWWWWWWWWWGGGGTT
 demo-1  Wake        3.00  CMMWRK
 demo-2  Peer      12.00…  ........................ Loading
 demo-3  Storage    10.00  xxxxxxxxxxxxxxxxxxxx Failed: why
-S Schedule  H Hydrate  E EngineStart  I EngineInit  W Weights  U Warmup  T FirstToken  C Command  M Map  R Resume  K Canary  . under way  x failed
+S Schedule  H Hydrate  E EngineStart  D DeviceInit  W Weights  G Capture  T FirstToken  C Command  M Map  R Resume  K Canary  . under way  x failed
 )");
 }
 
@@ -80,9 +80,9 @@ default/demo-0: Storage, 20.00 s to the first token
   S Schedule     1.00 s  SS
   H Hydrate      1.00 s    HH
   E EngineStart  8.00 s      EEEEEEEEEEEEEEEE
-  I EngineInit   2.00 s                      IIII
+  D DeviceInit   2.00 s                      DDDD
   W Weights      5.00 s                          WWWWWWWWWW
-  U Warmup       2.00 s                                    UUUU
+  G Capture      2.00 s                                    GGGG
   T FirstToken   1.00 s                                        TT
   = Read         5.00 s                      ==========
 )");

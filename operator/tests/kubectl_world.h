@@ -39,9 +39,9 @@ inline Timeline StorageStart(std::int64_t decided_at_us) {
                       {{"Schedule", 1},
                        {"Hydrate", 1},
                        {"EngineStart", 8},
-                       {"EngineInit", 2},
+                       {"DeviceInit", 2},
                        {"Weights", 5},
-                       {"Warmup", 2},
+                       {"Capture", 2},
                        {"FirstToken", 1}});
 }
 

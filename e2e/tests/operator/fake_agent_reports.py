@@ -53,8 +53,9 @@ def report(pod: Object, state: str = "Serving", **changes: Any) -> Object:
 
 
 def timeline(path: str, decided_at_us: int) -> Object:
-    seconds = {"Schedule": 1, "Hydrate": 0.5, "EngineStart": 6, "EngineInit": 8, "Weights": 0.25}
-    seconds |= {"Warmup": 3, "FirstToken": 0.125}
+    seconds = {"Schedule": 1, "Hydrate": 0.5, "EngineStart": 6, "Spawn": 5, "DeviceInit": 2}
+    seconds |= {"ModelBuild": 1, "Weights": 0.25, "Profile": 1, "KvCache": 0.5, "Capture": 1}
+    seconds |= {"ApiStart": 0.5, "FirstToken": 0.125}
     phases, at = [], 0
     for name, length in seconds.items():
         end = at + int(length * 1_000_000)

@@ -46,7 +46,7 @@ class Agent:
     timeline: Object | None = None  # of the start or of the last wake, once it served
 
 
-STARTED = ("Schedule", "Hydrate", "EngineStart", "EngineInit", "Weights", "Warmup", "FirstToken")
+STARTED = ("Schedule", "Hydrate", "EngineStart", "Weights", "Capture", "FirstToken")
 WOKEN = ("Command", "Map", "Weights", "Resume", "Canary")
 PHASE_US = 10_000
 

@@ -152,7 +152,7 @@ def test_status_and_timeline_of_a_scale_out(
     assert starts[1]["lanes"][0]["name"] == "Pull"
     picture = xml.etree.ElementTree.fromstring(rouse("timeline", "m", "-n", namespace, "-o", "svg"))
     titles = [x.text for x in picture.iter("{http://www.w3.org/2000/svg}title")]
-    assert titles.count("EngineInit 8.00 s") == 2
+    assert titles.count("Spawn 5.00 s") == 2
     assert "Pull 0.40 s" in titles
 
 
