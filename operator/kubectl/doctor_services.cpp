@@ -40,8 +40,8 @@ constexpr Remedy kRemedies[] = {
     {"PerPodVariable",
      "give the variable one value in all pods, or set spec.fastStart.state.reuse to false"},
     {"TransportFallback",
-     "give agents the RDMA devices (chart value agent.resources) and a limit of locked memory that "
-     "the weights fit in; UCX_TLS=tcp in their environment if TCP is meant"},
+     "give agents the RDMA devices (chart value agent.rdma.resourceName) and a limit of locked "
+     "memory that the weights fit in; UCX_TLS=tcp in their environment if TCP is meant"},
     {"CachesNotUsed",
      "make what differs in the key alike in all pods: docs/state-reuse.md names the parts"}};
 
