@@ -15,18 +15,11 @@ PAGES = [paths.REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))]
 LANGUAGES = ("bash", "text", "yaml", "json")
 #: What begins a command, in a block or between backquotes in a sentence.
 PROGRAMS = (
-    "make",
-    "kubectl",
-    "helm",
-    "docker",
-    "buildah",
-    "kind",
-    "grpcurl",
-    "git",
-    "apt-get",
-    "export",
-    "curl",
+    *("make", "kubectl", "helm", "docker", "kind", "grpcurl", "git", "curl", "apt-get", "pip"),
+    *("buildah", "promtool", "python3", "rouse-operator", "rouse-agent"),
 )
+#: Fewer words are a program's name, or a verb of it, and no command.
+LEAST_WORDS = {"kubectl": 3, "helm": 3}
 
 
 @dataclass(frozen=True)
@@ -96,12 +89,13 @@ def of_block(block: Block) -> list[Command]:
 
 
 def in_sentences(page: Path) -> list[Command]:
-    """`make TARGET`, and what else has a program, a verb and one more word: less is its name and no command."""
+    """Between backquotes: a program, or a script of ours, and what it is given."""
     found = []
     for number, line in without_blocks(page):
         for text in re.findall(r"`([^`]+)`", line):
             words = text.split()
-            if words[0] in PROGRAMS and len(words) > (1 if words[0] == "make" else 2):
+            program = words[0] in PROGRAMS or words[0].endswith((".py", ".sh"))
+            if program and len(words) >= LEAST_WORDS.get(words[0], 2):
                 found.append(Command(page, number, text))
     return found
 
