@@ -42,6 +42,7 @@ CLUSTER = "needs the cluster that `make demo KEEP=1` leaves"
 #: Executed by no test, and why.
 NEVER = {
     "make test": "it is the run that this test is a part of",
+    "make pictures": "a run of the demo's story, and its pictures are never the same",
     "make test-rdma": "a virtual machine under plain emulation: minutes, and not part of `make test`",
     "e2e/demo.py --kubeconfig": "needs a cluster that is not ours; its steps are the story's",
     "export KUBECONFIG=$(cd e2e && $(./install.sh) -m rouse_e2e kubeconfig demo)": CLUSTER,
