@@ -28,7 +28,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 export LANG := C.UTF-8
 unexport LC_ALL LC_CTYPE LC_MESSAGES
 
-.PHONY: help all build deps kubectl-rouse test demo bench e2e chaos fuzz lint format clean images \
+.PHONY: help all build deps kubectl-rouse test demo bench e2e chaos fuzz lint format references pictures clean images \
   test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-gpu test-rdma test-plugin test-cache-keys
 
 help: ## List the targets
@@ -122,6 +122,12 @@ lint: deps ## Check the format of C++ and Python
 	@git ls-files '*.cpp' '*.h' '*.c' | xargs -r clang-format --dry-run -Werror
 	@python=$$(e2e/install.sh) && "$$python" -m ruff check e2e connector bench && \
 	  "$$python" -m ruff format --check e2e bench
+
+references: deps ## Write what is made of code in docs/: the API reference and the metrics
+	@python=$$(e2e/install.sh) && "$$python" e2e/references.py
+
+pictures: build-release ## Draw docs/pictures anew, of a run of the demo's story and what Prometheus says of it
+	@python=$$(e2e/install.sh librsvg2-bin python3-matplotlib) && "$$python" e2e/pictures.py
 
 format: deps ## Format C++ and Python
 	@git ls-files '*.cpp' '*.h' '*.c' | xargs -r clang-format -i

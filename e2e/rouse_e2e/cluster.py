@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -64,6 +65,7 @@ class Cluster:
         self.kubeconfig = kubeconfig
         self._proxy: subprocess.Popen | None = None
         self._proxy_url = ""
+        self._proxy_starts = threading.Lock()  # fakes ask from threads of their own
 
     def __enter__(self):
         return self
@@ -154,23 +156,24 @@ class Cluster:
 
     def proxy_url(self) -> str:
         """A plain HTTP address on loopback that answers as the API server, authenticated."""
-        if self._proxy is None or self._proxy.poll() is not None:
-            self._proxy = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--"]
-                + [paths.tool("kubectl"), "proxy", "--port=0", "--keepalive=30s"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env=self.environment(),
-                start_new_session=True,
-            )
-            assert self._proxy.stdout
-            line = self._proxy.stdout.readline()
-            found = re.search(r"127\.0\.0\.1:\d+", line)
-            if not found:
-                raise RuntimeError(f"kubectl proxy did not start: {line!r}")
-            self._proxy_url = f"http://{found[0]}"
+        with self._proxy_starts:
+            if self._proxy is None or self._proxy.poll() is not None:
+                self._proxy = subprocess.Popen(
+                    ["setpriv", "--pdeathsig", "KILL", "--"]
+                    + [paths.tool("kubectl"), "proxy", "--port=0", "--keepalive=30s"],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    env=self.environment(),
+                    start_new_session=True,
+                )
+                assert self._proxy.stdout
+                line = self._proxy.stdout.readline()
+                found = re.search(r"127\.0\.0\.1:\d+", line)
+                if not found:
+                    raise RuntimeError(f"kubectl proxy did not start: {line!r}")
+                self._proxy_url = f"http://{found[0]}"
         return self._proxy_url
 
     def request(

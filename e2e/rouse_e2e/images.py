@@ -239,6 +239,15 @@ class Buildah:
 
     def build(self, target: str, tar: Path) -> None:
         reference = rouse_reference(target)
+        self.build_in_storage(target, reference)
+        tar.parent.mkdir(parents=True, exist_ok=True)
+        partial = tar.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        self.run("push", "--quiet", reference, f"docker-archive:{partial}:{reference}")
+        partial.rename(tar)
+
+    def build_in_storage(self, target: str, reference: str) -> None:
+        """As `docker build --target TARGET -t REFERENCE .` does."""
         self.run(
             *("bud", "--pull=never", "--layers", "--network=host", "--target", target),
             *(
@@ -254,8 +263,3 @@ class Buildah:
             *("--tag", reference),
             str(paths.REPOSITORY),
         )
-        tar.parent.mkdir(parents=True, exist_ok=True)
-        partial = tar.with_suffix(".partial")
-        partial.unlink(missing_ok=True)
-        self.run("push", "--quiet", reference, f"docker-archive:{partial}:{reference}")
-        partial.rename(tar)

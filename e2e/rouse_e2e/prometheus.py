@@ -32,6 +32,7 @@ class Query:
     dashboard: str
     panel: str
     expression: str
+    legend: str = ""  # as Grafana's, with {{label}}
 
     def __str__(self) -> str:
         return f"{self.dashboard}: {self.panel}: {self.expression}"
@@ -56,7 +57,8 @@ def dashboard_queries() -> list[Query]:
                     *((name, ".*") for name in variables),
                 ):
                     text = re.sub(rf"\$\{{{name}(:\w+)?\}}|\${name}\b|\[\[{name}\]\]", value, text)
-                queries.append(Query(file.name, panel.get("title", "?"), text))
+                legend = target.get("legendFormat", "")
+                queries.append(Query(file.name, panel.get("title", "?"), text, legend))
     return queries
 
 
@@ -163,6 +165,15 @@ class Prometheus:
         if data["resultType"] == "scalar":
             return [({}, float(data["result"][1]))]
         return [(x["metric"], float(x["value"][1])) for x in data["result"]]
+
+    def query_range(
+        self, expression: str, begin: float, end: float, step: float
+    ) -> list[tuple[dict[str, str], list[tuple[float, float]]]]:
+        """Labels, and times with values, of each series."""
+        asked = {"query": expression, "start": begin, "end": end, "step": step}
+        text = self._get("/api/v1/query_range?" + urllib.parse.urlencode(asked))
+        result = json.loads(text)["data"]["result"]
+        return [(x["metric"], [(t, float(value)) for t, value in x["values"]]) for x in result]
 
     def has_data(self, expression: str) -> bool:
         """Whether the query answers with at least one number (NaN is none)."""

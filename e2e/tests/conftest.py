@@ -23,6 +23,7 @@ from rouse_e2e.story import Story  # noqa: E402
 LONGEST = (
     "test_story_faults.py",
     "test_story.py",
+    "test_pages.py",
     "test_faults.py",
     "test_guards.py",
     "test_scale.py",

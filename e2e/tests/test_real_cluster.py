@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from rouse_e2e import paths
-from rouse_e2e.cluster import wait_until
+from rouse_e2e.cluster import Cluster, wait_until
 from rouse_e2e.real import nodes_folder, sweep
 
 OWNER = """
@@ -83,3 +84,15 @@ def test_two_that_remove_a_node_at_the_same_time_do_not_trip_over_each_other(oth
     ]
     assert [process.wait(60) for process in both] == [0, 0]
     assert not left.exists()
+
+
+def test_threads_that_ask_at_the_same_time_get_the_same_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    slow = tmp_path / "kubectl"
+    slow.write_text("#!/bin/sh\nsleep 0.3\necho Starting to serve on 127.0.0.1:$$\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(paths, "tool", lambda name: str(slow))
+    with Cluster(tmp_path / "none") as cluster, ThreadPoolExecutor(4) as threads:
+        urls = list(threads.map(lambda _: cluster.proxy_url(), range(4)))
+    assert len(set(urls)) == 1 and urls[0].startswith("http://127.0.0.1:")

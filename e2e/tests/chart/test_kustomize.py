@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
@@ -12,7 +10,7 @@ import yaml
 from rouse_e2e import paths
 from rouse_e2e.cluster import Object
 
-from .rendering import MONITORING, NAMESPACE, one, render
+from .rendering import MONITORING, NAMESPACE, render
 
 CONFIG = paths.REPOSITORY / "config"
 HELMS_OWN = ("app.kubernetes.io/managed-by", "helm.sh/chart")
@@ -80,27 +78,3 @@ def test_kustomize_and_helm_make_the_same(
     assert mine.keys() == helms.keys()
     for name, thing in mine.items():
         assert thing == helms[name], name
-
-
-def test_another_image_needs_a_change_in_one_file_only(tmp_path: Path):
-    """As docs/install.md says, by an overlay."""
-    (tmp_path / "kustomization.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "resources": [os.path.relpath(CONFIG / "default", tmp_path)],
-                "images": [{"name": "rouse-operator", "newName": "example.com/o", "newTag": "1"}],
-                "patches": [
-                    {
-                        "target": {"kind": "Deployment", "name": "rouse-operator"},
-                        "patch": "- {op: replace, path: /spec/template/spec/containers/0/args/0, "
-                        "value: --agent-image=example.com/a:1}",
-                    }
-                ],
-            }
-        )
-    )
-    (container,) = one(kustomize(str(tmp_path)), "Deployment")["spec"]["template"]["spec"][
-        "containers"
-    ]
-    assert container["image"] == "example.com/o:1"
-    assert container["args"][0] == "--agent-image=example.com/a:1"
