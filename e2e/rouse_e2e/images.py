@@ -150,11 +150,13 @@ CONTEXT = (
 
 def context_key() -> str:
     digest = hashlib.sha256()
-    for name in CONTEXT:
-        top = paths.REPOSITORY / name
+    for entry in CONTEXT:
+        top = paths.REPOSITORY / entry
         for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
-            if file.is_file() and not {"__pycache__", "tests"} & set(file.parts):
-                digest.update(str(file.relative_to(paths.REPOSITORY)).encode() + b"\0")
+            name = file.relative_to(paths.REPOSITORY)
+            caches = any(part.startswith(".") for part in name.parts[1:])  # of linters
+            if file.is_file() and not caches and not {"__pycache__", "tests"} & set(name.parts):
+                digest.update(str(name).encode() + b"\0")
                 digest.update(file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
