@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from rouse_e2e import certificates
-from rouse_e2e.cluster import Cluster, Object
+from rouse_e2e.cluster import Cluster, KubectlError, Object
 
 from .fake_agent_reports import report, send
 
@@ -75,6 +75,8 @@ class FakeRoleAgents:
         self.on_command: Callable[[Command], None] = lambda command: None
         self.on_answered: Callable[[Command], None] = lambda command: None
         self._agents: dict[str, Agent] = {}  # by address
+        # kwok may give an address to two pods once it was started again.
+        self._by_uid: dict[str, Agent] = {}
         cluster.proxy_url()  # before two threads ask for it at once
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -239,10 +241,8 @@ class FakeRoleAgents:
                     continue
                 if "deletionTimestamp" in pod["metadata"]:
                     continue
-                agent = self._agents.get(address)
-                if agent is None or agent.uid != uid:
-                    agent = Agent(pod["metadata"]["name"], uid, pod, "")
-                    self._agents[address] = agent
+                agent = self._by_uid.setdefault(uid, Agent(pod["metadata"]["name"], uid, pod, ""))
+                self._agents[address] = agent
                 agent.pod = pod
                 if agent.state in ("", "Loading"):
                     agent.state = "Loading" if agent.name in self.loading else "Serving"
@@ -257,7 +257,7 @@ class FakeRoleAgents:
             send(self.cluster, self.port, agent.pod, self._body(agent))
         except certificates.Refused:
             return True
-        except OSError:
+        except (OSError, KubectlError):
             return False
         return True
 
