@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The operator with 200 ModelServices, 2,000 pods and 500 nodes, beside one written with controller-runtime.
 
-    bench/operator_scale.py [--operator PROGRAM] [--samples N] [--seconds S] [--rounds N] [--out FILE]
+    bench/operator_scale.py [--part wakes|size] [--operator PROGRAM] [--samples N] [--seconds S] [--rounds N] [--out FILE]
 
 A real API server, etcd, scheduler and controller-manager; kwok plays nodes and pods, and this script all
 pods' agents, which report over mutual TLS and are told to sleep and to wake. bench/peers/ is the other
@@ -293,7 +293,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--operator", type=Path, default=default_program())
-    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--part", choices=["wakes", "size"], help="only this one; default: both")
+    parser.add_argument("--samples", type=int, default=200, help="of one guard's wake")
     parser.add_argument("--seconds", type=float, default=60, help="how long CPU is counted")
     parser.add_argument("--rounds", type=int, default=3, help="of 100 guards at once")
     out = REPOSITORY / "docs" / "benchmarks" / "operator.json"
@@ -303,7 +304,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rouse-bench-") as work:
         bench = Scale(options.operator, Path(work))
         try:
-            write("operator", measure(bench, options), options.out, keep=True)
+            figures = Figures()
+            bench.agents = ManyAgents(bench.cluster, NAMESPACE, bench.tls_port)
+            if options.part != "size":
+                measure_wakes(bench, figures, options)
+            if options.part != "wakes":
+                measure_size(bench, figures, options)
+            say(f"reports refused on the way: {dict(bench.agents.refused)}")
+            write("operator", figures.all, options.out, keep=True)
         except BaseException:
             for log in ("operator.log", "peer.log"):
                 say(f"---- end of {log}\n{tail(Path(work, log), 20)}")
@@ -312,59 +320,68 @@ def main() -> None:
             bench.close()
 
 
-def measure(bench: Scale, options: argparse.Namespace) -> list[Figure]:
-    figures: list[Figure] = []
+class Figures:
+    def __init__(self) -> None:
+        self.all: list[Figure] = []
 
-    def figure(what: str, value: float, unit: str, against: str = "", other: float = 0) -> None:
+    def add(self, what: str, value: float, unit: str, against: str = "", other: float = 0) -> None:
         ratio = round(value / other, 3) if other else None
-        figures.append(Figure(what, round(value, 4), unit, against, ratio))
+        self.all.append(Figure(what, round(value, 4), unit, against, ratio))
         say(f"  {what}: {value:.4g} {unit}")
 
-    def limited(what: str, value: float, unit: str, limit: float) -> None:
-        figure(what, value, unit, f"limit {limit:g} {unit}", limit)
+    def limited(self, what: str, value: float, unit: str, limit: float) -> None:
+        self.add(what, value, unit, f"limit {limit:g} {unit}", limit)
 
-    def beside(what: str, value: float, unit: str, theirs: float) -> None:
-        figure(f"{what}, beside", value, unit, f"{peer_name()}: {theirs:.4g} {unit}", theirs)
+    def beside(self, what: str, value: float, unit: str, theirs: float) -> None:
+        self.add(f"{what}, beside", value, unit, f"{peer_name()}: {theirs:.4g} {unit}", theirs)
 
-    load = os.getloadavg()[0]
-    say(f"load average {load:.2f} before the start, {options.samples} samples")
+    def load(self, part: str) -> None:
+        self.add(f"load average before {part}", os.getloadavg()[0], "")
+
+
+def measure_wakes(bench: Scale, figures: Figures, options: argparse.Namespace) -> None:
+    figures.load("wakes one by one")
     bench.start_ours()
-    bench.agents = ManyAgents(bench.cluster, NAMESPACE, bench.tls_port)
+    say(f"making {FEW * (FEW_REPLICAS + FEW_GUARDS)} pods of {FEW} ModelServices")
     bench.make(few())
-    say("waking one guard at a time")
+    say(f"waking one guard at a time, {options.samples} times")
     claims, commands = bench.one_by_one(options.samples, True)
     bench.await_settled()
     bench.stop_operator()
+    say("the same, by the other operator, half as often")
     bench.start_peer()
-    say("the same, by the other operator")
     time.sleep(20)
     their_claims, _ = bench.one_by_one(options.samples // 2, False)
     bench.stop_operator()
     label = "scale patch to wake command"
-    limited(f"{label}, median ms, 500 pods", percentile(commands, 0.5) * 1e3, "ms", 20)
-    limited(f"{label}, p99 ms, 500 pods", percentile(commands, 0.99) * 1e3, "ms", 60)
+    figures.limited(f"{label}, median ms, 500 pods", percentile(commands, 0.5) * 1e3, "ms", 20)
+    figures.limited(f"{label}, p99 ms, 500 pods", percentile(commands, 0.99) * 1e3, "ms", 60)
     label = "scale patch to claim of the guard"
     for name, share in (("median", 0.5), ("p99", 0.99)):
         ours, theirs = (percentile(x, share) * 1e3 for x in (claims, their_claims))
-        beside(f"{label}, {name} ms, 500 pods", ours, "ms", theirs)
+        figures.beside(f"{label}, {name} ms, 500 pods", ours, "ms", theirs)
 
+
+def measure_size(bench: Scale, figures: Figures, options: argparse.Namespace) -> None:
+    agents = bench.agents
+    assert agents
+    figures.load(f"{PODS} pods")
     say(f"making {PODS} pods of {SERVICES} ModelServices")
     bench.start_ours()
     bench.make(all_services())
     size = f"{PODS} pods {SERVICES} services"
     idle = bench.cpu_percent(options.seconds)
-    quiet_mb = bench.memory_mb("VmRSS")
+    resident = bench.memory_mb("VmRSS")
     say("waking a hundred guards at once")
     claimed, commanded = bench.all_at_once(options.rounds, True)
     bench.await_settled()
-    bench.agents.report_always(True)
+    agents.report_always(True)
     time.sleep(20)
-    reports, connections = bench.agents.reports, bench.agents.connections
+    reports, connections = agents.reports, agents.connections
     reporting = bench.cpu_percent(options.seconds)
-    reports = bench.agents.reports - reports
-    connections = bench.agents.connections - connections
-    resident = max(bench.memory_mb("VmRSS"), quiet_mb)
-    bench.agents.report_always(False)
+    reports, connections = agents.reports - reports, agents.connections - connections
+    resident = max(bench.memory_mb("VmRSS"), resident)
+    agents.report_always(False)
     bench.stop_operator()
 
     say("the same, by the other operator")
@@ -375,20 +392,16 @@ def measure(bench: Scale, options: argparse.Namespace) -> list[Figure]:
     their_resident = bench.memory_mb("VmRSS")
     check_peer(bench)
 
-    limited(f"resident MB, {size}", resident, "MB", 150)
-    beside(f"resident MB, {size}", resident, "MB", their_resident)
-    limited(f"steady CPU, % of a core, {size}", idle, "%", 2)
-    beside(f"steady CPU, % of a core, {size}", idle, "%", their_idle)
-    limited(f"steady CPU, % of a core, {size}, all agents reporting", reporting, "%", 2)
-    figure("reports taken in that time", reports / options.seconds, "/s")
-    figure("TLS connections made in that time", connections / options.seconds, "/s")
+    figures.limited(f"resident MB, {size}", resident, "MB", 150)
+    figures.beside(f"resident MB, {size}", resident, "MB", their_resident)
+    figures.limited(f"steady CPU, % of a core, {size}", idle, "%", 2)
+    figures.beside(f"steady CPU, % of a core, {size}", idle, "%", their_idle)
+    figures.limited(f"steady CPU, % of a core, {size}, all agents reporting", reporting, "%", 2)
+    figures.add("reports taken in that time", reports / options.seconds, "/s")
+    figures.add("TLS connections made in that time", connections / options.seconds, "/s")
     what = f"{WIDE_GUARDS} guards: scale patch to the last"
-    limited(f"{what} wake command, slowest of {options.rounds}", commanded, "s", 1)
-    beside(f"{what} claim, slowest of {options.rounds}", claimed, "s", their_claimed)
-    figure("load average before the start", load, "")
-    if bench.agents.refused:
-        say(f"reports refused on the way: {dict(bench.agents.refused)}")
-    return figures
+    figures.limited(f"{what} wake command, slowest of {options.rounds}", commanded, "s", 1)
+    figures.beside(f"{what} claim, slowest of {options.rounds}", claimed, "s", their_claimed)
 
 
 def check_peer(bench: Scale) -> None:

@@ -10,6 +10,7 @@ fails if an invariant broke.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import random
 import sys
@@ -112,6 +113,9 @@ def run(cluster: RealCluster, options: argparse.Namespace) -> int:
     story.delete()
     wait_until("nothing to be left", 60, lambda: not story.left_behind(), 1)
     summary = {
+        "name": "chaos",
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": " ".join(["e2e/chaos.py", *sys.argv[1:]]),
         "seed": options.seed,
         "minutes": round((settled - begun) / 60, 1),
         "faults": dict(faults.done),
