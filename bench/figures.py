@@ -41,8 +41,11 @@ def commit() -> str:
     return answer.stdout.strip() or "unknown"
 
 
-def write(name: str, figures: list[Figure], out: Path, where: str | None = None) -> None:
-    """Prints a table and writes docs/benchmarks/NAME.json. `where` is the machine, if not this one."""
+def write(
+    name: str, figures: list[Figure], out: Path, where: str | None = None, keep: bool = False
+) -> None:
+    """Prints a table and writes docs/benchmarks/NAME.json. `where` is the machine, if not this one; `keep`:
+    figures there that have other names stay, and so does the command that made them."""
     document = {
         "name": name,
         "machine": where or machine(),
@@ -56,5 +59,13 @@ def write(name: str, figures: list[Figure], out: Path, where: str | None = None)
         ratio = "" if figure.ratio is None else f"  {figure.ratio:5.2f} x {figure.against}"
         print(f"{figure.what:<{width}}  {figure.value:8.3f} {figure.unit}{ratio}")
     out.parent.mkdir(parents=True, exist_ok=True)
+    if keep and out.exists():
+        before = json.loads(out.read_text())
+        ours = {figure.what for figure in figures}
+        kept = [x for x in before["figures"] if x["what"] not in ours]
+        script = document["command"].split()[0]
+        commands = [x for x in before["command"].split(" && ") if x.split()[0] != script]
+        document["figures"] = kept + document["figures"]
+        document["command"] = " && ".join([*commands, document["command"]])
     out.write_text(json.dumps(document, indent=1) + "\n")
     print(f"written to {out}")

@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "e2e"))
 
 from figures import Figure, write  # noqa: E402
-from rouse_e2e.control_plane import Options, free_ports  # noqa: E402
+from rouse_e2e.control_plane import PODS, Options, free_ports  # noqa: E402
 from rouse_e2e.light import LightCluster  # noqa: E402
 from rouse_e2e.processes import wait_until  # noqa: E402
 
@@ -85,14 +85,17 @@ def modelservice(name: str, replicas: int) -> dict:
 
 
 class Bench:
-    def __init__(self, program: Path, folder: Path) -> None:
+    """A light cluster with the chart installed, and the operator as a process under its account."""
+
+    def __init__(
+        self, program: Path, folder: Path, audit_policy: str, pods: str = PODS, nodes: int = 2
+    ) -> None:
         self.program, self.folder = program, folder
         policy, log = folder / "policy.yaml", folder / "audit.log"
-        policy.write_text(AUDIT_POLICY)
+        policy.write_text(audit_policy)
         log.touch()
         flags = [f"--audit-policy-file={policy}", f"--audit-log-path={log}"]
-        # A node takes 1,000 pods, and beside as many there are some on their way in or out.
-        self.cluster = LightCluster(options=Options(apiserver_flags=flags), nodes=2)
+        self.cluster = LightCluster(options=Options(apiserver_flags=flags, pods=pods), nodes=nodes)
         self.audit = Audit(log)
         chart = str(REPOSITORY / "charts" / "rouse")
         self.cluster.helm(
@@ -122,14 +125,14 @@ class Bench:
             self.child.wait()
         self.cluster.close()
 
-    def start_operator(self) -> None:
+    def start_operator(self, *flags: str) -> None:
         with open(self.folder / "operator.log", "ab") as log:
             self.child = subprocess.Popen(
                 [
                     *("setpriv", "--pdeathsig", "KILL", "--", str(self.program)),
                     *(f"--kubeconfig={self.kubeconfig}", f"--port={self.port}"),
                     *(f"--tls-port={self.tls_port}", "--authorities-secret=rouse-authorities"),
-                    *("--agent-image=rouse-agent:bench", "--service-name=rouse-operator"),
+                    *("--agent-image=rouse-agent:bench", "--service-name=rouse-operator", *flags),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -233,16 +236,16 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def default_program() -> Path:
+    build = Path(os.environ.get("ROUSE_BUILD", REPOSITORY / "build" / "bench"))
+    return build / "operator" / "rouse-operator"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = (
-        Path(os.environ.get("ROUSE_BUILD", REPOSITORY / "build" / "bench"))
-        / "operator"
-        / "rouse-operator"
-    )
-    parser.add_argument("--operator", type=Path, default=default)
+    parser.add_argument("--operator", type=Path, default=default_program())
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument(
         "--out", type=Path, default=REPOSITORY / "docs" / "benchmarks" / "operator.json"
@@ -257,7 +260,8 @@ def main() -> None:
         say(f"  {what}: {value:.4g} {unit}")
 
     with tempfile.TemporaryDirectory(prefix="rouse-bench-") as work:
-        bench = Bench(options.operator, Path(work))
+        # A node takes 1,000 pods, and beside as many there are some on their way in or out.
+        bench = Bench(options.operator, Path(work), AUDIT_POLICY)
         try:
             bench.start_operator()
             say("making 500 pods of 25 ModelServices")
@@ -286,7 +290,7 @@ def main() -> None:
             figure("relist of 1,000 pods", relist, "s", 0.5)
         finally:
             bench.close()
-    write("operator", figures, options.out)
+    write("operator", figures, options.out, keep=True)
 
 
 def relist_seconds(bench: Bench) -> float | None:

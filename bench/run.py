@@ -22,12 +22,13 @@ NOT_A_BENCHMARK = {
     "figures",
     "fanout_chart",
     "fanout_agents",
+    "operator_agents",
     "gpu_rivals",
     "gpu_load_rivals",
     "storage_stream",
 }
-# Run when they are named: they need a GPU, or a Python with others' packages (--python).
-NAMED_ONLY = {"gpu_transfer", "gpu_broadcast", "host_rivals"}
+# Run when they are named: they need a GPU, or a Python with others' packages (--python), or take long.
+NAMED_ONLY = {"gpu_transfer", "gpu_broadcast", "host_rivals", "operator_scale"}
 
 
 def scripts() -> dict[str, Path]:

@@ -10,6 +10,7 @@ fails if an invariant broke.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import random
 import sys
@@ -18,11 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from rouse_e2e.chaos_faults import Faults, Invariants, add_node  # noqa: E402
+from rouse_e2e.chaos_faults import OUT_OF_REACH, Faults, Invariants, add_node  # noqa: E402
 from rouse_e2e.cluster import interrupt_on_terminate  # noqa: E402
 from rouse_e2e.processes import Timeout, wait_until  # noqa: E402
 from rouse_e2e.real import RealCluster  # noqa: E402
-from rouse_e2e.story import Story  # noqa: E402
+from rouse_e2e.story import Instance, Story  # noqa: E402
 
 REPLICAS, GUARDS, SURGE = 2, 1, 1
 SETTLE_S = 420
@@ -34,12 +35,27 @@ def say(text: str) -> None:
 
 
 def as_wanted(story: Story) -> bool:
-    pods = {x.name: x for x in story.instances()}
+    try:
+        pods = {x.name: x for x in story.instances()}
+    except OUT_OF_REACH:
+        return False
     return (
         len(pods) == REPLICAS + GUARDS
         and sum(x.serves for x in pods.values()) == REPLICAS
         and sum(x.sleeps for x in pods.values()) == GUARDS
     )
+
+
+def patient_answer(story: Story, instance: Instance) -> list[int]:
+    """The way there, by kubelet and API server, may be one of what was killed last."""
+
+    def ask() -> list[int] | None:
+        try:
+            return story.ask(instance)
+        except OUT_OF_REACH:
+            return None
+
+    return wait_until(f"an answer of {instance.name}", 60, ask, 1)
 
 
 def main() -> int:
@@ -81,13 +97,13 @@ def run(cluster: RealCluster, options: argparse.Namespace) -> int:
             time.sleep(faults.random.uniform(3, 20))
             try:
                 faults.next()
-            except (RuntimeError, OSError) as error:  # The API server was down, say.
+            except OUT_OF_REACH as error:  # The API server was down, say.
                 say(f"not done: {error}")
         say("no more faults")
         wait_until("all to be as wanted again", SETTLE_S, lambda: as_wanted(story), 0.5)
         settled = time.monotonic()
         for instance in story.serving():
-            if story.ask(instance) != answer:
+            if patient_answer(story, instance) != answer:
                 invariants.broken.append(f"{instance.name} answers differently in the end")
     except Timeout:
         print(story.explain(), flush=True)
@@ -97,10 +113,14 @@ def run(cluster: RealCluster, options: argparse.Namespace) -> int:
     story.delete()
     wait_until("nothing to be left", 60, lambda: not story.left_behind(), 1)
     summary = {
+        "name": "chaos",
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": " ".join(["e2e/chaos.py", *sys.argv[1:]]),
         "seed": options.seed,
         "minutes": round((settled - begun) / 60, 1),
         "faults": dict(faults.done),
         "looks": invariants.looks,
+        "looksFailed": invariants.failed_looks,
         "answersCompared": invariants.answers,
         "requestsFailed": invariants.failed_asks,
         "longestWithoutAReplicaSeconds": round(invariants.longest_out_s, 1),

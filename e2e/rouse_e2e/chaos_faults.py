@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,7 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from .cluster import KubectlError, Object
+from .cluster import Object
+from .node import API_PORT, pods_of
 from .real import Machine, RealCluster
 from .story import SYSTEM, Instance, Story
 
@@ -21,6 +24,12 @@ ON_NODE = Path(__file__).with_name("on_node.py")
 NODE_PROGRAMS = ("kubelet", "kube-proxy", "containerd")
 CONTROL_PLANE = ("kube-apiserver", "etcd", "kube-controller-manager", "kube-scheduler")
 PARTITION_S, STALL_S, LOST_S = 20, 8, 75
+CUT_OFF_S = 40  # a leader gives up after 10 s, another may lead after 15 s
+#: What looking, asking and doing may fail with while the API server, or a whole node, is down.
+OUT_OF_REACH = (
+    *(OSError, RuntimeError, http.client.HTTPException, subprocess.SubprocessError),
+    *(ValueError, KeyError),  # An answer that is another than what was asked for.
+)
 
 
 class Faults:
@@ -42,6 +51,8 @@ class Faults:
             (2, "a pod deleted", self._delete_pod),
             (1, "the API server stalled", self._stall),
             (1, "the second node's pods cut off", self._partition),
+            (1, "operators cut off from agents", self._cut_off_from_agents),
+            (1, "operators cut off from the API server", self._cut_off_from_api),
         ]
 
     def next(self) -> None:
@@ -113,18 +124,57 @@ class Faults:
 
     def _stall(self) -> str:
         self._signal(self.cluster.machine, "kube-apiserver", signal.SIGSTOP)
-        time.sleep(STALL_S)
-        self._signal(self.cluster.machine, "kube-apiserver", signal.SIGCONT)
+        try:
+            time.sleep(STALL_S)
+        finally:
+            self._signal(self.cluster.machine, "kube-apiserver", signal.SIGCONT)
         return f"{STALL_S} s"
 
+    def _drop(
+        self,
+        machines: list[Machine],
+        rules: list[str],
+        seconds: float,
+        hooks: tuple[str, ...] = ("input", "forward"),
+    ) -> None:
+        """What matches one of these is lost on its way for so long."""
+        try:
+            for machine in machines:
+                machine.execute("nft", "add", "table", "inet", "chaos")
+                for hook in hooks:
+                    chain = f"{{ type filter hook {hook} priority 0; }}"
+                    machine.execute("nft", "add", "chain", "inet", "chaos", hook, chain)
+                    for rule in rules:
+                        machine.execute("nft", "add", "rule", "inet", "chaos", hook, rule, "drop")
+            time.sleep(seconds)
+        finally:
+            for machine in machines:
+                machine.execute("nft", "delete", "table", "inet", "chaos")
+
     def _partition(self) -> str:
-        machine = self.cluster.more[1]
-        machine.execute("nft", "add", "table", "inet", "chaos")
-        chain = "{ type filter hook forward priority 0; policy drop; }"
-        machine.execute("nft", "add", "chain", "inet", "chaos", "forward", chain)
-        time.sleep(PARTITION_S)
-        machine.execute("nft", "delete", "table", "inet", "chaos")
+        pods = f"{{ {pods_of(1)} }}"
+        rules = [f"ip saddr {pods}", f"ip daddr {pods}"]
+        # What comes from the node itself, the kubelet's probes, still reaches them.
+        self._drop([self.cluster.more[1]], rules, PARTITION_S, ("forward",))
         return f"{PARTITION_S} s"
+
+    def _operators(self) -> str:
+        pods = self.cluster.list("pods", SYSTEM)
+        addresses = [x["status"]["podIP"] for x in pods if x["status"].get("podIP")]
+        if not addresses:
+            raise RuntimeError("there is no operator")
+        return f"{{ {', '.join(addresses)} }}"
+
+    def _cut_off_from_agents(self) -> str:
+        operators = self._operators()
+        rules = [f"ip saddr {operators} tcp dport 7411", f"ip daddr {operators} tcp dport 7482"]
+        self._drop(self.cluster.machines(), rules, CUT_OFF_S)
+        return f"{CUT_OFF_S} s"
+
+    def _cut_off_from_api(self) -> str:
+        rules = [f"ip saddr {self._operators()} tcp dport {API_PORT}"]
+        self._drop(self.cluster.machines(), rules, CUT_OFF_S)
+        return f"{CUT_OFF_S} s"
 
     def _lose_node(self) -> str:
         self.cluster.lose_node()
@@ -153,7 +203,7 @@ class Invariants:
     def __init__(self, story: Story, faults: Faults, most_pods: int, answer: list[int]) -> None:
         self.story, self.faults, self.most_pods, self.answer = story, faults, most_pods, answer
         self.broken: list[str] = []
-        self.looks = self.answers = self.failed_asks = 0
+        self.looks = self.failed_looks = self.answers = self.failed_asks = 0
         self.longest_out_s = 0.0
         self._out_since: float | None = None
         self._asleep_in_slice: dict[str, float] = {}
@@ -163,6 +213,8 @@ class Invariants:
         self._thread.start()
 
     def close(self) -> None:
+        if not self._thread.is_alive():
+            self._break("nobody looked at the invariants any more")
         self._stop.set()
         self._thread.join(120)
 
@@ -170,8 +222,9 @@ class Invariants:
         while not self._stop.wait(0.5):
             try:
                 self._look()
-            except (OSError, KubectlError, ValueError):
-                continue  # The API server is down, which is one of the faults.
+            except OUT_OF_REACH:
+                self.failed_looks += 1  # The API server is down, which is one of the faults.
+                continue
             self.looks += 1
 
     def _break(self, what: str) -> None:
@@ -244,7 +297,7 @@ class Invariants:
         for instance in serving[:1] if self.looks % 4 == 0 else []:
             try:
                 tokens = self.story.ask(instance, timeout=10)
-            except (OSError, RuntimeError):
+            except OUT_OF_REACH:
                 self.failed_asks += 1
                 continue
             self.answers += 1

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -148,7 +149,9 @@ CONTEXT = (
 )
 
 
+@functools.cache
 def context_key() -> str:
+    """Once in a program: a node that joins a cluster later gets what the others have, whatever was edited."""
     digest = hashlib.sha256()
     for entry in CONTEXT:
         top = paths.REPOSITORY / entry

@@ -61,7 +61,8 @@ Cache::Cache(OnChange on_change, OnPod on_pod)
           [](const plan::Instance& i) {
             return std::vector{ServiceKey(i), OnNode(i.node), OfNamespace(i.ns)};
           },
-          [on_change, on_pod](const std::string&, const auto& before, const auto& after) {
+          [this, on_change, on_pod](const std::string&, const auto& before, const auto& after) {
+            ++pods_version_;
             on_pod(before.get(), after.get());
             if (before) on_change(ServiceKey(*before));
             if (after && (!before || ServiceKey(*before) != ServiceKey(*after))) {
@@ -84,6 +85,8 @@ Cache::Cache(OnChange on_change, OnPod on_pod)
 
 // Whether others are believed lost may have changed with it.
 void Cache::NodeChanged(const std::string& node, bool was_lost, bool is_lost) {
+  ++pods_version_;  // How many nodes there are has a say in whether those that are lost are
+                    // believed to be.
   if (was_lost == is_lost) return;
   if (is_lost) {
     ++lost_nodes_;

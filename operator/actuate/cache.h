@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -62,6 +63,9 @@ class Cache {
   /// The namespaces that have ModelServices, each once.
   std::vector<std::string> Namespaces() const;
 
+  /// Another one after any change of a pod, or of what is believed of its node.
+  std::uint64_t pods_version() const { return pods_version_; }
+
   std::size_t service_count() const { return services_.size(); }
   std::size_t pod_count() const { return pods_.size(); }
   std::size_t node_count() const { return nodes_.size(); }
@@ -73,6 +77,7 @@ class Cache {
   void NodeChanged(const std::string& node, bool was_lost, bool is_lost);
 
   const OnChange on_change_;
+  std::atomic<std::uint64_t> pods_version_{0};
   kube::Store<StoredService> services_;
   kube::Store<plan::Instance> pods_;
   kube::Store<plan::Endpoint> endpoints_;

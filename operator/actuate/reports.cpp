@@ -87,13 +87,34 @@ std::int64_t ReportAfterMs(AgentState state) {
 
 http::Response Reports::Handle(const http::Request& request) {
   auto assignment = Take(request);
-  http::Response response = assignment.ok() ? http::JsonResponse(json::Dump(ToJson(*assignment)))
+  http::Response response = assignment.ok() ? http::JsonResponse(*std::move(assignment))
                                             : http::ErrorResponse(assignment.status());
   metrics_.Reported(response.status);
   return response;
 }
 
-Result<Assignment> Reports::Take(const http::Request& request) {
+// They are the same for all agents of the namespace, and most of each answer: to look at every pod
+// for each report would take more time than all the rest of it.
+std::shared_ptr<const std::string> Reports::KeepersIn(const std::string& ns) {
+  const std::uint64_t version = cache_.pods_version();  // First: what changes from now on is newer.
+  {
+    const std::lock_guard lock(mutex_);
+    if (keepers_version_ != version) keepers_.clear();
+    keepers_version_ = version;
+    if (const auto found = keepers_.find(ns); found != keepers_.end()) return found->second;
+  }
+  const auto held = cache_.PodsIn(ns);
+  std::vector<const plan::Instance*> pods;
+  for (const auto& pod : held) pods.push_back(pod.get());
+  const Json whole = ToJson(Assignment{.keepers = plan::KeepersOf(pods)});
+  const auto list = whole.find("keepers");
+  auto text = std::make_shared<const std::string>(list == whole.end() ? "" : json::Dump(*list));
+  const std::lock_guard lock(mutex_);
+  if (keepers_version_ == version) keepers_[ns] = text;
+  return text;
+}
+
+Result<std::string> Reports::Take(const http::Request& request) {
   if (!request.peer) {
     return PermissionDenied("a report needs the certificate of its pod: POST /v1/certificates");
   }
@@ -117,21 +138,23 @@ Result<Assignment> Reports::Take(const http::Request& request) {
     }
   }
 
-  const auto held = cache_.PodsIn(pod->ns);
+  const auto held = cache_.PodsOf(ServiceKey(*pod));
   std::vector<const plan::Instance*> others;
-  std::vector<const plan::Instance*> in_namespace;
-  for (const auto& other : held) {
-    in_namespace.push_back(other.get());
-    if (other->service == pod->service) others.push_back(other.get());
-  }
+  for (const auto& other : held) others.push_back(other.get());
   const auto service = cache_.Service(ServiceKey(*pod));
-  return Assignment{.path = pod->path,
-                    .peers = plan::PeersFor(*pod, others),
-                    .report_after_ms = ReportAfterMs(report.state),
-                    .expecting = plan::IsExpecting(*pod, others, policy_, now_()),
-                    .siblings = plan::SiblingsOf(*pod, others),
-                    .keepers = plan::KeepersOf(in_namespace),
-                    .state_copies = service ? service->service.spec.fast_start.state_copies : 0};
+  std::string answer = json::Dump(ToJson(
+      Assignment{.path = pod->path,
+                 .peers = plan::PeersFor(*pod, others),
+                 .report_after_ms = ReportAfterMs(report.state),
+                 .expecting = plan::IsExpecting(*pod, others, policy_, now_()),
+                 .siblings = plan::SiblingsOf(*pod, others),
+                 .keepers = {},  // As text, below.
+                 .state_copies = service ? service->service.spec.fast_start.state_copies : 0}));
+  if (const auto keepers = KeepersIn(pod->ns); !keepers->empty()) {
+    answer.back() = ',';
+    answer += "\"keepers\":" + *keepers + "}";
+  }
+  return answer;
 }
 
 Status Reports::Write(const plan::Instance& pod, const AgentReport& report) {

@@ -7,7 +7,11 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -48,7 +52,10 @@ class Reports {
   http::Response Handle(const http::Request& request);
 
  private:
-  Result<Assignment> Take(const http::Request& request);
+  /// The assignment, as it is sent.
+  Result<std::string> Take(const http::Request& request);
+  /// Who keeps compile caches in a namespace, as a JSON list; empty: nobody.
+  std::shared_ptr<const std::string> KeepersIn(const std::string& ns);
   Status Write(const plan::Instance& pod, const AgentReport& report);
 
   kube::Api& api_;
@@ -58,6 +65,9 @@ class Reports {
   const std::function<plan::TimePoint()> now_;
   const std::function<void(const PodLoad&)> on_load_;
   std::atomic<int> writing_{0};
+  std::mutex mutex_;
+  std::uint64_t keepers_version_ = 0;  ///< Guarded by mutex_: of the cache, that keepers_ is of.
+  std::map<std::string, std::shared_ptr<const std::string>> keepers_;  ///< Guarded by mutex_.
 };
 
 }  // namespace rouse::actuate

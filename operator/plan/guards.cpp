@@ -62,7 +62,7 @@ GuardChoice ChooseGuards(const std::vector<const Instance*>& guards,
   std::vector<const Instance*> falling_asleep;
   for (const Instance* guard : guards) {
     const FailedWakes& failed = guard->failed_wakes;
-    if (failed.count > 0 && now - failed.at < policy.wake_retry) {
+    if (failed.count > 0 && !IsOver(failed.at, policy.wake_retry, now)) {
       choice.why_not = guard->name + " could not be woken: " + failed.reason;
       continue;
     }

@@ -40,6 +40,13 @@ struct Policy {
 
 inline constexpr int kMaxFailedWakes = 2;
 
+/// Whether a wait is over that began at `since`, a moment that was written down. One that lies
+/// farther ahead than the wait itself is of a clock that was wrong, as ours may have been: it is
+/// not waited for.
+inline bool IsOver(TimePoint since, std::chrono::milliseconds wait, TimePoint now) {
+  return now >= since + wait || since > now + wait;
+}
+
 struct Observed {
   api::ModelService service;
   /// Pods with this ModelService's uid as controller, in any order. A pod of another owner never

@@ -59,9 +59,7 @@ void Pass::Retire(const Instance& instance, Cause cause, std::string reason) {
 void Pass::FinishLeaving() {
   for (const Instance* instance : summary.leaving) {
     const TimePoint latest = instance->leaving->at + observed.policy.leave_deadline;
-    // A clock that was ahead must not keep it for ever.
-    const bool waited =
-        now >= latest || instance->leaving->at > now + observed.policy.leave_deadline;
+    const bool waited = IsOver(instance->leaving->at, observed.policy.leave_deadline, now);
     if (InEndpoints(*instance) && !waited) {
       LookAgainAt(latest);
       continue;
@@ -75,9 +73,8 @@ void Pass::ReleaseSleepers() {
   Pointers asleep;
   for (const Instance* instance : summary.working) {
     if (!IsWaking(*instance)) continue;
-    const TimePoint latest = instance->decided_at + observed.policy.wake_deadline;
-    if (now < latest) {
-      LookAgainAt(latest);
+    if (!IsOver(instance->decided_at, observed.policy.wake_deadline, now)) {
+      LookAgainAt(instance->decided_at + observed.policy.wake_deadline);
     } else if (instance->agent_state == AgentState::kAsleep) {
       asleep.push_back(instance);
     }
@@ -142,9 +139,9 @@ int Pass::ClaimGuards(int missing) {
 void Pass::WakeAgain() {
   for (const Instance* instance : summary.working) {
     if (!IsWaking(*instance) || instance->agent_state != AgentState::kAsleep) continue;
-    const TimePoint due = instance->decided_at + observed.policy.wake_again;
-    LookAgainAt(now < due ? due : now + observed.policy.wake_again);
-    if (now < due || instance->agent_down || instance->address.empty()) continue;
+    const bool due = IsOver(instance->decided_at, observed.policy.wake_again, now);
+    LookAgainAt((due ? now : instance->decided_at) + observed.policy.wake_again);
+    if (!due || instance->agent_down || instance->address.empty()) continue;
     std::vector<Peer> peers = PeersFor(*instance, Sources());
     if (peers.empty() || peers.front().partial) continue;
     actions.push_back(ClaimGuard{.pod = instance->name,

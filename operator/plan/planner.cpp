@@ -56,14 +56,23 @@ void Pass::Sort() {
 void Pass::CountFailures() {
   const api::ServiceStatus& before = observed.service.status;
   const bool edited = before.observed_generation != observed.service.metadata.generation;
+  const bool failed_ahead =
+      std::any_of(summary.failed.begin(), summary.failed.end(),
+                  [&](const Failed& failed) { return failed.instance->decided_at > now; });
   const auto count = [&](Role role, Failures& failures, const Failures& known,
                          const auto& has_recovered) {
     failures = known;
-    if (edited || (known.last && has_recovered(*known.last))) failures.in_a_row = 0;
+    // Of a clock that was ahead: until then nothing that fails or comes up would count. (Whoever
+    // was decided by that clock and has failed is counted by it, and is to go first.)
+    if (failures.last && *failures.last > now + observed.policy.backoff_max && !failed_ahead) {
+      failures.last = now;
+    }
+    if (edited || (failures.last && has_recovered(*failures.last))) failures.in_a_row = 0;
+    const std::optional<TimePoint> last = failures.last;
     bool any = false;
     for (const Failed& failed : summary.failed) {
       const TimePoint decided_at = failed.instance->decided_at;
-      if (failed.instance->role != role || (known.last && decided_at <= *known.last)) continue;
+      if (failed.instance->role != role || (last && decided_at <= *last)) continue;
       any = true;
       summary.uncounted.insert(failed.instance);
       // A leader whose clock is behind must not count the same failure for ever.

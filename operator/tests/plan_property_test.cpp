@@ -46,7 +46,8 @@ class Simulation {
     return shuffled;
   }
 
-  TimePoint now() const { return now_; }
+  /// By the operator's clock, which may be wrong for a while.
+  TimePoint now() const { return now_ + wrong_by_; }
   const Observed& observed() const { return observed_; }
   int desired() const { return observed_.service.spec.replicas; }
   int guards() const { return observed_.service.spec.guard_replicas; }
@@ -55,7 +56,7 @@ class Simulation {
     std::vector<const Instance*> out;
     for (const Instance& i : observed_.instances) {
       if (i.role == role && !i.deleting && !i.leaving && !i.node_lost &&
-          FailureOf(i, observed_.policy, now_).empty()) {
+          FailureOf(i, observed_.policy, now()).empty()) {
         out.push_back(&i);
       }
     }
@@ -87,10 +88,11 @@ class Simulation {
     if (calm) {
       agents_answer_ = true;
       lost_node_.clear();
+      wrong_by_ = {};
     }
     Progress();
     if (calm) return;
-    switch (Pick(0, 18)) {
+    switch (Pick(0, 20)) {
       case 0:
         Edit([&](api::Spec& s) { s.replicas = Pick(0, 6); });
         break;
@@ -135,6 +137,12 @@ class Simulation {
         break;
       case 15:
         lost_node_.clear();
+        break;
+      case 16:
+        wrong_by_ = seconds(Pick(-7200, 7200));
+        break;
+      case 17:
+        wrong_by_ = {};
         break;
       case 11:  // A claim's command that was lost.
         Any([&](Instance& i) {
@@ -187,7 +195,7 @@ class Simulation {
     if (!agents_answer_ && action.wake) {
       guard->role = Role::kGuard;
       guard->failed_wakes = {
-          .count = action.failed_wakes.count + 1, .at = now_, .reason = "no answer"};
+          .count = action.failed_wakes.count + 1, .at = now(), .reason = "no answer"};
       return;
     }
     guard->role = Role::kActive;
@@ -262,7 +270,7 @@ class Simulation {
       } else if (Pick(0, 1) == 0) {
         i.agent_state = AgentState::kServing;
         i.weights = WeightsReport{.servable = true};
-        const auto total = (now_ - i.decided_at).count();
+        const auto total = std::max<std::int64_t>(0, (now_ - i.decided_at).count());
         i.timeline = Timeline{.path = StartPath::kWake,
                               .decided_at_us = api::ToMicros(i.decided_at),
                               .phases = {{"Command", 0, total}},
@@ -317,7 +325,7 @@ class Simulation {
         i.agent_state = AgentState::kServing;
         i.ready = i.may_serve;
         if (!i.timeline) {
-          const auto total = (now_ - i.decided_at).count();
+          const auto total = std::max<std::int64_t>(0, (now_ - i.decided_at).count());
           i.timeline = Timeline{.path = i.path,
                                 .decided_at_us = api::ToMicros(i.decided_at),
                                 .phases = {{"Schedule", 0, total}},
@@ -334,6 +342,7 @@ class Simulation {
   Observed observed_;
   int created_ = 0;
   bool agents_answer_ = true;
+  seconds wrong_by_{0};
   std::string lost_node_;  ///< Empty: none is.
 };
 

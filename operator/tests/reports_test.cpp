@@ -134,6 +134,59 @@ TEST_CASE(
   CHECK(assignment->siblings.size() == 2);  // Of its own ModelService alone.
 }
 
+TEST_CASE("who keeps caches is told as it is after each change, to each namespace its own") {
+  ReportingAgents agents;
+  for (const char* pod : {"demo-0", "demo-1", "demo-2"}) {
+    REQUIRE(agents.Send(agents.Report(pod)).status == 200);
+  }
+  agents.process->Sync();
+  const auto keepers = [&](const Json& report) {
+    const auto assignment = AssignmentFromJson(Json::parse(agents.Send(report).body));
+    REQUIRE(assignment.ok());
+    std::set<std::string> pods;
+    for (const Keeper& keeper : assignment->keepers) {
+      pods.insert(keeper.pod + (keeper.leaving ? " leaves" : ""));
+    }
+    return pods;
+  };
+  const Json report = agents.Report("demo-0");
+  const Json before = PodJson(agents.api, "demo-1");
+  const std::set<std::string> all = {"demo-0", "demo-1", "demo-2"};
+  CHECK(keepers(report) == all);
+  CHECK(keepers(report) == all);
+
+  using Kind = kube::StoreEvent::Kind;
+  Json failed = before;
+  failed["metadata"]["annotations"]["rouse.dev/agent-state"] = "Failed";
+  agents.process->cache.pod_sink().Take({Kind::kApply, failed});
+  CHECK(keepers(report) == std::set<std::string>{"demo-0", "demo-1 leaves", "demo-2"});
+  agents.process->cache.pod_sink().Take({Kind::kDelete, failed});
+  CHECK(keepers(report) == std::set<std::string>{"demo-0", "demo-2"});
+  agents.process->cache.pod_sink().Take({Kind::kApply, before});
+  CHECK(keepers(report) == all);
+
+  // Most nodes are well, so that the one that is not is believed to be lost.
+  const auto node = [&](const std::string& name, const std::string& ready) {
+    agents.process->cache.node_sink().Take(
+        {Kind::kApply,
+         {{"metadata", {{"name", name}, {"uid", name}}},
+          {"status", {{"conditions", {{{"type", "Ready"}, {"status", ready}}}}}}}});
+  };
+  for (const char* name : {"node-a", "node-b", "node-c", "node-d"}) node(name, "True");
+  node("node-b", "Unknown");
+  CHECK(keepers(report) == std::set<std::string>{"demo-0", "demo-1"});
+  node("node-b", "True");
+  CHECK(keepers(report) == all);
+
+  Json elsewhere = agents.Report("demo-0");
+  elsewhere["namespace"] = "other";
+  Json pod = PodJson(agents.api, "demo-0");
+  pod["metadata"]["namespace"] = "other";
+  agents.process->cache.pod_sink().Take({Kind::kApply, pod});
+  CHECK(keepers(elsewhere) == std::set<std::string>{"demo-0"});
+  CHECK(keepers(report) == all);
+}
+
 TEST_CASE("load is heard of and not written to the API server") {
   ReportingAgents agents;
   Json report = agents.Report("demo-0");

@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from rouse_e2e import certificates
-from rouse_e2e.cluster import Cluster, Object
+from rouse_e2e.cluster import Cluster, KubectlError, Object
 
 from .fake_agent_reports import report, send
 
@@ -70,10 +70,13 @@ class FakeRoleAgents:
         self.answers: dict[str, tuple[int, str, str]] = {}  # by pod: what it answers instead
         self.loading: set[str] = set()  # pods whose engines do not serve yet
         self.sleep_seconds = self.wake_seconds = 0.3
+        self.cut_off = False  # nothing comes to the operator, or from it
         # Called with each command before anything else is done about it, and after its answer.
         self.on_command: Callable[[Command], None] = lambda command: None
         self.on_answered: Callable[[Command], None] = lambda command: None
         self._agents: dict[str, Agent] = {}  # by address
+        # kwok may give an address to two pods once it was started again.
+        self._by_uid: dict[str, Agent] = {}
         cluster.proxy_url()  # before two threads ask for it at once
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -84,6 +87,8 @@ class FakeRoleAgents:
 
             def setup(self) -> None:
                 self.request.settimeout(60)
+                if fake.cut_off:
+                    raise OSError("the connection is cut")
                 tls = fake._server_context(self.request.getsockname()[0])
                 self.request = tls.wrap_socket(self.request, server_side=True)
                 if certificates.uri_of(self.request) != certificates.OPERATOR:
@@ -92,7 +97,10 @@ class FakeRoleAgents:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                fake._told(self, body)
+                if fake.cut_off:
+                    self.close_connection = True
+                else:
+                    fake._told(self, body)
 
             def log_message(self, *arguments) -> None:
                 pass
@@ -233,10 +241,8 @@ class FakeRoleAgents:
                     continue
                 if "deletionTimestamp" in pod["metadata"]:
                     continue
-                agent = self._agents.get(address)
-                if agent is None or agent.uid != uid:
-                    agent = Agent(pod["metadata"]["name"], uid, pod, "")
-                    self._agents[address] = agent
+                agent = self._by_uid.setdefault(uid, Agent(pod["metadata"]["name"], uid, pod, ""))
+                self._agents[address] = agent
                 agent.pod = pod
                 if agent.state in ("", "Loading"):
                     agent.state = "Loading" if agent.name in self.loading else "Serving"
@@ -245,6 +251,17 @@ class FakeRoleAgents:
 
     def _report(self, agent: Agent) -> bool:
         """False: there is no operator now."""
+        if self.cut_off:
+            return False
+        try:
+            send(self.cluster, self.port, agent.pod, self._body(agent))
+        except certificates.Refused:
+            return True
+        except (OSError, KubectlError):
+            return False
+        return True
+
+    def _body(self, agent: Agent) -> Object:
         address = f"https://{agent.pod['status']['podIP']}:{self.agent_port}"
         state = agent.state
         if state == "Serving" and agent.timeline is None:
@@ -252,10 +269,4 @@ class FakeRoleAgents:
             decided = int(notes["rouse.dev/decided-at-us"])
             agent.timeline = timeline(notes["rouse.dev/path"], STARTED, decided)
         changes: Object = {"address": address, "timeline": agent.timeline}
-        try:
-            send(self.cluster, self.port, agent.pod, report(agent.pod, state, **changes))
-        except certificates.Refused:
-            return True
-        except OSError:
-            return False
-        return True
+        return report(agent.pod, state, **changes)
