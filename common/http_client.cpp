@@ -201,8 +201,9 @@ Client::~Client() = default;
 
 Result<std::unique_ptr<Client>> Client::Create(const std::string& base, const TlsOptions& tls) {
   try {
-    // Made here rather than by the first thread that sends: what ThreadSanitizer does not see of the
-    // library's locks it need not see then, and writing and suppressing its report takes a second.
+    // Made here rather than by the first thread that sends: what ThreadSanitizer does not see of
+    // the library's locks it need not see then, and writing and suppressing its report takes a
+    // second.
     (void)pplx::get_ambient_scheduler();
     const web::uri uri(base);
     if ((uri.scheme() != "http" && uri.scheme() != "https") || uri.host().empty()) {
