@@ -122,6 +122,15 @@ struct Executor::Run {
   Outcome Claim(const plan::ClaimGuard& action) const {
     Outcome out;
     const auto begun = std::chrono::steady_clock::now();
+    // A TLS handshake takes as long as the claim does: side by side.
+    Status reached;
+    std::jthread reaching;
+    if (action.wake) {
+      reaching = std::jthread([this, &reached, &action] {
+        pthread_setname_np(pthread_self(), "reach");
+        reached = self.agents_.Reach(AgentOf(action));
+      });
+    }
     Json annotations = {
         {api::kAnnotationDecidedAtUs, std::to_string(api::ToMicros(action.decided_at))},
         {api::kAnnotationPathReason, action.reason},
@@ -140,10 +149,13 @@ struct Executor::Run {
       return out;
     }
     if (action.wake) {
-      const auto told = self.agents_.TellRole(AgentOf(action),
-                                              {.role = Role::kActive,
-                                               .peers = action.peers,
-                                               .decided_at_us = api::ToMicros(action.decided_at)});
+      reaching.join();
+      const auto told =
+          reached.ok() ? self.agents_.TellRole(AgentOf(action),
+                                               {.role = Role::kActive,
+                                                .peers = action.peers,
+                                                .decided_at_us = api::ToMicros(action.decided_at)})
+                       : reached;
       if (!told.ok()) {
         UndoClaim(action, told.status(), out);
         const auto took = std::chrono::steady_clock::now() - begun;
