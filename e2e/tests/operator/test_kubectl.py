@@ -141,8 +141,8 @@ def test_status_and_timeline_of_a_scale_out(
     assert (namespace, "m") in {(x["namespace"], x["name"]) for x in everywhere}
 
     chart = rouse("timeline", "m", "-n", namespace)
-    assert re.search(r"m-0 +Storage +18\.88 +S+H*E+I+W*U+T*\n", chart), chart
-    assert re.search(r"m-1 +Peer +18\.88 +S+H*E+I+W*U+T*\n", chart), chart
+    assert re.search(r"m-0 +Storage +18\.88 +S+H*E+P+D+B+W*O+V+G+A+T*\n", chart), chart
+    assert re.search(r"m-1 +Peer +18\.88 +S+H*E+P+D+B+W*O+V+G+A+T*\n", chart), chart
     detail = rouse("timeline", "m", "m-1", "-n", namespace)
     assert re.search(r"= Pull +0\.40 s", detail), detail
     assert "1.1 GB from peers" in detail
