@@ -7,7 +7,6 @@ namespace {
 
 /// Agents are told something seldom, but then several at once, and the same ones again.
 constexpr std::size_t kMaxClients = 256;
-constexpr std::size_t kMaxAnswer = 64 << 10;
 
 }  // namespace
 
@@ -30,16 +29,8 @@ Result<std::shared_ptr<http::Client>> HttpAgents::ClientFor(const AgentName& age
   return client;
 }
 
-Status HttpAgents::Reach(const AgentName& agent) {
-  ROUSE_ASSIGN_OR_RETURN(const auto client, ClientFor(agent));
-  // Whatever the answer is: the connection that it came by is kept.
-  return client
-      ->Send({.method = "GET", .target = "/healthz", .timeout = timeout_, .deadline = timeout_},
-             kMaxAnswer)
-      .status();
-}
-
 Result<RoleResponse> HttpAgents::TellRole(const AgentName& agent, const RoleRequest& request) {
+  constexpr std::size_t kMaxAnswer = 64 << 10;
   ROUSE_ASSIGN_OR_RETURN(const auto client, ClientFor(agent));
   http::Request post{.method = "POST",
                      .target = "/v1/role",

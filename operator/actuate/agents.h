@@ -34,10 +34,6 @@ class Agents {
   /// when it cannot be reached, or somebody else is there. Being told again is no error. Blocks;
   /// thread-safe.
   virtual Result<RoleResponse> TellRole(const AgentName& agent, const RoleRequest& request) = 0;
-
-  /// Makes sure that there is a connection to it, for what it will be told in a moment. Errors as
-  /// above, of reaching it. Blocks; thread-safe.
-  virtual Status Reach(const AgentName& agent) = 0;
 };
 
 /// Over mutual TLS. The connection to an agent is kept for what it is told next.
@@ -47,7 +43,6 @@ class HttpAgents : public Agents {
              std::chrono::milliseconds timeout)
       : credentials_(std::move(credentials)), timeout_(timeout) {}
   Result<RoleResponse> TellRole(const AgentName& agent, const RoleRequest& request) override;
-  Status Reach(const AgentName& agent) override;
 
  private:
   Result<std::shared_ptr<http::Client>> ClientFor(const AgentName& agent);

@@ -122,15 +122,6 @@ struct Executor::Run {
   Outcome Claim(const plan::ClaimGuard& action) const {
     Outcome out;
     const auto begun = std::chrono::steady_clock::now();
-    // A TLS handshake takes as long as the claim does: side by side.
-    Status reached;
-    std::jthread reaching;
-    if (action.wake) {
-      reaching = std::jthread([this, &reached, &action] {
-        pthread_setname_np(pthread_self(), "reach");
-        reached = self.agents_.Reach(AgentOf(action));
-      });
-    }
     Json annotations = {
         {api::kAnnotationDecidedAtUs, std::to_string(api::ToMicros(action.decided_at))},
         {api::kAnnotationPathReason, action.reason},
@@ -149,13 +140,10 @@ struct Executor::Run {
       return out;
     }
     if (action.wake) {
-      reaching.join();
-      const auto told =
-          reached.ok() ? self.agents_.TellRole(AgentOf(action),
-                                               {.role = Role::kActive,
-                                                .peers = action.peers,
-                                                .decided_at_us = api::ToMicros(action.decided_at)})
-                       : reached;
+      const auto told = self.agents_.TellRole(AgentOf(action),
+                                              {.role = Role::kActive,
+                                               .peers = action.peers,
+                                               .decided_at_us = api::ToMicros(action.decided_at)});
       if (!told.ok()) {
         UndoClaim(action, told.status(), out);
         const auto took = std::chrono::steady_clock::now() - begun;

@@ -89,7 +89,6 @@ TEST_CASE("a guard is claimed on its pod, then its agent is told") {
   const std::string uid = PodJson(world.api, "demo-1")["metadata"]["uid"];
   CHECK(process.agents.told[0].first == AgentName{"default", "demo-1", uid, "https://demo-1:7411"});
   CHECK(process.agents.told[0].second.role == Role::kActive);
-  CHECK(process.agents.reached == std::vector{process.agents.told[0].first});
   CHECK(process.agents.told[0].second.decided_at_us == api::ToMicros(kNow));
   REQUIRE(process.agents.told[0].second.peers.size() == 1);
   CHECK(process.agents.told[0].second.peers[0].pod == "demo-0");
@@ -151,18 +150,6 @@ TEST_CASE("a wake that fails is undone, and the next path is tried in the same p
     REQUIRE(process.reconciler->Reconcile(kKey).ok());
     CHECK(PodJson(world.api, "demo-1").is_null());
   }
-}
-
-TEST_CASE("a guard whose agent cannot be reached is told nothing, and is a guard again") {
-  GuardWorld world(2);
-  Process process(world.api);
-  process.Sync();
-  process.agents.reachable = Unavailable("connection refused");
-  REQUIRE(process.reconciler->Reconcile(kKey).ok());
-  CHECK(process.agents.told.empty());
-  CHECK(world.Role("demo-1") == "Guard");
-  CHECK(world.Annotation("demo-2", "rouse.dev/path-reason") ==
-        "Wake: demo-1 could not be woken: connection refused");
 }
 
 TEST_CASE("a claim whose undoing is lost ends with its lease") {

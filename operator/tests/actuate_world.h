@@ -33,16 +33,8 @@ class FakeAgents : public Agents {
                                                                : AgentState::kSleeping};
   }
 
-  Status Reach(const AgentName& agent) override {
-    std::lock_guard lock(mutex_);
-    reached.push_back(agent);
-    return reachable;
-  }
-
   std::vector<std::pair<AgentName, RoleRequest>> told;
-  std::vector<AgentName> reached;
   Status answer;
-  Status reachable;
 
  private:
   std::mutex mutex_;

@@ -102,11 +102,6 @@ class FakeRoleAgents:
                 else:
                     fake._told(self, body)
 
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
             def log_message(self, *arguments) -> None:
                 pass
 
