@@ -6,9 +6,6 @@
 # A compiler cache mounted at /ccache makes a second build short; nothing depends on it. Where the network
 # has a certificate authority of its own, mount its certificate and name it in the build argument PIP_CERT.
 
-# Two builds of the same sources and packages have the same digest, if the builder sets all times alike, and
-# images for other processors are compiled on this one (docs/images.md).
-
 # The CUDA compiler, for the agent's kernels. Nothing of it is in the images.
 FROM --platform=$BUILDPLATFORM debian:12-slim AS cuda
 RUN apt-get update \

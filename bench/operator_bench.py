@@ -70,7 +70,7 @@ def moment(text: str) -> float:
     return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
-def modelservice(name: str, replicas: int) -> dict:
+def modelservice(name: str, replicas: int, **spec: object) -> dict:
     return {
         "apiVersion": "rouse.dev/v1alpha1",
         "kind": "ModelService",
@@ -80,6 +80,7 @@ def modelservice(name: str, replicas: int) -> dict:
             "model": {"name": "bench/model", "storage": {"hostPath": {"path": "/models"}}},
             "engine": {"image": "engine:bench", "args": ["--max-model-len=4096"]},
             "fastStart": {"weights": {"source": "Storage"}},
+            **spec,
         },
     }
 

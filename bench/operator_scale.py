@@ -31,7 +31,15 @@ sys.path.insert(0, str(REPOSITORY / "e2e"))
 
 from figures import Figure, write  # noqa: E402
 from operator_agents import ManyAgents  # noqa: E402
-from operator_bench import NAMESPACE, Bench, default_program, moment, percentile, say  # noqa: E402
+from operator_bench import (  # noqa: E402
+    NAMESPACE,
+    Bench,
+    default_program,
+    modelservice,
+    moment,
+    percentile,
+    say,
+)
 from rouse_e2e import paths  # noqa: E402
 from rouse_e2e.cluster import Object  # noqa: E402
 from rouse_e2e.control_plane import free_ports  # noqa: E402
@@ -83,34 +91,25 @@ def peer_name() -> str:
     return f"controller-runtime {found[1]}"
 
 
-def modelservice(name: str, replicas: int, guards: int) -> Object:
-    return {
-        "apiVersion": "rouse.dev/v1alpha1",
-        "kind": "ModelService",
-        "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {
-            "replicas": replicas,
-            "guards": {"replicas": guards},
-            "model": {"name": "bench/model", "storage": {"hostPath": {"path": "/models"}}},
-            "engine": {"image": "engine:bench", "args": ["--max-model-len=4096"]},
-            "fastStart": {"profile": "Guarded"},
-        },
-    }
+def guarded(name: str, replicas: int, guards: int) -> Object:
+    return modelservice(
+        name, replicas, guards={"replicas": guards}, fastStart={"profile": "Guarded"}
+    )
 
 
 def few() -> dict[str, Object]:
-    return {f"s{i}": modelservice(f"s{i}", FEW_REPLICAS, FEW_GUARDS) for i in range(FEW)}
+    return {f"s{i}": guarded(f"s{i}", FEW_REPLICAS, FEW_GUARDS) for i in range(FEW)}
 
 
 def all_services() -> dict[str, Object]:
     """Those few, the wide one, and as many more as make the number of pods."""
     services = few()
-    services[WIDE] = modelservice(WIDE, 1, WIDE_GUARDS)
+    services[WIDE] = guarded(WIDE, 1, WIDE_GUARDS)
     left = PODS - FEW * (FEW_REPLICAS + FEW_GUARDS) - 1 - WIDE_GUARDS
     each, more = divmod(left, SERVICES - len(services))
     for i in range(SERVICES - len(services)):
         name = f"t{i}"
-        services[name] = modelservice(name, each - 1 + (i < more), 1)
+        services[name] = guarded(name, each - 1 + (i < more), 1)
     return services
 
 
@@ -406,7 +405,7 @@ def measure_size(bench: Scale, figures: Figures, options: argparse.Namespace) ->
 
 def check_peer(bench: Scale) -> None:
     """It is an operator: it makes what it is asked for."""
-    bench.cluster.apply([modelservice("fresh", 2, 1)])
+    bench.cluster.apply([guarded("fresh", 2, 1)])
     selector = "rouse.dev/modelservice=fresh"
     wait_until(
         "the other operator's pods",

@@ -80,13 +80,9 @@ Result<std::optional<OpenedStream>> CheckpointStream::Open(const HelloRequest& h
   const std::scoped_lock lock(mutex_);
   delivered_.erase(hello.rank);
   const bool loads = load_ != nullptr && load_->status.ok() && !load_->stop.stop_requested();
-  const bool other_model = loads && load_->model != hello.model();
-  if (other_model && std::any_of(load_->consumers.begin(), load_->consumers.end(),
-                                 [](const auto& entry) { return !entry.second.closed; })) {
-    return std::optional<OpenedStream>();  // They are not to lose what they read.
-  }
-  const bool joinable =
-      loads && !other_model && load_->ranks == hello.ranks_of_model() && load_->wanted == wanted;
+  // A load ends with the last rank that closes it: somebody still reads, and is not to lose that.
+  if (loads && load_->model != hello.model()) return std::optional<OpenedStream>();
+  const bool joinable = loads && load_->ranks == hello.ranks_of_model() && load_->wanted == wanted;
   const Consumer* const known = Find(hello.rank);
   const bool asks_again = known != nullptr && !known->opened && !known->closed;
   if (!asks_again) {

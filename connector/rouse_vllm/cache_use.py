@@ -145,9 +145,7 @@ def _wrap() -> None:
         _watch_aot,
     )
     patches.wrap(VllmBackend, "__call__", ("self, graph, example_inputs",), _watch_folder)
-    for worker in phases.worker_classes():
-        if "compile_or_warm_up_model" in vars(worker):
-            patches.wrap(worker, "compile_or_warm_up_model", ("self",), _then_report)
+    phases.wrap_workers("compile_or_warm_up_model", "self", _then_report)
     _listen_to_triton()
 
 

@@ -98,7 +98,8 @@ class RouseModelLoader(DefaultModelLoader):
         self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
     ) -> nn.Module:
         draft = identity.is_draft(vllm_config, model_config)
-        if draft and (_served_link() is None or model_config is not identity.draft_of(vllm_config)):
+        served = _served_link() if draft else None
+        if draft and (served is None or model_config is not identity.draft_of(vllm_config)):
             logger.info("Rouse: the draft model %s is loaded from storage", model_config.model)
             return super().load_model(vllm_config, model_config, prefix)
         started_us = now_us()
@@ -106,7 +107,7 @@ class RouseModelLoader(DefaultModelLoader):
         if not draft and self._settings.graph_capture == capture_plan.LAZY:
             capture.install(vllm_config, self._settings.graph_capture_trigger)
         self._may_stand_in = stand_in.possible(model_config)
-        self._open(vllm_config, draft, started_us)
+        self._open(vllm_config, served, started_us)
         if self._link is not None and not draft:
             cache_use.install(self._settings.socket, self._link.rank.rank)
             phases.install(self._phase)
@@ -192,7 +193,7 @@ class RouseModelLoader(DefaultModelLoader):
         self._give(model, tensors.changed(self._scalars_before, tensors.scalars(model)))
         return True
 
-    def _open(self, vllm_config: VllmConfig, draft: bool, started_us: int) -> None:
+    def _open(self, vllm_config: VllmConfig, served: Link | None, started_us: int) -> None:
         version = vllm.__version__
         if not is_tested_vllm(version):
             logger.warning(
@@ -204,7 +205,6 @@ class RouseModelLoader(DefaultModelLoader):
         imported_us = os.environ.get(IMPORTED_AT_VARIABLE, "")
         if imported_us.isdecimal():
             moments.insert(0, ("EngineImported", int(imported_us)))
-        served = _served_link() if draft else None
         rank = ranks.served(vllm_config) if served is None else ranks.draft(served.rank)
         self._link = Link(self._settings, rank, moments)
         self._connect()

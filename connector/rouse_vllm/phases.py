@@ -25,30 +25,30 @@ def install(tell: Tell) -> None:
     global _tell
     _tell = tell
     try:
-        for worker in worker_classes():
-            for name, parameters, make in (
-                ("determine_available_memory", "self", _profiled),
-                ("initialize_from_config", "self, kv_cache_config", _cache_ready),
-                ("compile_or_warm_up_model", "self", _captured),
-            ):
-                if name in vars(worker):
-                    patches.wrap(worker, name, (parameters,), make)
+        wrap_workers("determine_available_memory", "self", _profiled)
+        wrap_workers("initialize_from_config", "self, kv_cache_config", _cache_ready)
+        wrap_workers("compile_or_warm_up_model", "self", _captured)
     except (Unsupported, ImportError) as error:
         logger.warning("Rouse: the phases after loading are not told apart: %s", error)
 
 
-def worker_classes() -> list[Any]:
-    """vLLM's workers that can be imported here without harm."""
+def wrap_workers(
+    name: str, parameters: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
+    """patches.wrap() for this method of those of vLLM's workers that have one of their own, and that can
+    be imported here without harm."""
     from vllm.platforms import current_platform
     from vllm.v1.worker.gpu_worker import Worker
 
-    classes: list[Any] = [Worker]
+    workers: list[Any] = [Worker]
     # Its import puts placeholders in the place of torch.cuda's events and streams.
     if current_platform.is_cpu():
         from vllm.v1.worker.cpu_worker import CPUWorker
 
-        classes.append(CPUWorker)
-    return classes
+        workers.append(CPUWorker)
+    for worker in workers:
+        if name in vars(worker):
+            patches.wrap(worker, name, (parameters,), make)
 
 
 def _say(phase: str, at_us: int) -> None:
