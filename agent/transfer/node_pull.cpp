@@ -7,6 +7,7 @@
 #include "agent/transfer/chunk_verifier.h"
 #include "agent/transfer/node_client.h"
 #include "agent/transfer/node_protocol.h"
+#include "common/round_up.h"
 
 namespace rouse::transfer {
 namespace {
@@ -15,15 +16,19 @@ using Clock = std::chrono::steady_clock;
 using memory::OwnedFd;
 using std::chrono::milliseconds;
 
-/// Of all slabs but the last; nullopt when they differ.
-std::optional<std::uint64_t> CommonSize(const std::vector<RemoteSlab>& slabs) {
+/// What the arena is cut at, the size of all slabs but the last; nullopt when they differ. An only
+/// slab is as short as its content, and does not tell: any cut that holds it will do.
+std::optional<std::uint64_t> CutOf(const std::vector<RemoteSlab>& slabs,
+                                   const memory::Memory& memory) {
   for (std::size_t i = 0; i < slabs.size(); ++i) {
     const bool last = i + 1 == slabs.size();
     if (last ? slabs[i].bytes > slabs[0].bytes : slabs[i].bytes != slabs[0].bytes) {
       return std::nullopt;
     }
   }
-  return slabs.empty() ? std::nullopt : std::optional(slabs[0].bytes);
+  if (slabs.empty()) return std::nullopt;
+  if (slabs.size() > 1) return slabs[0].bytes;
+  return RoundUp(RoundUp(slabs[0].bytes, memory.granularity()), kChunkBytes);
 }
 
 Result<std::vector<OwnedFd>> Ask(const NodeClient& client, const NodeRequest& request,
@@ -48,7 +53,7 @@ Result<std::unique_ptr<memory::Arena>> ImportFromNode(const NodeSource& source,
                                                       std::shared_ptr<const memory::Memory> memory,
                                                       milliseconds deadline) {
   const std::string what = "slabs of " + source.name + " at " + source.socket;
-  const auto slab_bytes = CommonSize(rank.slabs);
+  const auto slab_bytes = CutOf(rank.slabs, *memory);
   if (!slab_bytes) return InvalidArgument(what + ": they are of different sizes");
   const auto client = NodeClient::Dial(source.socket);
   if (!client.ok()) return client.status().WithContext(what);

@@ -103,7 +103,12 @@ class Server:
 
     def forget(self) -> None:
         """Every measurement begins without a prefix that is known already (VLLM_SERVER_DEV_MODE)."""
-        self.request("POST", "/reset_prefix_cache")
+        deadline = time.monotonic() + 10
+        # Refused while a request is just ending: its prefix would be computed by other kernels then.
+        while not self.request("POST", "/reset_prefix_cache")["success"]:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.name}: the prefix cache cannot be reset")
+            time.sleep(0.01)
 
     def speed(self, rounds: int = 3) -> dict[str, float]:
         """By batch: tokens a second of all, and seconds between two tokens of one. Medians."""

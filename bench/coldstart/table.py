@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""table.py SAMPLES... : docs/benchmarks/coldstart-h200.{json,svg} out of the files that run.py left.
+"""table.py SAMPLES... : docs/benchmarks/coldstart-h200.{json,svg} and state-h200.json out of the files that
+run.py left.
 
 Files of several runs count as one: each row is the median of all its samples, with their number beside it.
 """
@@ -17,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rows  # noqa: E402
+import state_figures  # noqa: E402
 
 import figures  # noqa: E402
 
@@ -164,7 +166,10 @@ def main() -> int:
             "differing tokens over all rows", sum(compared), "", f"{len(compared)} starts compared"
         )
     )
-    figures.write("coldstart-h200", found, options.out, "; ".join(sorted(machines)))
+    where = "; ".join(sorted(machines))
+    figures.write("coldstart-h200", found, options.out, where)
+    if reused := state_figures.of_all(by_model):
+        figures.write("state-h200", reused, options.out.with_name("state-h200.json"), where)
     options.out.with_suffix(".svg").write_text(chart(by_model))
     return 0
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """gpu_guard.py MODEL_DIR --work DIR [--out FILE] [--rounds N] [--pause S] [--kv-gib N] [--eager]
-[--tensor-parallel N | --guard-gpu N] [--v2]: an instance that is put to sleep and woken again and again, with real
-vLLM servers and real agents on one GPU; or on several, of which both instances use N, or the guard one of its own.
+[--tensor-parallel N | --guard-gpu N] [--draft DIR] [--v2]: an instance that is put to sleep and woken again and
+again, with real vLLM servers and real agents on one GPU; or on several, of which both instances use N, or the guard
+one of its own.
 
 A source loads from storage and serves; a guard takes its weights from it. Then, N times: the guard's agent is told to
 be a guard, and to be active again; a request that came meanwhile is answered by the woken engine. Each round measures
@@ -9,6 +10,7 @@ how long its parts took and the GPU's memory asleep, and compares the greedy tok
 sleep, and the checksum of every parameter and buffer with the source's. (The source's tokens are the same only if it
 found compiled code as the guard does: who compiles may choose other kernels. It is reported.) Fails when any differs,
 when a sleeping engine holds more memory than --asleep-gib, or when descriptors or memory are lost from round to round.
+With --draft a second model drafts tokens, whose weight files the guard has not either.
 Run it by hand: PYTHONPATH has vLLM, ROUSE_TEST_PLUGIN and ROUSE_TEST_AGENT name what was built. The model's folder
 needs a tokenizer.
 """
@@ -154,6 +156,10 @@ class Harness:
             *(["--enforce-eager"] if options.eager else []),
         ]
         variables = {"VLLM_USE_V2_MODEL_RUNNER": "1" if options.v2 else "0"}
+        if options.draft:
+            drafts = options.draft if pod == "demo-0" else options.work / "bare-draft"
+            speculation = {"method": "draft_model", "model": str(drafts), "num_speculative_tokens": 2}
+            arguments += ["--speculative-config", json.dumps(speculation)]
         if options.tensor_parallel > 1:
             # Without what uses NVLink's multicast, which not every machine allows.
             compilation = {"pass_config": {"fuse_allreduce_rms": False}}
@@ -177,6 +183,9 @@ class Harness:
         (options.work / "node").mkdir()
         bare = options.work / "bare"
         bare.mkdir()
+        if options.draft:
+            no_weights = shutil.ignore_patterns("*.safetensors")
+            shutil.copytree(options.draft, options.work / "bare-draft", ignore=no_weights)
         _, source = self.start("demo-0", options.model, options.source_kv_gib)
         self.operator.wait("demo-0", lambda r: (r["weights"] or {}).get("servable", False))
         source.tokens()  # Kernels that are compiled at the first call.
@@ -209,6 +218,7 @@ class Harness:
                 self.expect(result["bytesSame"], f"round {i}: other bytes")
             result["descriptors"] = guard.descriptors()
             result["agentDescriptors"] = len(os.listdir(f"/proc/{agent.pid}/fd"))
+            result["agentMiB"] = resident_mib(agent.pid)
             self.report["rounds"].append(result)
             print("ROUND", i, json.dumps(result), flush=True)
         self.judge()
@@ -291,6 +301,14 @@ class Harness:
             shutil.rmtree(self.options.work, ignore_errors=True)
 
 
+def resident_mib(pid: int) -> dict[str, float]:
+    """Resident memory, and what it is made of."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    lines = dict(line.split(":", 1) for line in status.splitlines())
+    names = ("VmHWM", "VmRSS", "RssAnon", "RssFile", "RssShmem")
+    return {name: round(int(lines[name].split()[0]) / 1024, 1) for name in names}
+
+
 def spread(values: list[float]) -> dict[str, float] | None:
     if not values:
         return None
@@ -315,6 +333,7 @@ def main() -> int:
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs of each instance")
     parser.add_argument("--guard-gpu", type=int, help="the guard's; the source has GPU 0")
+    parser.add_argument("--draft", type=Path, help="a model that drafts tokens")
     parser.add_argument("--v2", action="store_true", help="vLLM's second model runner")
     parser.add_argument("--keep", action="store_true", help="the work folder")
     options = parser.parse_args()
