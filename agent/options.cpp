@@ -79,6 +79,10 @@ void AddStart(CLI::App& app, AgentOptions& agent, Raw& raw) {
       ->envname("ROUSE_PATH")
       ->check(CLI::IsMember({"Storage", "Peer", "Wake"}))
       ->capture_default_str();
+  app.add_flag(
+         "--begin-without-weights", agent.plan.begin_without,
+         "A guard that nobody has weights for: its engine begins with placeholders, and sleeps")
+      ->envname("ROUSE_BEGIN_WITHOUT_WEIGHTS");
   app.add_option("--launch-identity", agent.launch_identity,
                  "Only peers of an equal one are pulled from")
       ->envname("ROUSE_LAUNCH_IDENTITY");

@@ -37,7 +37,7 @@ class EngineHost {
   /// While it is not settled, EngineServer::Wake says when to ask again.
   virtual WeightOffer Offer(std::uint32_t rank) = 0;
 
-  virtual void OnRankConnected(const HelloRequest& hello, bool from_peer) = 0;
+  virtual void OnRankConnected(const HelloRequest& hello, WeightsFrom from) = 0;
   virtual void OnRankDisconnected(std::uint32_t rank) = 0;
   /// An engine was turned away because it may not load from storage.
   virtual void OnRefused(const HelloRequest& hello, const std::string& reason) = 0;
@@ -59,7 +59,7 @@ class EngineHost {
   virtual void OnCacheUse(const CacheUseRequest& use) = 0;
   /// Checks the manifest, seals the arena, and has the digests taken later.
   virtual Status Publish(const HelloRequest& hello, const memory::OwnedFd& manifest,
-                         std::uint64_t manifest_bytes) = 0;
+                         const PublishRequest& request) = 0;
 
   /// Begins to read the checkpoint for the rank, or lets it join its world's ranks. nullopt while
   /// it is being opened, and while a batch is read (EngineServer::Wake says when to ask again); an

@@ -124,7 +124,8 @@ Result<EngineRequest> Decode(Type type, json::Reader& in) {
     case Type::kPublish:
       request = PublishRequest{.rank = Rank(in),
                                .manifest_bytes = static_cast<std::uint64_t>(
-                                   in.Int("manifestBytes", 1, kMaxManifestBytes))};
+                                   in.Int("manifestBytes", 1, kMaxManifestBytes)),
+                               .placeholders = in.BoolOr("placeholders", false)};
       break;
     case Type::kOpenStream:
       request = OpenStream(in);
@@ -194,11 +195,11 @@ Result<EngineRequest> DecodeEngineRequest(std::string_view text, std::size_t fds
   return Decode(type, in);
 }
 
-json::Json WelcomeReply(bool from_peer, const std::string& reason) {
+json::Json WelcomeReply(WeightsFrom from, const std::string& reason) {
   return {{"type", "Welcome"},
           {"protocol", kEngineProtocol},
           {"version", kEngineVersion},
-          {"source", from_peer ? "Peer" : "Storage"},
+          {"source", json::NameOf<WeightsFrom>(from, kWeightsFrom)},
           {"reason", reason.substr(0, kMaxErrorText)}};
 }
 

@@ -70,6 +70,7 @@ struct GetSlabsRequest {
 struct PublishRequest {
   std::uint32_t rank = 0;
   std::uint64_t manifest_bytes = 0;
+  bool placeholders = false;  ///< No weights, only what stands for them until a wake.
 };
 /// A file of the checkpoint as the engine sees it.
 struct CheckpointFile {
@@ -113,6 +114,12 @@ using EngineRequest =
                  CloseStreamRequest, ReleaseArenaRequest, AwaitArenaRequest, AttachRequest,
                  AwaitCommandRequest, CommandDoneRequest, HeldMemoryRequest, CacheUseRequest>;
 
+/// Where an engine's weights come from; kNowhere: it begins with placeholders for them.
+enum class WeightsFrom { kPeer, kStorage, kNowhere };
+inline constexpr json::EnumName<WeightsFrom> kWeightsFrom[] = {{WeightsFrom::kPeer, "Peer"},
+                                                               {WeightsFrom::kStorage, "Storage"},
+                                                               {WeightsFrom::kNowhere, "Nowhere"}};
+
 /// How an arena is cut; the slabs' sizes add up to its own.
 struct ArenaShape {
   std::uint64_t arena_bytes = 0;
@@ -151,7 +158,7 @@ std::string_view TypeName(const EngineRequest& request);
 /// for a wrong number of descriptors; FailedPrecondition for another protocol or version.
 Result<EngineRequest> DecodeEngineRequest(std::string_view text, std::size_t fds);
 
-json::Json WelcomeReply(bool from_peer, const std::string& reason);
+json::Json WelcomeReply(WeightsFrom from, const std::string& reason);
 json::Json OkReply();
 json::Json ErrorReply(const Status& status);
 json::Json WeightsReply(const ArenaShape& shape, std::uint64_t manifest_bytes);

@@ -136,7 +136,7 @@ void EngineServer::Loop::Perform(Connection& connection, EngineStep step,
                  {{"error", reply->body.value("message", "")}, {"enginePid", connection.pid}});
     SendReply(connection, "Invalid", reply->body, {}, reply->close);
   } else if (auto* welcome = std::get_if<step::Welcome>(&step)) {
-    host_.OnRankConnected(welcome->hello, welcome->from_peer);
+    host_.OnRankConnected(welcome->hello, welcome->from);
     SendReply(connection, "Hello", welcome->welcome);
   } else if (auto* refuse = std::get_if<step::Refuse>(&step)) {
     host_.OnRefused(refuse->hello, refuse->reason);
@@ -162,8 +162,7 @@ void EngineServer::Loop::Perform(Connection& connection, EngineStep step,
     if (!sent.ok()) return SendReply(connection, "GetSlabs", ErrorReply(sent.status()));
     SendReply(connection, "GetSlabs", SlabsReply(wanted.first, wanted.count), *std::move(sent));
   } else if (auto* publish = std::get_if<step::Publish>(&step)) {
-    const Status done =
-        host_.Publish(*connection.session.hello(), fds.front(), publish->request.manifest_bytes);
+    const Status done = host_.Publish(*connection.session.hello(), fds.front(), publish->request);
     if (done.ok()) connection.session.OnPublished();
     SendReply(connection, "Publish", done.ok() ? OkReply() : ErrorReply(done));
   } else if (auto* open = std::get_if<step::OpenStream>(&step)) {

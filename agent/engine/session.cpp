@@ -46,7 +46,7 @@ std::optional<Status> EngineSession::OutOfTurn(const EngineRequest& request) con
                            ", this connection is rank " + std::to_string(hello_->rank));
   }
   if (std::holds_alternative<AwaitWeightsRequest>(request) && !from_peer_) {
-    return FailedPrecondition("AwaitWeights, but this connection's Welcome said Storage");
+    return FailedPrecondition("AwaitWeights, but this connection's Welcome did not say Peer");
   }
   if (std::holds_alternative<GetSlabsRequest>(request) && !holds_arena_) {
     return FailedPrecondition("GetSlabs before AwaitWeights or CreateArena has been answered");
@@ -55,6 +55,10 @@ std::optional<Status> EngineSession::OutOfTurn(const EngineRequest& request) con
     return FailedPrecondition(
         "Publish without an arena that this connection created and has not "
         "published yet: send CreateArena first");
+  }
+  if (const auto* publish = std::get_if<PublishRequest>(&request);
+      publish != nullptr && publish->placeholders && !begins_without_) {
+    return FailedPrecondition("placeholders: this connection's Welcome did not say Nowhere");
   }
   if (std::holds_alternative<ReleaseArenaRequest>(request) && (!holds_arena_ || may_publish_)) {
     return FailedPrecondition(
@@ -142,7 +146,7 @@ EngineStep EngineSession::OnHello(const HelloRequest& hello, const WeightOffer& 
     if (differences.empty()) {
       hello_ = hello;
       from_peer_ = true;
-      return step::Welcome{hello, true, WelcomeReply(true, reason)};
+      return step::Welcome{hello, WeightsFrom::kPeer, WelcomeReply(WeightsFrom::kPeer, reason)};
     }
     reason =
         "the weights at hand (" + offer.reason + ") have another identity: " + Joined(differences);
@@ -152,7 +156,9 @@ EngineStep EngineSession::OnHello(const HelloRequest& hello, const WeightOffer& 
     return step::Refuse{hello, reason, ErrorReply(FailedPrecondition(reason))};
   }
   hello_ = hello;
-  return step::Welcome{hello, false, WelcomeReply(false, reason)};
+  begins_without_ = offer.begin_without;
+  const WeightsFrom from = begins_without_ ? WeightsFrom::kNowhere : WeightsFrom::kStorage;
+  return step::Welcome{hello, from, WelcomeReply(from, reason)};
 }
 
 }  // namespace rouse::agent

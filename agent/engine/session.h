@@ -24,6 +24,8 @@ struct WeightOffer {
   std::string reason;
   /// Whether the engine may load from storage instead.
   bool storage_allowed = true;
+  /// Whether it shall rather begin without weights: it will sleep, and be woken with a peer's.
+  bool begin_without = false;
   /// False while it is not known yet whether there will be weights: a Hello is answered later. It
   /// happens when the agent was started again while its engine ran.
   bool settled = true;
@@ -39,7 +41,7 @@ struct Reply {
 /// The rank is known now (from a Hello that was accepted): tell the host, then send `welcome`.
 struct Welcome {
   HelloRequest hello;
-  bool from_peer = false;
+  WeightsFrom from = WeightsFrom::kStorage;
   json::Json welcome;
 };
 /// The engine can have no weights: tell the host why, then send `error`.
@@ -122,6 +124,7 @@ class EngineSession {
 
   std::optional<HelloRequest> hello_;
   bool from_peer_ = false;
+  bool begins_without_ = false;
   bool holds_arena_ = false;
   bool may_publish_ = false;
   bool released_ = false;  ///< It sleeps, or wakes and has no weights yet.

@@ -232,7 +232,8 @@ void Agent::Apply(const Event& happened) {
 }
 
 Standing Agent::StandingNow() const {
-  return StandingOf(machine_, role_ != nullptr ? role_->standing() : RoleStanding());
+  return StandingOf(machine_, role_ != nullptr ? role_->standing() : RoleStanding(),
+                    store_ != nullptr && store_->HasPlaceholders());
 }
 
 void Agent::OnLoad(const Result<EngineLoad>& load) {
@@ -319,18 +320,19 @@ WeightOffer Agent::Offer(std::uint32_t rank) {
   WeightOffer offer = store_->Offer(rank);
   offer.storage_allowed =
       options_.plan.path == StartPath::kStorage || options_.plan.fall_back_to_storage;
+  offer.begin_without = options_.plan.begin_without;
   const std::scoped_lock lock(mutex_);
   offer.settled = machine_.settled() || machine_.failed();
   return offer;
 }
 
-void Agent::OnRankConnected(const HelloRequest& hello, bool from_peer) {
+void Agent::OnRankConnected(const HelloRequest& hello, WeightsFrom from) {
   log::Info("engine rank connected", {{"rank", hello.rank},
                                       {"worldSize", hello.world_size},
                                       {"engine", hello.engine},
                                       {"engineVersion", hello.engine_version},
                                       {"gpu", hello.gpu},
-                                      {"source", from_peer ? "Peer" : "Storage"}});
+                                      {"source", json::NameOf<WeightsFrom>(from, kWeightsFrom)}});
   if (!hello.spawned.empty()) {
     log::Warning("engine process was spawned, not forked",
                  {{"rank", hello.rank}, {"reason", hello.spawned}});
@@ -391,9 +393,16 @@ Result<std::vector<memory::OwnedFd>> Agent::Slabs(std::uint32_t rank, std::size_
 }
 
 Status Agent::Publish(const HelloRequest& hello, const memory::OwnedFd& manifest,
-                      std::uint64_t manifest_bytes) {
-  ROUSE_ASSIGN_OR_RETURN(const std::string text, ReadDocument(manifest.get(), manifest_bytes));
-  ROUSE_RETURN_IF_ERROR(store_->Publish(hello, text, stream_->Delivered(hello.rank)));
+                      const PublishRequest& request) {
+  ROUSE_ASSIGN_OR_RETURN(const std::string text,
+                         ReadDocument(manifest.get(), request.manifest_bytes));
+  // Before anybody could take them for weights.
+  if (request.placeholders) ROUSE_RETURN_IF_ERROR(KeepUnfit(true));
+  const auto held = request.placeholders             ? WeightStore::Content::kPlaceholders
+                    : stream_->Delivered(hello.rank) ? WeightStore::Content::kReadByAgent
+                                                     : WeightStore::Content::kReadByEngine;
+  ROUSE_RETURN_IF_ERROR(store_->Publish(hello, text, held));
+  KeepRole();
   NotifyWork();
   return Status();
 }

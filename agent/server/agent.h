@@ -119,6 +119,8 @@ class Agent final : private EngineHost {
   Status PullToWake(const std::vector<Peer>& peers, const std::stop_token& stop);
   CanaryResult AskCanary();
   void KeepRole();
+  Status KeepUnfit(bool unfit);
+  void FallAsleepWithoutWeights();
   void OnServing(bool anew);
   void OnLoad(const Result<EngineLoad>& load);
   http::Response HandleRole(const std::string& body);
@@ -139,7 +141,7 @@ class Agent final : private EngineHost {
 
   // EngineHost.
   WeightOffer Offer(std::uint32_t rank) override;
-  void OnRankConnected(const HelloRequest& hello, bool from_peer) override;
+  void OnRankConnected(const HelloRequest& hello, WeightsFrom from) override;
   void OnRankDisconnected(std::uint32_t rank) override;
   void OnRefused(const HelloRequest& hello, const std::string& reason) override;
   void OnPhase(std::uint32_t rank, const PhaseRequest& phase) override;
@@ -151,7 +153,7 @@ class Agent final : private EngineHost {
   Result<std::vector<memory::OwnedFd>> Slabs(std::uint32_t rank, std::size_t first,
                                              std::size_t count) override;
   Status Publish(const HelloRequest& hello, const memory::OwnedFd& manifest,
-                 std::uint64_t manifest_bytes) override;
+                 const PublishRequest& request) override;
   Result<std::optional<OpenedStream>> OpenStream(const HelloRequest& hello,
                                                  const OpenStreamRequest& request) override;
   Result<std::optional<StreamedBatch>> NextBatch(const NextBatchRequest& request) override;
@@ -193,7 +195,8 @@ class Agent final : private EngineHost {
   std::unique_ptr<GraphCapture> graphs_;       ///< None where that is not our matter.
   std::unique_ptr<http::Client> busy_client_;  ///< Of the thread of graphs_.
   std::mutex role_file_mutex_;
-  bool role_kept_ = false;  ///< Guarded: there is a file that says that it does not serve.
+  bool told_to_sleep_ = false;  ///< By FallAsleepWithoutWeights, its thread's.
+  bool role_kept_ = false;      ///< Guarded: there is a file that says that it does not serve.
   std::unique_ptr<Certifier> certifier_;  ///< None: plain HTTP, everybody is believed.
   std::unique_ptr<StateReuse> state_;     ///< None where compile caches are not reused.
   std::unique_ptr<Reporter> reporter_;

@@ -69,10 +69,11 @@ CanaryResult Canary::Check() {
   if (!answer.ok()) return {.status = answer.status()};
   const std::scoped_lock lock(mutex_);
   CanaryResult result{.status = {}, .first_token_us = answer->first_token_us};
-  if (answer->text != answer_) {
-    result.status = DataLoss("the engine answers \"" + answer->text.substr(0, kMaxTold) +
-                             "\", before it slept it answered \"" +
-                             answer_.value_or("").substr(0, kMaxTold) + "\"");
+  if (!answer_) answer_ = answer->text;
+  if (answer->text != *answer_) {
+    result.status =
+        DataLoss("the engine answers \"" + answer->text.substr(0, kMaxTold) +
+                 "\", before it slept it answered \"" + answer_->substr(0, kMaxTold) + "\"");
   }
   return result;
 }

@@ -28,7 +28,8 @@ class Canary {
   /// Asks, and keeps the answer: while the engine serves.
   Status Record();
   bool known() const;
-  /// Asks again. DataLoss, with both answers, when it is another one.
+  /// Asks again. DataLoss, with both answers, when it is another one. The first answer of all is
+  /// kept: an engine that began without weights had none to give before it slept.
   CanaryResult Check();
 
  private:

@@ -207,6 +207,7 @@ void Agent::PrepareWeights(const std::stop_token& stop) {
       NotifyWeights();
       continue;
     }
+    FallAsleepWithoutWeights();
     std::unique_lock lock(work_mutex_);
     work_changed_.wait_for(lock, stop, kPrepareAgain, [&] { return done.ok() && work_; });
     work_ = false;

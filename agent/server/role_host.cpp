@@ -55,8 +55,9 @@ void Agent::WireRole() {
   if (fs::exists(kept, none)) {
     role_kept_ = true;
     role_->FailAtOnce(
-        "the agent was started again while its engine slept: what the engine needs to wake is "
-        "gone");
+        "the agent was started again while its engine slept, or had no weights yet: what the "
+        "engine "
+        "needs to wake is gone");
   }
 }
 
@@ -84,21 +85,39 @@ Status Agent::WireGraphs() {
   return {};
 }
 
-// An agent that is started again must not take a sleeping engine for one that serves, or that may
-// load: its folder lives as long as the pod.
 void Agent::KeepRole() {
-  const std::scoped_lock lock(role_file_mutex_);
-  const bool keep = !role_->active();
-  if (std::exchange(role_kept_, keep) == keep) return;
-  const fs::path folder = fs::path(options_.engine_socket).parent_path();
-  if (!keep) {
-    std::error_code gone;
-    fs::remove(folder / kRoleFile, gone);
-    return;
-  }
-  const Status kept =
-      WriteFileBelow(folder.string(), {.path = kRoleFile, .mode = 0644, .modified = {}}, "");
+  const Status kept = KeepUnfit(!role_->active() || store_->HasPlaceholders());
   if (!kept.ok()) log::Warning("sleep not kept", {{"error", kept.message()}});
+}
+
+// An agent that is started again must not take an engine that sleeps or has no weights for one that
+// serves, or that may load: its folder lives as long as the pod.
+Status Agent::KeepUnfit(bool unfit) {
+  const std::scoped_lock lock(role_file_mutex_);
+  if (std::exchange(role_kept_, unfit) == unfit) return {};
+  const fs::path folder = fs::path(options_.engine_socket).parent_path();
+  if (unfit) {
+    return WriteFileBelow(folder.string(), {.path = kRoleFile, .mode = 0644, .modified = {}}, "");
+  }
+  std::error_code gone;
+  fs::remove(folder / kRoleFile, gone);
+  return {};
+}
+
+// Nobody has to ask for it: as it is, it is of no use.
+void Agent::FallAsleepWithoutWeights() {
+  if (!store_->HasPlaceholders() || !role_->active()) return;
+  {
+    const std::scoped_lock lock(mutex_);
+    if (!machine_.serving()) return;
+  }
+  if (told_to_sleep_) {
+    return Apply(event::Failure{
+        "its engine began without weights, and does not sleep: look at the log of the engine"});
+  }
+  const Status asked = role_->Ask({.role = Role::kGuard, .peers = {}, .decided_at_us = 0});
+  told_to_sleep_ = asked.ok();
+  if (!asked.ok()) log::Info("does not fall asleep yet", {{"reason", asked.message()}});
 }
 
 Status Agent::ReadyToSleep() const {
@@ -110,7 +129,8 @@ Status Agent::ReadyToSleep() const {
   }
   ROUSE_RETURN_IF_ERROR(store_->Complete());
   ROUSE_RETURN_IF_ERROR(commands_.Ready());
-  if (canary_ != nullptr && !canary_->known()) {
+  // What is answered without weights is no measure for anything.
+  if (canary_ != nullptr && !canary_->known() && !store_->HasPlaceholders()) {
     return Unavailable("the canary's answer, by which its wake is judged, is not known yet");
   }
   return {};
@@ -142,6 +162,7 @@ CanaryResult Agent::AskCanary() {
 
 void Agent::OnServing(bool anew) {
   if (state_ != nullptr) state_->SetServing(true);
+  if (store_->HasPlaceholders()) return NotifyWork();  // See FallAsleepWithoutWeights.
   if (canary_ == nullptr || !role_->active() || (!anew && canary_->known())) return;
   const Status recorded = canary_->Record();
   if (!recorded.ok()) {

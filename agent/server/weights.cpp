@@ -1,5 +1,6 @@
 #include "agent/server/weights.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "agent/memory/copy_engine.h"
@@ -182,7 +183,7 @@ std::uint64_t WeightStore::HeldOn(const std::string& gpu) const {
 }
 
 Status WeightStore::Publish(const HelloRequest& hello, const std::string& manifest_json,
-                            bool read_here) {
+                            Content content) {
   ROUSE_ASSIGN_OR_RETURN(const json::Json document, json::Parse(manifest_json, "manifest"));
   ROUSE_ASSIGN_OR_RETURN(WeightManifest manifest, ManifestFromJson(document, "manifest"));
   manifest.chunk_digests.clear();  // Ours are taken from the bytes, whatever the engine says.
@@ -209,9 +210,20 @@ Status WeightStore::Publish(const HelloRequest& hello, const std::string& manife
   ROUSE_RETURN_IF_ERROR(held->arena->Seal());
   held->manifest = std::move(manifest);
   held->stage = Stage::kPublished;
+  held->placeholders = content == Content::kPlaceholders;
   // What the engine's own loader has read is not known: as much as the weights are.
-  if (!read_here) bytes_.storage += held->arena->bytes();
+  if (content == Content::kReadByEngine) bytes_.storage += held->arena->bytes();
   return Status();
+}
+
+bool WeightStore::HasPlaceholders() const {
+  const std::scoped_lock lock(mutex_);
+  return HasPlaceholdersLocked();
+}
+
+bool WeightStore::HasPlaceholdersLocked() const {
+  return std::any_of(ranks_.begin(), ranks_.end(),
+                     [](const auto& entry) { return entry.second.placeholders; });
 }
 
 void WeightStore::OnEngine(const HelloRequest& hello) {
@@ -323,6 +335,7 @@ void WeightStore::Expect(const WeightManifest& manifest, std::uint32_t ranks,
   rank.identity = manifest.identity;
   rank.origin = origin;
   rank.from_peer = true;
+  rank.placeholders = false;
   rank.generation = ++generation_;
 }
 
@@ -411,7 +424,7 @@ Result<WeightStore::Work> WeightStore::OfferAll() {
   {
     std::unique_lock lock(mutex_);
     const bool all_ready = AllReady(false);
-    if (withdrawn_ || offered_ == Offered::kComplete) return Work::kNone;
+    if (withdrawn_ || offered_ == Offered::kComplete || HasPlaceholdersLocked()) return Work::kNone;
     if (resting_ && resting_->sleeps()) return Work::kNone;
     generation = generation_;
     if (offered_ == Offered::kArriving) {
@@ -489,7 +502,7 @@ Holdings WeightStore::holdings() const {
   if (ranks_.empty() || ranks_.size() != expected_ranks_) return holdings;
   WeightsReport report;
   for (const auto& [number, rank] : ranks_) {
-    if (rank.stage == Stage::kFilling) return holdings;
+    if (rank.stage == Stage::kFilling || rank.placeholders) return holdings;
     // Nothing to tell of until peers can use it.
     if (rank.stage == Stage::kArriving && offered_ != Offered::kArriving) return holdings;
     report.bytes += rank.arena->bytes();
@@ -517,7 +530,8 @@ std::uint64_t WeightStore::published_bytes() const {
   const std::scoped_lock lock(mutex_);
   std::uint64_t bytes = 0;
   for (const auto& [number, rank] : ranks_) {
-    if (!rank.from_peer && rank.stage != Stage::kFilling) bytes += rank.arena->bytes();
+    if (rank.from_peer || rank.stage == Stage::kFilling || rank.placeholders) continue;
+    bytes += rank.arena->bytes();
   }
   return bytes;
 }

@@ -72,8 +72,12 @@ class WeightStore {
                                              std::size_t count);
   /// See EngineHost::HeldOn.
   std::uint64_t HeldOn(const std::string& gpu) const;
-  /// `read_here`: the agent has read these weights itself, and counted their bytes.
-  Status Publish(const HelloRequest& hello, const std::string& manifest_json, bool read_here);
+  /// What an engine has filled its arena with. The agent has counted the bytes that it read itself.
+  /// Placeholders are offered to nobody: no peer, and no engine as weights to serve with.
+  enum class Content { kReadByEngine, kReadByAgent, kPlaceholders };
+  Status Publish(const HelloRequest& hello, const std::string& manifest_json, Content content);
+  /// Whether any rank's engine computes with placeholders.
+  bool HasPlaceholders() const;
 
   // For the pull.
   /// Where a rank arrives, and which of its chunks are there.
@@ -161,12 +165,14 @@ class WeightStore {
     Identity identity;
     std::string origin;
     bool from_peer = false;
+    bool placeholders = false;
     std::uint64_t generation = 0;
   };
 
   Rank* Find(std::uint32_t rank);
   const Rank* Find(std::uint32_t rank) const;
   bool AllReady(bool or_arriving) const;
+  bool HasPlaceholdersLocked() const;
   memory::ArenaOptions OptionsOf(std::uint32_t rank, std::uint64_t bytes,
                                  std::shared_ptr<const memory::Memory> memory, bool populate) const;
   Result<std::unique_ptr<memory::Arena>> ArenaToFill(const HelloRequest& hello,

@@ -24,6 +24,7 @@ struct StartPlan {
   StartPath path = StartPath::kStorage;
   bool files_from_peer = false;      ///< The model folder is ours to fill.
   bool reuse_state = false;          ///< Compile caches are put in place, if there are any.
+  bool begin_without = false;        ///< The engine gets no weights before it is woken.
   bool fall_back_to_storage = true;  ///< Otherwise an instance without its peer's weights fails.
   std::int64_t decided_at_us = 0;
   std::int64_t agent_started_us = 0;

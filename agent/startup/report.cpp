@@ -18,12 +18,16 @@ std::string Shortened(std::string text) {
 
 }  // namespace
 
-Standing StandingOf(const StartupMachine& machine, const RoleStanding& role) {
+Standing StandingOf(const StartupMachine& machine, const RoleStanding& role, bool placeholders) {
   Standing standing{.state = machine.state(),
                     .message = machine.message(),
                     .timeline = role.timeline ? role.timeline : machine.timeline()};
   switch (role.state) {
     case RoleState::kActive:
+      if (placeholders && standing.state == AgentState::kServing) {
+        standing.state = AgentState::kWarming;
+        standing.message = "its engine has no weights: it falls asleep, and gets them when woken";
+      }
       return standing;
     case RoleState::kSleeping:
       standing.state = AgentState::kSleeping;

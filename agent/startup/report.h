@@ -33,13 +33,13 @@ struct Holdings {
 };
 
 /// What an instance is, as its start and its role say together: the role's word counts unless it is
-/// to serve.
+/// to serve. `placeholders`: its engine has no weights yet, whatever it answers.
 struct Standing {
   AgentState state = AgentState::kStarting;
   std::string message;
   std::optional<Timeline> timeline;  ///< Of its last wake, else of its start.
 };
-Standing StandingOf(const StartupMachine& machine, const RoleStanding& role);
+Standing StandingOf(const StartupMachine& machine, const RoleStanding& role, bool placeholders);
 
 AgentReport BuildReport(const AgentIdentity& self, const Standing& standing,
                         const Holdings& holdings);

@@ -30,7 +30,7 @@ class FakeHost final : public EngineHost {
     return {
         .identity = TestIdentity(), .reason = "fake", .storage_allowed = true, .settled = settled};
   }
-  void OnRankConnected(const HelloRequest&, bool) override { ++connected; }
+  void OnRankConnected(const HelloRequest&, WeightsFrom) override { ++connected; }
   void OnRankDisconnected(std::uint32_t) override { --connected; }
   void OnRefused(const HelloRequest&, const std::string&) override {}
   void OnPhase(std::uint32_t, const PhaseRequest&) override {}
@@ -54,8 +54,9 @@ class FakeHost final : public EngineHost {
     lookups += static_cast<int>(use.lookups.size());
   }
   std::uint64_t HeldOn(const std::string& gpu) override { return gpu == "GPU-1" ? 77 : 0; }
-  Status Publish(const HelloRequest&, const OwnedFd& manifest, std::uint64_t bytes) override {
-    return ReadDocument(manifest.get(), bytes).status();
+  Status Publish(const HelloRequest&, const OwnedFd& manifest,
+                 const PublishRequest& request) override {
+    return ReadDocument(manifest.get(), request.manifest_bytes).status();
   }
   Result<std::optional<OpenedStream>> OpenStream(const HelloRequest&,
                                                  const OpenStreamRequest& request) override {

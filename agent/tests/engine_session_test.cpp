@@ -26,14 +26,14 @@ TEST_CASE(
     "An equal identity is welcomed from the peer, any other from storage with each field named") {
   EngineSession equal;
   const EngineStep peer = equal.OnRequest(Hello(), kPulled);
-  CHECK(std::get<step::Welcome>(peer).from_peer);
+  CHECK(std::get<step::Welcome>(peer).from == WeightsFrom::kPeer);
   CHECK(std::get<step::Welcome>(peer).welcome["source"] == "Peer");
   CHECK(equal.rank() == 0u);
 
   EngineSession other;
   const EngineStep storage =
       other.OnRequest(Hello({{"model", "m"}, {"dtype", "float16"}, {"extra", "x"}}), kPulled);
-  CHECK_FALSE(std::get<step::Welcome>(storage).from_peer);
+  CHECK(std::get<step::Welcome>(storage).from == WeightsFrom::kStorage);
   const std::string reason = std::get<step::Welcome>(storage).welcome["reason"];
   CHECK(reason.find("dtype") != std::string::npos);
   CHECK(reason.find("extra") != std::string::npos);
@@ -42,6 +42,37 @@ TEST_CASE(
   EngineSession none;
   CHECK(std::get<step::Welcome>(none.OnRequest(Hello(), kNothing)).welcome["reason"] ==
         "nobody has them");
+}
+
+TEST_CASE("Only an engine that is to begin without weights may publish placeholders") {
+  const EngineRequest placeholders =
+      PublishRequest{.rank = 0, .manifest_bytes = 1, .placeholders = true};
+  const auto created = [](const WeightOffer& offer) {
+    EngineSession session;
+    session.OnRequest(Hello(), offer);
+    session.OnArenaCreated();
+    return session;
+  };
+  WeightOffer without = kNothing;
+  without.begin_without = true;
+  EngineSession session;
+  CHECK(std::get<step::Welcome>(session.OnRequest(Hello(), without)).welcome["source"] ==
+        "Nowhere");
+  session.OnArenaCreated();
+  CHECK(std::holds_alternative<step::Publish>(session.OnRequest(placeholders, without)));
+
+  for (const WeightOffer& offer : {kNothing, kPulled}) {
+    EngineSession other = created(offer);
+    const EngineStep refused = other.OnRequest(placeholders, offer);
+    CHECK(std::get<step::Reply>(refused).body["message"].get<std::string>().find("Nowhere") !=
+          std::string::npos);
+  }
+
+  // What is at hand goes before nothing.
+  WeightOffer pulled = kPulled;
+  pulled.begin_without = true;
+  EngineSession lucky;
+  CHECK(std::get<step::Welcome>(lucky.OnRequest(Hello(), pulled)).from == WeightsFrom::kPeer);
 }
 
 TEST_CASE("Where storage is not allowed an engine without fitting weights is refused") {

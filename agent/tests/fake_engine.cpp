@@ -168,7 +168,7 @@ Result<std::vector<OwnedFd>> FakeEngine::AllSlabs(std::uint32_t rank, std::size_
 
 Result<EngineAnswer> FakeEngine::CreateFillPublish(const Identity& identity, std::uint32_t rank,
                                                    const std::string& bytes,
-                                                   std::uint64_t chunk_bytes) {
+                                                   std::uint64_t chunk_bytes, bool placeholders) {
   auto arena = Ask({{"type", "CreateArena"}, {"rank", rank}, {"bytes", bytes.size()}});
   if (!arena.ok() || arena->type() != "Arena") return arena;
   const auto sizes = arena->body["slabBytes"].get<std::vector<std::size_t>>();
@@ -186,8 +186,9 @@ Result<EngineAnswer> FakeEngine::CreateFillPublish(const Identity& identity, std
   const std::string text =
       json::Dump(ToJson(TestManifest(identity, rank, bytes.size(), chunk_bytes)));
   ROUSE_ASSIGN_OR_RETURN(const OwnedFd document, MakeDocument(text, "test-manifest"));
-  return Ask({{"type", "Publish"}, {"rank", rank}, {"manifestBytes", text.size()}},
-             {document.get()});
+  json::Json request = {{"type", "Publish"}, {"rank", rank}, {"manifestBytes", text.size()}};
+  if (placeholders) request["placeholders"] = true;
+  return Ask(request, {document.get()});
 }
 
 Result<std::string> FakeEngine::AwaitAndRead(std::uint32_t rank, std::int64_t timeout_ms) {

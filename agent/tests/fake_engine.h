@@ -60,7 +60,8 @@ class FakeEngine {
   /// was when something is refused.
   Result<EngineAnswer> CreateFillPublish(const Identity& identity, std::uint32_t rank,
                                          const std::string& bytes,
-                                         std::uint64_t chunk_bytes = kChunkBytes);
+                                         std::uint64_t chunk_bytes = kChunkBytes,
+                                         bool placeholders = false);
   /// Peer: waits for the weights, maps all slabs privately, and returns their bytes.
   Result<std::string> AwaitAndRead(std::uint32_t rank, std::int64_t timeout_ms = 20'000);
 

@@ -26,7 +26,7 @@ TEST_CASE("A report says who, in which state, with which weights, and passes the
   holdings.state_origin = "from demo-1";
   holdings.state_miss = "fx_graph missed";
   holdings.load = EngineLoad{.running = 1, .waiting = 2};
-  const AgentReport report = BuildReport(self, StandingOf(machine, {}), holdings);
+  const AgentReport report = BuildReport(self, StandingOf(machine, {}, false), holdings);
   CHECK(report.state == AgentState::kServing);
   CHECK(report.timeline->total_us == 300);
   CHECK(report.transport_fallback == "this node has mlx5_0:1");
@@ -38,14 +38,14 @@ TEST_CASE("A report says who, in which state, with which weights, and passes the
   CHECK(*decoded == report);
 
   machine.Apply(event::EngineUnhealthy{"it hangs"});
-  CHECK_FALSE(BuildReport(self, StandingOf(machine, {}), holdings).load);
+  CHECK_FALSE(BuildReport(self, StandingOf(machine, {}, false), holdings).load);
 }
 
 TEST_CASE("A message of any length is one that the operator takes") {
   StartupMachine machine({});
   machine.Apply(event::Failure{std::string(100'000, 'x')});
   const AgentReport report =
-      BuildReport({"ns", "p", "u", "n", "http://a"}, StandingOf(machine, {}), {});
+      BuildReport({"ns", "p", "u", "n", "http://a"}, StandingOf(machine, {}, false), {});
   CHECK(AgentReportFromJson(ToJson(report)).ok());
 }
 

@@ -224,16 +224,20 @@ TEST_CASE("The role's word counts unless the instance is to serve") {
   start.Apply(event::Begun{});
   start.Apply(event::EngineHealthy{300});
   start.Apply(event::FirstToken{400});
-  CHECK(StandingOf(start, Machine().standing()).state == AgentState::kServing);
-  CHECK(StandingOf(start, Machine().standing()).timeline->path == StartPath::kStorage);
-  const Standing asleep = StandingOf(start, Asleep().standing());
+  CHECK(StandingOf(start, Machine().standing(), false).state == AgentState::kServing);
+  CHECK(StandingOf(start, Machine().standing(), false).timeline->path == StartPath::kStorage);
+  const Standing without = StandingOf(start, Machine().standing(), true);
+  CHECK(without.state == AgentState::kWarming);
+  CHECK(without.message.find("no weights") != std::string::npos);
+  CHECK(StandingOf(start, Asleep().standing(), true).state == AgentState::kAsleep);
+  const Standing asleep = StandingOf(start, Asleep().standing(), false);
   CHECK(asleep.state == AgentState::kAsleep);
   CHECK(asleep.message.find("asleep") == 0);
-  CHECK(StandingOf(start, Waking().standing()).state == AgentState::kWaking);
+  CHECK(StandingOf(start, Waking().standing(), false).state == AgentState::kWaking);
   RoleMachine failed = Machine();
   failed.FailAtOnce("started again");
-  CHECK(StandingOf(start, failed.standing()).state == AgentState::kFailed);
-  CHECK(StandingOf(start, failed.standing()).message == "started again");
+  CHECK(StandingOf(start, failed.standing(), false).state == AgentState::kFailed);
+  CHECK(StandingOf(start, failed.standing(), false).message == "started again");
   start.Apply(event::Failure{"no plugin"});
-  CHECK(StandingOf(start, Machine().standing()).message == "no plugin");
+  CHECK(StandingOf(start, Machine().standing(), false).message == "no plugin");
 }

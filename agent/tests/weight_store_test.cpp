@@ -79,7 +79,7 @@ ArenaShape Publish(WeightStore& store, const HelloRequest& hello) {
   manifest.identity = hello.identity;
   manifest.arena_bytes = kBytes;
   manifest.allocations = {{.offset = 0, .bytes = kBytes}};
-  Must(store.Publish(hello, json::Dump(ToJson(manifest)), false));
+  Must(store.Publish(hello, json::Dump(ToJson(manifest)), WeightStore::Content::kReadByEngine));
   REQUIRE(Must(store.Prepare({})) == WeightStore::Work::kDigested);
   REQUIRE(Must(store.Prepare({})) == WeightStore::Work::kOffered);
   return shape;
@@ -125,7 +125,8 @@ TEST_CASE("a GPU's memory is taken slab by slab, as its engine moves its weights
   manifest.allocations = {{.offset = 0, .bytes = kBytes}};
   const std::string document = json::Dump(ToJson(manifest));
   SECTION("and what was not taken cannot be published") {
-    const Status status = store->Publish(Hello(kGpu), document, false);
+    const Status status =
+        store->Publish(Hello(kGpu), document, WeightStore::Content::kReadByEngine);
     CHECK(status.code() == StatusCode::kFailedPrecondition);
     CHECK_THAT(status.message(), Catch::Matchers::Contains("send GetSlabs first"));
   }
@@ -137,7 +138,7 @@ TEST_CASE("a GPU's memory is taken slab by slab, as its engine moves its weights
     gpus->memory->full = false;
     CHECK(Must(store->Slabs(0, 1, 1)).size() == 1);
     CHECK(gpus->memory->created == 2);
-    Must(store->Publish(Hello(kGpu), document, false));
+    Must(store->Publish(Hello(kGpu), document, WeightStore::Content::kReadByEngine));
   }
 }
 
@@ -155,6 +156,33 @@ TEST_CASE("weights in GPU memory are offered without keys, those in host memory 
   const OpenResponse host = Must(store->Open("ns/target", true));
   CHECK_FALSE(transfer::InGpuMemory(host.ranks.at(0)));
   CHECK(host.ranks[0].manifest.chunk_digests == gpu.ranks[0].manifest.chunk_digests);
+}
+
+TEST_CASE("placeholders are nobody's weights", "[weights]") {
+  const auto store = Store(nullptr);
+  const HelloRequest hello = Hello("");
+  const ArenaShape shape = Must(store->Create(hello, kBytes));
+  Must(store->Slabs(0, 0, shape.slab_bytes.size()));
+  WeightManifest manifest;
+  manifest.form = WeightForm::kProcessed;
+  manifest.identity = hello.identity;
+  manifest.arena_bytes = kBytes;
+  manifest.allocations = {{.offset = 0, .bytes = kBytes}};
+  const std::string document = json::Dump(ToJson(manifest));
+  Must(store->Publish(hello, document, WeightStore::Content::kPlaceholders));
+  CHECK(store->HasPlaceholders());
+  REQUIRE(Must(store->Prepare({})) == WeightStore::Work::kDigested);
+  CHECK(Must(store->Prepare({})) == WeightStore::Work::kNone);
+  CHECK(store->Complete().ok());  // They can be given up.
+  CHECK(store->Open("ns/target", true).status().code() == StatusCode::kUnavailable);
+  CHECK_FALSE(store->holdings().weights);
+  CHECK(store->holdings().bytes_by_source.storage == 0);
+  CHECK(store->published_bytes() == 0);
+
+  // The engine has begun anew, and has read them.
+  CHECK(Publish(*store, hello).gpu.empty());
+  CHECK_FALSE(store->HasPlaceholders());
+  CHECK(store->holdings().weights->servable);
 }
 
 TEST_CASE("announced weights are promised, and nothing more", "[weights]") {

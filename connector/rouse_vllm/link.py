@@ -129,6 +129,8 @@ class Link:
     _session: Session | None = None
     #: None while the agent has no weights of ours, or the model computes with memory of its own.
     mapped: Mapped | None = None
+    #: Of a model without weights: what is not in the arena, and has its values to come from there too.
+    _without: list[tuple[tensors.Named, Tensor]] = field(default_factory=list)
 
     def open(self) -> Welcome:
         """Connects anew and says who we are."""
@@ -215,9 +217,11 @@ class Link:
         _release_gpu_memory()
         return arena if ours else None
 
-    def give(self, model: nn.Module, scalars: dict[str, Scalar]) -> Manifest:
-        """Publishes the model's weights. Where it can, the model goes on computing with the arena,
-        mapped privately, so that its memory is not needed twice."""
+    def give(
+        self, model: nn.Module, scalars: dict[str, Scalar], placeholders: bool = False
+    ) -> Manifest:
+        """Publishes the model's weights, or what stands for them. Where it can, the model goes on
+        computing with the arena, mapped privately, so that its memory is not needed twice."""
         self.mapped = None
         session = self._connected()
         named = tensors.collect(model, self.rank.form)
@@ -234,8 +238,9 @@ class Link:
         )
         document = described.encode()
         if plan.gpu:
-            arena = self._give_on_gpu(plan, described, named, layout)
-            session.publish(document)
+            arena, owned = self._give_on_gpu(plan, described, named, layout)
+            session.publish(document, placeholders)
+            self._without = owned if placeholders else []
             self.mapped = Mapped(arena, plan, library.GPU_READ, described, document)
             return described
         if self.rank.adopts:
@@ -255,7 +260,7 @@ class Link:
                 tensors.copy_in(layout, writable, i)
         # The agent seals the slabs only when nobody can write to them any more.
         shared.unmap()
-        session.publish(document)
+        session.publish(document, placeholders)
         if self.rank.adopts:
             self.mapped = Mapped(private, plan, library.MAP_PRIVATE, described, document)
         return described
@@ -266,12 +271,15 @@ class Link:
         described: Manifest,
         named: list[tensors.Named],
         layout: tensors.Layout,
-    ) -> library.GpuArena:
+    ) -> tuple[library.GpuArena, list[tuple[tensors.Named, Tensor]]]:
         """Slab by slab: the agent takes the memory of the next one when it is asked for, and what was
-        moved is given back before that. So the weights are never there twice."""
+        moved is given back before that. So the weights are never there twice. Returns what stays in the
+        model's own memory, too."""
         arena = library.GpuArena(plan.mapped_bytes)
         view = tensors.GpuArenaView(arena, described.allocations)
-        pairs = tensors.read_only(tensors.pair(named, layout.tensors), view.device)
+        all_pairs = tensors.pair(named, layout.tensors)
+        pairs = tensors.read_only(all_pairs, view.device)
+        moved = {id(entry) for entry, _ in pairs}
         slabs = self._connected().slabs(plan, at_once=1)
         mapped = 0
 
@@ -289,7 +297,7 @@ class Link:
         _release_gpu_memory()
         # Peers are promised that nobody changes what was published.
         arena.protect()
-        return arena
+        return arena, [pair for pair in all_pairs if id(pair[0]) not in moved]
 
     def unmap_weights(self) -> None:
         """Lets go of the arena that the model computes with. Its addresses stay reserved, so that
@@ -334,6 +342,11 @@ class Link:
             self._check_for_us(described, plan.arena_bytes)
             if difference := manifest.differing(mapped.described, described):
                 raise ManifestError(f"the new weights are laid out in another way: {difference}")
+        if self._without:
+            arena = mapped.arena
+            assert isinstance(arena, library.GpuArena)
+            tensors.copy_out(self._without, tensors.GpuArenaView(arena, mapped.described.allocations))
+            self._without = []
         self.mapped = replace(mapped, plan=plan, document=document)
 
     def _mapped(self) -> Mapped:

@@ -43,7 +43,7 @@ from rouse_vllm import (
 from rouse_vllm.errors import AgentRefused, ManifestError, RouseError, Unsupported
 from rouse_vllm.link import Link, Settings, now_us
 from rouse_vllm.reprocess import Unprocessed
-from rouse_vllm.session import PEER, STORAGE
+from rouse_vllm.session import NOWHERE, PEER, STORAGE
 from rouse_vllm.stream import CheckpointStream
 from rouse_vllm.version import TESTED_VLLM, is_tested_vllm
 
@@ -74,6 +74,10 @@ def _restore(vllm_config: VllmConfig, layers: dict[str, Any], moe_layers: list[s
     vllm_config.compilation_config.static_all_moe_layers[:] = moe_layers
 
 
+def _load_dummies(model: nn.Module, model_config: ModelConfig) -> None:
+    DummyModelLoader(LoadConfig(load_format="dummy")).load_weights(model, model_config)
+
+
 class RouseModelLoader(DefaultModelLoader):
     """Takes the weights of the served model from the agent, or publishes them to it."""
 
@@ -93,6 +97,7 @@ class RouseModelLoader(DefaultModelLoader):
         self._vllm_config: VllmConfig | None = None
         self._unprocessed: Unprocessed | None = None
         self._may_stand_in = False
+        self._begin_again = False
 
     def load_model(
         self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
@@ -158,11 +163,22 @@ class RouseModelLoader(DefaultModelLoader):
             if self._link.rank.form == manifest.PROCESSED:
                 # Their values do not matter: the tensors that post-processing makes of them are
                 # overwritten when the model is finished.
-                DummyModelLoader(LoadConfig(load_format="dummy")).load_weights(model, model_config)
+                _load_dummies(model, model_config)
                 return
             if self._take(model):
                 self._remember(model, model_config)
                 return
+        if self._link is not None and self._source == NOWHERE:
+            _load_dummies(model, model_config)
+            if self._link.rank.form == manifest.PROCESSED:
+                self._scalars_before = tensors.scalars(model)
+                return
+            if self._give_placeholders(model):
+                self._remember(model, model_config)
+            else:
+                # Not into this model: dummy values are where a checkpoint has none, too.
+                self._begin_again = True
+            return
         self._load_from_storage(model, model_config)
         if self._link is None:
             return
@@ -186,10 +202,15 @@ class RouseModelLoader(DefaultModelLoader):
     def _finish(self, model: nn.Module) -> bool:
         """Exchanges processed weights, now that post-processing is over. False: load again."""
         self._phase("WeightsProcessed")
+        if self._begin_again:
+            self._begin_again = False
+            return False
         if self._link is None or self._link.rank.form == manifest.LOADED:
             return True
         if self._source == PEER:
             return self._take(model)
+        if self._source == NOWHERE:
+            return self._give_placeholders(model)
         self._give(model, tensors.changed(self._scalars_before, tensors.scalars(model)))
         return True
 
@@ -293,6 +314,25 @@ class RouseModelLoader(DefaultModelLoader):
                 described.arena_bytes / 2**20,
                 (now_us() - started_us) / 1e6,
             )
+
+    def _give_placeholders(self, model: nn.Module) -> bool:
+        """Puts a model that has no weights into the agent's memory, which it will find them in when it is
+        woken. False: it has to be loaded from storage. It must not serve as it is, whatever happens."""
+        assert self._link is not None
+        scalars = tensors.changed(self._scalars_before, tensors.scalars(model))
+        try:
+            if scalars and self._link.rank.form == manifest.PROCESSED:
+                # Compiled code and captured graphs have them in it, and these are of no weights.
+                names = ", ".join(sorted(scalars)[:3])
+                raise Unsupported(f"processing makes numbers out of this model's weights: {names}")
+            self._link.give(model, {}, placeholders=True)
+            return True
+        except (AgentRefused, Unsupported, TypeError, ValueError) as error:
+            logger.warning("Rouse: this instance cannot begin without weights: %s", error)
+            self._source, self._reason = STORAGE, str(error)
+        except RouseError as error:
+            self._give_up(error)  # The conversation is in no known state any more.
+        return False
 
     def _get_weights_iterator(
         self, source: DefaultModelLoader.Source

@@ -29,6 +29,8 @@ from rouse_vllm.version import PROTOCOL, PROTOCOL_VERSION
 
 PEER = "Peer"
 STORAGE = "Storage"
+#: No weights yet: the engine begins with placeholders, sleeps, and is woken with a peer's.
+NOWHERE = "Nowhere"
 
 MAX_SPAWNED = 1024  # characters
 
@@ -115,9 +117,9 @@ class Session(Connection):
         answer = self.ask(request, "Welcome")
         check_spoken(answer)
         source = text(answer, "source")
-        if source not in (PEER, STORAGE):
+        if source not in (PEER, STORAGE, NOWHERE):
             raise ProtocolError(
-                f'Welcome.source: unknown value "{source}", expected one of Peer, Storage'
+                f'Welcome.source: unknown value "{source}", expected one of Peer, Storage, Nowhere'
             )
         return Welcome(source, text(answer, "reason"))
 
@@ -197,13 +199,19 @@ class Session(Connection):
                 close_all(fds)
             first += number
 
-    def publish(self, manifest: bytes) -> None:
-        """Publishes the arena. The caller has dropped every shared mapping of it before."""
+    def publish(self, manifest: bytes, placeholders: bool = False) -> None:
+        """Publishes the arena. The caller has dropped every shared mapping of it before. With
+        `placeholders` it holds no weights, and the agent keeps it to itself."""
+        request: dict[str, Any] = {
+            "type": "Publish",
+            "rank": self.rank,
+            "manifestBytes": len(manifest),
+        }
+        if placeholders:
+            request["placeholders"] = True
         fd = library.document_create(manifest)
         try:
-            self.ask(
-                {"type": "Publish", "rank": self.rank, "manifestBytes": len(manifest)}, "Ok", [fd]
-            )
+            self.ask(request, "Ok", [fd])
         finally:
             os.close(fd)
 

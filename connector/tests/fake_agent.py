@@ -86,6 +86,8 @@ class FakeAgent:
     identity: dict[str, str] | None = None
     overrides: dict[str, Callable[[dict[str, Any], Answer], Answer]] = field(default_factory=dict)
     storage_allowed: bool = True
+    #: Whether an engine that would load from storage is to begin without weights.
+    begin_without: bool = False
     #: Whose memory it says its slabs are, to engines on that GPU.
     gpu: str = ""
     #: How much of that GPU's memory it holds, in bytes.
@@ -308,7 +310,8 @@ class FakeAgent:
                 "code": "FailedPrecondition",
                 "message": f"{reason}; no storage",
             }
-        return welcome | {"source": "Storage", "reason": reason}
+        source = "Nowhere" if self.begin_without else "Storage"
+        return welcome | {"source": source, "reason": reason}
 
     def _publish(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         assert self._arena is not None and len(fds) == 1

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """gpu_guard.py MODEL_DIR --work DIR [--out FILE] [--rounds N] [--pause S] [--kv-gib N] [--eager]
-[--tensor-parallel N | --guard-gpu N] [--draft DIR] [--v2]: an instance that is put to sleep and woken again and
+[--tensor-parallel N | --guard-gpu N] [--draft DIR] [--begin-without] [--v2]: an instance that is put to sleep and woken again and
 again, with real vLLM servers and real agents on one GPU; or on several, of which both instances use N, or the guard
 one of its own.
 
@@ -10,7 +10,8 @@ how long its parts took and the GPU's memory asleep, and compares the greedy tok
 sleep, and the checksum of every parameter and buffer with the source's. (The source's tokens are the same only if it
 found compiled code as the guard does: who compiles may choose other kernels. It is reported.) Fails when any differs,
 when a sleeping engine holds more memory than --asleep-gib, or when descriptors or memory are lost from round to round.
-With --draft a second model drafts tokens, whose weight files the guard has not either.
+With --draft a second model drafts tokens, whose weight files the guard has not either. With --begin-without the guard
+has no weights before it is woken for the first time.
 Run it by hand: PYTHONPATH has vLLM, ROUSE_TEST_PLUGIN and ROUSE_TEST_AGENT name what was built. The model's folder
 needs a tokenizer.
 """
@@ -171,8 +172,10 @@ class Harness:
         begun = time.monotonic()
         server = GuardServer(pod, model, agent, port, arguments, variables)
         self.open_things.append(server)
-        server.first_token(400)
-        agent.wait("Serving")
+        begins_without = "--begin-without-weights" in agent_arguments
+        if not begins_without:
+            server.first_token(400)
+        agent.wait("Asleep" if begins_without else "Serving")
         self.report[f"{pod}StartSeconds"] = round(time.monotonic() - begun, 2)
         print(pod, "serves after", self.report[f"{pod}StartSeconds"], "s", flush=True)
         return agent, server
@@ -193,9 +196,18 @@ class Harness:
         self.expect(source.tokens() == theirs, "the source repeats its tokens")
         alone = settled_gpu_used()
 
-        agent, guard = self.start(
-            "demo-1", bare, options.kv_gib, "--path", "Peer", "--model-files", "Peer"
-        )
+        report = self.operator.reports["demo-0"]
+        peers = [{"pod": report["pod"], "node": report["node"], "address": report["address"]}]
+        if options.begin_without:
+            no_weights = shutil.ignore_patterns("*.safetensors")
+            shutil.copytree(options.model, bare, ignore=no_weights, dirs_exist_ok=True)
+            agent, guard = self.start("demo-1", bare, options.kv_gib, "--begin-without-weights")
+            agent.set_role("Active", peers)
+            agent.wait("Serving")
+        else:
+            agent, guard = self.start(
+                "demo-1", bare, options.kv_gib, "--path", "Peer", "--model-files", "Peer"
+            )
         guard.tokens()
         tokens = guard.tokens()
         self.expect(guard.tokens() == tokens, "the guard repeats its tokens")
@@ -205,8 +217,6 @@ class Harness:
         self.report["transport"] = self.operator.reports["demo-1"]["transport"]
         print("transport", self.report["transport"], flush=True)
         self.report["awakeGiB"] = round((gpu_used() - alone) / GIB, 3)
-        report = self.operator.reports["demo-0"]
-        peers = [{"pod": report["pod"], "node": report["node"], "address": report["address"]}]
         for i in range(options.rounds):
             pause = options.pause if i % 2 == 0 else 0.0
             result = self.round(agent, guard, peers, pause, alone)
@@ -334,6 +344,7 @@ def main() -> int:
     parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs of each instance")
     parser.add_argument("--guard-gpu", type=int, help="the guard's; the source has GPU 0")
     parser.add_argument("--draft", type=Path, help="a model that drafts tokens")
+    parser.add_argument("--begin-without", action="store_true", help="a guard without weights")
     parser.add_argument("--v2", action="store_true", help="vLLM's second model runner")
     parser.add_argument("--keep", action="store_true", help="the work folder")
     options = parser.parse_args()

@@ -292,6 +292,61 @@ def test_processed_weights_that_do_not_fit_are_replaced_by_a_load_from_storage(
     assert agent.types().count("Publish") == 1
 
 
+# ---- Without weights ------------------------------------------------------------------------------
+
+
+def published_as(agent: FakeAgent) -> list[bool]:
+    """For each Publish whether it was of placeholders."""
+    return [r.get("placeholders", False) for r in agent.requests if r["type"] == "Publish"]
+
+
+@pytest.mark.parametrize("processed", [False, True])
+def test_an_engine_may_begin_without_weights(
+    load: Load, moe: Path, bare: Path, tmp_path: Path, processed: bool, request: Any
+) -> None:
+    if processed:
+        request.getfixturevalue("processed_form")
+    source, published = publish(load, moe, tmp_path)
+    with FakeAgent(tmp_path / "s", begin_without=True) as agent:
+        begun = load(bare, agent.path)  # There are no weight files to read.
+    assert agent.errors == [] and published_as(agent) == [True]
+    assert not same(begun, source)
+    assert processed or guard.problem(None) == ""
+    # What a peer has fits in.
+    assert agent.published is not None
+    ours, theirs = json.loads(agent.published.manifest), json.loads(published.manifest)
+    assert {k: ours[k] for k in ("tensors", "allocations", "scalars", "form")} == {
+        k: theirs[k] for k in ("tensors", "allocations", "scalars", "form")
+    }
+
+
+def test_numbers_made_of_weights_need_weights(
+    load: Load,
+    moe: Path,
+    tmp_path: Path,
+    processed_form: dict[str, torch.nn.Module],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, published = publish(load, moe, tmp_path)
+    expected = values(processed_form["model"])
+    scalar = {"model.norm.scale": 1.5}
+    monkeypatch.setattr(tensors, "changed", lambda before, after: scalar)
+    with FakeAgent(tmp_path / "s", begin_without=True) as agent:
+        load(moe, agent.path)
+    assert agent.errors == [] and published_as(agent) == [False]
+    got = values(processed_form["model"])
+    assert all(torch.equal(got[n], expected[n]) for n in expected)
+
+
+def test_an_engine_whose_agent_goes_never_serves_with_placeholders(
+    load: Load, moe: Path, tmp_path: Path
+) -> None:
+    source = load(moe, None)
+    with FakeAgent(tmp_path / "s", begin_without=True, overrides={"CreateArena": die}) as agent:
+        assert same(load(moe, agent.path), source)
+    assert published_as(agent) == []
+
+
 # ---- Arenas in GPU memory -----------------------------------------------------------------------
 
 
@@ -330,6 +385,33 @@ def places(model: torch.nn.Module) -> dict[str, str]:
     """Each tensor's kind, and the mapping that it is in."""
     named = tensors.collect(model, "Processed")
     return {n.name: f"{n.kind} {mapping_of(n.tensor.data_ptr())}" for n in named}
+
+
+def test_on_a_gpu_what_began_without_weights_has_all_of_a_peers_when_it_wakes(
+    load: Load, moe: Path, bare: Path, tmp_path: Path, on_gpu: dict[str, torch.nn.Module]
+) -> None:
+    with FakeAgent(tmp_path / "source.sock", gpu="GPU-1") as agent:
+        load(moe, agent.path)
+    assert agent.published is not None
+    source = agent.published
+    expected = values(on_gpu["model"])
+    with FakeAgent(tmp_path / "guard.sock", gpu="GPU-1", begin_without=True) as agent:
+        load(bare, agent.path)
+        assert published_as(agent) == [True]
+        model = on_gpu["model"]
+        begun, where = values(model), places(model)
+        # Also what is no parameter, and so not in the arena.
+        differing = {n for n in expected if not torch.equal(begun[n], expected[n])}
+        assert {n for n in differing if "rouse-rank" not in where[n]}
+        (held,) = guard.served().models
+        held.release()
+        agent.weights = source.pulled()
+        held.map_new()
+        held.await_new()
+        got = values(model)
+        assert all(torch.equal(got[n], expected[n]) for n in expected)
+        assert places(model).keys() == where.keys()
+    assert agent.errors == []
 
 
 @pytest.mark.parametrize("kind", ["moe", "tied"])

@@ -10,7 +10,7 @@ import pytest
 
 from rouse_e2e import paths
 from rouse_e2e.cluster import wait_until
-from rouse_e2e.story import SYSTEM, Instance, Story
+from rouse_e2e.story import START_SECONDS, SYSTEM, Instance, Story
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -164,6 +164,40 @@ def test_a_sources_agent_killed_in_mid_pull_does_no_lasting_harm(
         if instance.uid == source.uid:
             # An agent that starts beside an engine that serves knows of no start of its own.
             assert instance.timeline == source.timeline
+
+
+def serving_beside_guards(story: Story, count: int) -> list[Instance]:
+    def enough(pods: dict[str, Instance]) -> bool:
+        return sum(x.serves for x in pods.values()) == count
+
+    pods = story.await_pods(f"{count} to serve", enough, RECOVERY_SECONDS)
+    return [x for x in pods.values() if x.serves]
+
+
+def test_a_guard_made_while_nobody_serves_reads_no_weights_and_wakes_with_the_first_replicas(
+    begin_with: Callable[[int], Story], first: Instance
+):
+    story = begin_with(1)
+    story.scale(0)
+    story.await_pods("nobody to be left", lambda p: not p, 60)
+    story.guard(1)
+    (guard,) = story.await_pods(
+        "a guard to sleep",
+        lambda p: len(p) == 1 and all(x.sleeps for x in p.values()),
+        START_SECONDS,
+    ).values()
+    assert guard.annotation("begins-without-weights") == "true"
+    assert guard.bytes_by_source == {"peer": 0, "storage": 0}
+    story.scale(1)
+    (replica,) = serving_beside_guards(story, 1)
+    assert replica.path == "Storage" and replica.uid != guard.uid
+    assert story.ask(replica) == first.tokens
+    story.scale(2)
+    woken = next(x for x in serving_beside_guards(story, 2) if x.uid == guard.uid)
+    assert woken.path == "Wake"
+    assert story.ask(woken) == first.tokens
+    assert woken.bytes_by_source["peer"] >= replica.bytes_by_source["storage"] > 0
+    story.guard(0)
 
 
 def test_the_node_scripts_find_what_they_look_for(installed_story: Story):

@@ -19,6 +19,8 @@ inline constexpr char kLabelRack[] = "topology.kubernetes.io/rack";
 /// What the operator writes when it creates a pod.
 inline constexpr char kAnnotationPath[] = "rouse.dev/path";
 inline constexpr char kAnnotationPathReason[] = "rouse.dev/path-reason";
+/// "true" on a guard that was started without weights: it has none before it is woken.
+inline constexpr char kAnnotationBeginsWithout[] = "rouse.dev/begins-without-weights";
 inline constexpr char kAnnotationDecidedAtUs[] = "rouse.dev/decided-at-us";
 /// First 32 hex digits of the SHA-256 over everything in the spec that a running pod cannot take
 /// over: a pod with another value is outdated.

@@ -28,6 +28,7 @@ struct CreateInstance {
   Role role = Role::kActive;
   StartPath path = StartPath::kStorage;  ///< kStorage or kPeer.
   std::string path_reason;               ///< Why each better path was not taken.
+  bool begins_without = false;           ///< A guard that gets no weights before it is woken.
   std::string launch_identity;
   std::string revision;
   api::TimePoint decided_at;

@@ -119,6 +119,7 @@ Result<Instance> InstanceFromPod(const Json& pod) {
   out.path = ParseEnum<StartPath>(Text(annotations, api::kAnnotationPath), kStartPaths)
                  .value_or(StartPath::kStorage);
   out.path_reason = Text(annotations, api::kAnnotationPathReason);
+  out.begins_without = Text(annotations, api::kAnnotationBeginsWithout) == "true";
   out.decided_at = DecidedAt(metadata);
   out.leaving = LeavingFromText(Text(annotations, api::kAnnotationLeaving));
   out.failed_wakes =

@@ -32,6 +32,7 @@ struct Instance {
   // How its start was decided.
   StartPath path = StartPath::kStorage;
   std::string path_reason;
+  bool begins_without = false;  ///< A guard that gets no weights before it is woken.
   TimePoint decided_at;  ///< From the annotation, else when the pod was created. Of a guard that
                          ///< was claimed: when.
   std::optional<Leaving> leaving;

@@ -69,6 +69,7 @@ Instance JustCreated(const CreateInstance& action, const api::ObjectMeta& servic
   i.revision = action.revision;
   i.path = action.path;
   i.path_reason = action.path_reason;
+  i.begins_without = action.begins_without;
   i.decided_at = action.decided_at;
   i.phase = "Pending";
   i.gated = true;

@@ -54,7 +54,7 @@ struct Pass {
   void Retire(const Instance& instance, Cause cause, std::string reason);
   int UsableGuards() const;
   bool BecomesGuard(const Instance& instance) const;
-  void Create(const PathChoice& choice, Role role);
+  void Create(const PathChoice& choice, Role role, bool begins_without = false);
   /// All that may have weights, or come to have them.
   Pointers Sources() const;
 };

@@ -23,7 +23,7 @@ Pointers Pass::Sources() const {
   return all;
 }
 
-void Pass::Create(const PathChoice& choice, Role role) {
+void Pass::Create(const PathChoice& choice, Role role, bool begins_without) {
   std::set<std::string> near;
   for (const Instance* source : Sources()) {
     if (source->launch_identity == launch_identity && IsServable(*source) &&
@@ -37,6 +37,7 @@ void Pass::Create(const PathChoice& choice, Role role) {
                                      .role = role,
                                      .path = choice.path,
                                      .path_reason = choice.reason,
+                                     .begins_without = begins_without,
                                      .launch_identity = launch_identity,
                                      .revision = revision,
                                      .decided_at = now,
@@ -200,11 +201,20 @@ void Pass::TopUpGuards() {
     LookAgainAt(retry_at);
     return;
   }
-  const PathChoice choice = ChoosePath(spec, launch_identity, Sources(), missing,
-                                       "a guard is to be made", observed.policy, now);
+  PathChoice choice = ChoosePath(spec, launch_identity, Sources(), missing, "a guard is to be made",
+                                 observed.policy, now);
+  // It would read a whole checkpoint only to give it up: while nobody serves, nobody takes weights
+  // from it either. Replicas, when they come, read their own, and wake it.
+  const bool without = choice.path == StartPath::kStorage && spec.replicas == 0 && replicas == 0 &&
+                       spec.fast_start.weights_source == api::WeightSource::kPeer;
+  if (without) {
+    choice.reason += "; Storage: nobody serves, so it begins without weights";
+    choice.start_now = missing;
+    choice.waiting = 0;
+  }
   if (choice.waiting > 0)
     LookAgainAt(choice.waiting_until.value_or(now + observed.policy.peer_wait));
-  Create(choice, Role::kGuard);
+  Create(choice, Role::kGuard, without);
   summary.creating_guards = choice.start_now;
 }
 

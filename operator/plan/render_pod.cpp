@@ -117,6 +117,7 @@ Json AgentEnv(const api::ModelService& service, const CreateInstance& action,
       Env("ROUSE_SLEEP_DRAIN_SECONDS", std::to_string(spec.drain.count())),
       Env("ROUSE_LOG_LEVEL", config.agent_log_level),
   });
+  if (action.begins_without) env.push_back(Env("ROUSE_BEGIN_WITHOUT_WEIGHTS", "true"));
   if (!config.agent_node_folder.empty()) env.push_back(Env("ROUSE_NODE_FOLDER", kNodeDir));
   if (spec.fast_start.state_reuse) {
     env.push_back(Env("ROUSE_STATE_DIR", kStateDir));
@@ -335,6 +336,7 @@ Json RenderPod(const api::ModelService& service, const CreateInstance& action,
   if (action.role == Role::kGuard) metadata["annotations"][api::kAnnotationActivePorts] = "";
   metadata["annotations"][api::kAnnotationPath] = ToString(action.path);
   metadata["annotations"][api::kAnnotationPathReason] = action.path_reason;
+  if (action.begins_without) metadata["annotations"][api::kAnnotationBeginsWithout] = "true";
   metadata["annotations"][api::kAnnotationDecidedAtUs] =
       std::to_string(api::ToMicros(action.decided_at));
   metadata["annotations"][api::kAnnotationRevision] = action.revision;

@@ -80,7 +80,8 @@ bool IsComing(const Instance& instance, api::Fallback fallback, const Policy& po
   if (instance.deleting || instance.leaving || instance.node_lost || IsServable(instance)) {
     return false;
   }
-  // A guard that sleeps has none, and takes them from others when it wakes.
+  // A guard that sleeps or is to sleep has none, and takes them from others when it wakes.
+  if (instance.begins_without && instance.role == Role::kGuard) return false;
   if (instance.agent_state == AgentState::kAsleep ||
       instance.agent_state == AgentState::kSleeping) {
     return false;

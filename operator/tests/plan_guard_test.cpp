@@ -88,6 +88,43 @@ TEST_CASE("what guards cannot do is started, and says why they could not") {
   }
 }
 
+TEST_CASE("while nobody serves, guards begin without weights, and are taken when they sleep") {
+  State state(0, true);
+  state.Guards(2);
+  const Plan plan = MakePlan(state.Done(), kNow);
+  REQUIRE(plan.actions.size() == 2);
+  for (const Action& action : plan.actions) {
+    const auto& create = std::get<CreateInstance>(action);
+    CHECK(create.role == Role::kGuard);
+    CHECK(create.begins_without);
+    CHECK(create.path_reason.find("nobody serves") != std::string::npos);
+  }
+  SECTION("not where weights come from storage only, or a replica could use them") {
+    state.Source(api::WeightSource::kStorage);
+    CHECK_FALSE(
+        std::get<CreateInstance>(MakePlan(state.Done(), kNow).actions.at(0)).begins_without);
+  }
+  SECTION("one that starts is nobody's replica, and nobody waits for its weights") {
+    State one(1, true);
+    one.Guards(1).Guard("demo-1");
+    one["demo-1"].begins_without = true;
+    one["demo-1"].agent_state = AgentState::kWarming;
+    one["demo-1"].timeline.reset();
+    CHECK(
+        Printed(MakePlan(one.Done(), kNow)) ==
+        Lines{
+            "create demo-0 by Storage (Wake: demo-1 starts, and has no weights before it is "
+            "woken; Peer: no instance with this launch identity has weights or can come by them)"});
+  }
+  SECTION("asleep it is a guard as any other") {
+    State two(2, true);
+    two.Guards(1).Serving("demo-0").Guard("demo-1");
+    two["demo-1"].begins_without = true;
+    CHECK(Printed(MakePlan(two.Done(), kNow))[0] ==
+          "wake demo-1 (this guard slept; weights of demo-0 (Node))");
+  }
+}
+
 TEST_CASE("a guard that falls asleep is waited for, one that has not yet is taken as it is") {
   State state(2, true);
   state.Guards(1).Serving("demo-0").Guard("demo-1");

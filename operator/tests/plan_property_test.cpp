@@ -307,6 +307,11 @@ class Simulation {
         i.address = "https://x:7411";
         continue;
       }
+      if (i.begins_without && !i.weights) {
+        REQUIRE(i.role == Role::kGuard);  // Claimed, it would serve without weights.
+        if (Pick(0, 1) == 0) i.agent_state = AgentState::kSleeping;
+        continue;
+      }
       if (!i.weights && i.path == StartPath::kPeer && !SourceFor(i)) {
         // Its source is gone: it helps itself, or gives up.
         const bool may_load =

@@ -396,6 +396,12 @@ TEST_CASE("a guard is made as a replica is, out of every endpoint, and away from
   CHECK(guard["metadata"]["labels"]["rouse.dev/role"] == "Guard");
   CHECK(guard["metadata"]["annotations"]["llm-d.ai/active-ports"] == "");
   CHECK_FALSE(replica["metadata"]["annotations"].contains("llm-d.ai/active-ports"));
+  action.begins_without = true;
+  const Json without = RenderPod(service, action, Config());
+  CHECK(without["metadata"]["annotations"]["rouse.dev/begins-without-weights"] == "true");
+  CHECK(EnvOf(Find(without["spec"]["initContainers"], "agent"), "ROUSE_BEGIN_WITHOUT_WEIGHTS") ==
+        "true");
+  CHECK_FALSE(guard["metadata"]["annotations"].contains("rouse.dev/begins-without-weights"));
   for (const Json& pod : {replica, guard}) {
     CHECK(pod["spec"]["readinessGates"] == Json{{{"conditionType", "rouse.dev/serving"}}});
     CHECK(pod["spec"]["terminationGracePeriodSeconds"] == 120);

@@ -93,10 +93,12 @@ class Shell {
   void Perform(const step::Welcome& welcome, bool knew) {
     Check(!knew, "a rank says hello once");
     Check(session_.rank() == welcome.hello.rank, "a welcomed rank is known");
-    Check(!welcome.from_peer || offer_.identity == welcome.hello.identity,
+    const bool from_peer = welcome.from == WeightsFrom::kPeer;
+    Check(!from_peer || offer_.identity == welcome.hello.identity,
           "weights go to an equal identity only");
-    Check(welcome.from_peer || offer_.storage_allowed, "storage only where it is allowed");
-    from_peer_ = welcome.from_peer;
+    Check(from_peer || offer_.storage_allowed, "storage only where it is allowed");
+    Check(welcome.from != WeightsFrom::kNowhere || offer_.begin_without, "nobody is left without");
+    from_peer_ = from_peer;
     Check(json::Dump(welcome.welcome).size() <= 128 * 1024, "an answer fits a message");
   }
   void Perform(const step::Refuse& refuse, bool knew) {
