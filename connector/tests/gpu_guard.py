@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """gpu_guard.py MODEL_DIR --work DIR [--out FILE] [--rounds N] [--pause S] [--kv-gib N] [--eager]
-[--tensor-parallel N | --guard-gpu N] [--draft DIR] [--begin-without] [--v2]: an instance that is put to sleep and woken again and
-again, with real vLLM servers and real agents on one GPU; or on several, of which both instances use N, or the guard
-one of its own.
+[--tensor-parallel N | --guard-gpu N] [--draft DIR] [--begin-without] [--v2]: an instance that is put to sleep and
+woken again and again, with real vLLM servers and real agents on one GPU; or on several, of which both instances use
+N, or the guard one of its own.
 
 A source loads from storage and serves; a guard takes its weights from it. Then, N times: the guard's agent is told to
 be a guard, and to be active again; a request that came meanwhile is answered by the woken engine. Each round measures
