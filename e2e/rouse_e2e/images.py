@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import paths
@@ -142,10 +144,12 @@ CONTEXT = (
     "Dockerfile",
     ".dockerignore",
     "CMakeLists.txt",
+    "LICENSE",
     "common",
     "operator",
     "agent",
     "connector",
+    "images",
 )
 
 
@@ -164,12 +168,21 @@ def context_key() -> str:
     return digest.hexdigest()[:16]
 
 
-def commit() -> str:
-    """What --version prints. Not part of the key: an image of the same content is not built anew, and
-    names the commit that it was first built at."""
-    command = ["git", "-C", str(paths.REPOSITORY), "rev-parse", "--short", "HEAD"]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    return answer.stdout.strip() or "unknown"
+@dataclass(frozen=True)
+class Origin:
+    """What of its history an image holds: the last commit that changed what it is made from, so that it stays
+    the same as long as that does. A clone that is not whole may know a later one only."""
+
+    commit: str  # what --version prints
+    seconds: int  # its date: that of everything in the image
+
+    @staticmethod
+    def of(repository: Path) -> Origin:
+        # Of one length, whatever else is in the clone.
+        command = ["git", "-C", str(repository), "-c", "core.abbrev=12", "log", "-1"]
+        command += ["--format=%h %ct", "--", *CONTEXT]
+        answer = subprocess.run(command, capture_output=True, text=True).stdout.split()
+        return Origin(answer[0], int(answer[1])) if answer else Origin("unknown", 0)
 
 
 def rouse_reference(target: str) -> str:
@@ -251,20 +264,31 @@ class Buildah:
         self.run("push", "--quiet", reference, f"docker-archive:{partial}:{reference}")
         partial.rename(tar)
 
-    def build_in_storage(self, target: str, reference: str) -> None:
+    def published(self, reference: str) -> tuple[str, int]:
+        """What a registry that it is pushed to says: the manifest's digest, and the bytes of all layers there."""
+        with tempfile.TemporaryDirectory(dir=self.root / "tmp") as work:
+            self.run("push", "--quiet", reference, f"oci:{work}/image")
+            folder = Path(work, "image")
+            (entry,) = json.loads((folder / "index.json").read_text())["manifests"]
+            blob = folder / "blobs" / entry["digest"].replace(":", "/")
+            manifest = json.loads(blob.read_text())
+        return entry["digest"], sum(x["size"] for x in manifest["layers"])
+
+    def build_in_storage(self, target: str, reference: str, architecture: str = "") -> None:
         """As `docker build --target TARGET -t REFERENCE .` does."""
+        origin = Origin.of(paths.REPOSITORY)
         self.run(
             *("bud", "--pull=never", "--layers", "--network=host", "--target", target),
-            *(
-                "--volume",
-                f"{paths.cache('ccache')}:/ccache",
-                "--build-arg",
-                f"JOBS={os.cpu_count()}",
-            ),
+            *(["--platform", f"linux/{architecture}"] if architecture else []),
+            *("--volume", f"{paths.cache('ccache')}:/ccache"),
+            *("--build-arg", f"JOBS={os.cpu_count()}"),
             # This machine's certificate authorities, in case the network has one of its own.
             *("--volume", f"{CERTIFICATES}:/tmp/certificates.crt:ro"),
             *("--build-arg", "PIP_CERT=/tmp/certificates.crt"),
-            *("--build-arg", f"ROUSE_COMMIT={commit()}"),
+            *("--build-arg", f"ROUSE_COMMIT={origin.commit}"),
+            *("--timestamp", str(origin.seconds)),
+            # A layer from the cache has the date that it was made with.
+            *("--build-arg", f"SOURCE_DATE_EPOCH={origin.seconds}"),
             *("--tag", reference),
             str(paths.REPOSITORY),
         )
