@@ -56,7 +56,9 @@ RUN export LANG=C.UTF-8 CCACHE_DIR=/ccache CCACHE_BASEDIR=/src CCACHE_NOHASHDIR=
  && cmake --install build/release --prefix /out/operator/usr --component operator --strip \
  && cmake --install build/release --prefix /out/agent/usr --component agent --strip \
  && cmake --install build/release --prefix /out/agent/usr --component plugin --strip \
- && mkdir -p /out/operator/usr/share/rouse /out/agent/usr/share/rouse \
+ && for each in operator agent; do \
+      mkdir -p /out/$each/usr/share/rouse \
+      && cp --parents /usr/share/doc/libcli11-dev/copyright /usr/share/doc/nlohmann-json3-dev/copyright /out/$each; done \
  && dpkg-query --show --showformat='pkg:deb/debian/${Package}@${Version}\n' libcli11-dev nlohmann-json3-dev \
     | tee /out/operator/usr/share/rouse/compiled-in > /out/agent/usr/share/rouse/compiled-in \
  && sed -n 's|^\(nvidia-[a-z-]*\)==\([0-9.]*\).*|pkg:pypi/\1@\2|p' agent/cuda/requirements.txt \

@@ -40,6 +40,6 @@ cd "$root"
 # shellcheck disable=SC2086  (patterns)
 for each in "${unread[@]}"; do rm -rf ./$each; done
 # Of documentation, the licences stay.
-[[ ! -d usr/share/doc ]] || find usr/share/doc ! -type d ! -name copyright -delete
+[[ ! -d usr/share/doc ]] || find usr/share/doc -mindepth 2 ! -type d ! -name copyright -delete
 find . -type d -empty -path './usr/share/*' -delete
 rm -rf "$work"

@@ -153,10 +153,27 @@ CONTEXT = (
 )
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What an image knows of its history: the last commit that changed what it is made from. A clone that is not
+    whole may know a later one only."""
+
+    commit: str  # what --version prints
+    seconds: int  # its date: that of everything in the image
+
+    @staticmethod
+    def of(repository: Path) -> Origin:
+        # Of one length, whatever else is in the clone.
+        command = ["git", "-C", str(repository), "-c", "core.abbrev=12", "log", "-1"]
+        command += ["--format=%h %ct", "--", *CONTEXT, ":(exclude,glob)**/tests/**"]
+        answer = subprocess.run(command, capture_output=True, text=True).stdout.split()
+        return Origin(answer[0], int(answer[1])) if answer else Origin("unknown", 0)
+
+
 @functools.cache
 def context_key() -> str:
     """Once in a program: a node that joins a cluster later gets what the others have, whatever was edited."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(Origin.of(paths.REPOSITORY)).encode())
     for entry in CONTEXT:
         top = paths.REPOSITORY / entry
         for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
@@ -168,21 +185,11 @@ def context_key() -> str:
     return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What of its history an image holds: the last commit that changed what it is made from, so that it stays
-    the same as long as that does. A clone that is not whole may know a later one only."""
-
-    commit: str  # what --version prints
-    seconds: int  # its date: that of everything in the image
-
-    @staticmethod
-    def of(repository: Path) -> Origin:
-        # Of one length, whatever else is in the clone.
-        command = ["git", "-C", str(repository), "-c", "core.abbrev=12", "log", "-1"]
-        command += ["--format=%h %ct", "--", *CONTEXT]
-        answer = subprocess.run(command, capture_output=True, text=True).stdout.split()
-        return Origin(answer[0], int(answer[1])) if answer else Origin("unknown", 0)
+@functools.cache
+def here() -> str:
+    """This machine's architecture, as Debian and Docker call it."""
+    command = ["dpkg", "--print-architecture"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def rouse_reference(target: str) -> str:
@@ -234,6 +241,7 @@ class Buildah:
     def ensure_base(self, say) -> None:
         """The image that `FROM debian:12-slim` names, made of Debian's own packages."""
         recipe = [f"--dpkgopt=path-exclude={pattern}" for pattern in SLIM]
+        recipe += ["--dpkgopt=path-include=/usr/share/doc/*/copyright"]
         recipe += [f"--customize-hook={command}" for command in TIDY]
         mark = f"localhost/rouse-base:{hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]}"
         listed = self.run("images", "--format", "{{.Name}}:{{.Tag}}", capture=True).split()
@@ -275,20 +283,28 @@ class Buildah:
         return entry["digest"], sum(x["size"] for x in manifest["layers"])
 
     def build_in_storage(self, target: str, reference: str, architecture: str = "") -> None:
-        """As `docker build --target TARGET -t REFERENCE .` does."""
+        """As docs/images.md says, with layers and a compiler cache that are kept."""
         origin = Origin.of(paths.REPOSITORY)
-        self.run(
-            *("bud", "--pull=never", "--layers", "--network=host", "--target", target),
+        self.bud(
+            *("--layers", "--target", target, "--tag", reference),
             *(["--platform", f"linux/{architecture}"] if architecture else []),
-            *("--volume", f"{paths.cache('ccache')}:/ccache"),
-            *("--build-arg", f"JOBS={os.cpu_count()}"),
-            # This machine's certificate authorities, in case the network has one of its own.
-            *("--volume", f"{CERTIFICATES}:/tmp/certificates.crt:ro"),
-            *("--build-arg", "PIP_CERT=/tmp/certificates.crt"),
             *("--build-arg", f"ROUSE_COMMIT={origin.commit}"),
             *("--timestamp", str(origin.seconds)),
-            # A layer from the cache has the date that it was made with.
+            # A layer that was kept has the date that it was made with: other dates, other layers.
             *("--build-arg", f"SOURCE_DATE_EPOCH={origin.seconds}"),
-            *("--tag", reference),
+        )
+
+    def bud(self, *arguments: str) -> None:
+        """With what is this machine's: bases that were made here, caches, and its certificate authorities, in case
+        the network has one of its own."""
+        self.run(
+            *("bud", "--pull=never", "--network=host"),
+            *("--volume", f"{paths.cache('ccache')}:/ccache"),
+            *("--volume", f"{CERTIFICATES}:/tmp/certificates.crt:ro"),
+            *("--build-arg", "PIP_CERT=/tmp/certificates.crt"),
+            *("--build-arg", f"JOBS={os.cpu_count()}"),
+            # Newer ones know that of themselves, as Docker does.
+            *("--build-arg", f"BUILDPLATFORM=linux/{here()}"),
+            *arguments,
             str(paths.REPOSITORY),
         )

@@ -8,6 +8,7 @@ whoever built it. The same image gives the same text.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import sys
@@ -16,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
+from spdx_tools.common.spdx_licensing import spdx_licensing as licensing
 from spdx_tools.spdx.model import (
     Actor,
     ActorType,
@@ -28,6 +30,7 @@ from spdx_tools.spdx.model import (
     File,
     Package,
     PackagePurpose,
+    PackageVerificationCode,
     Relationship,
     RelationshipType,
     SpdxNoAssertion,
@@ -38,7 +41,8 @@ from . import image_tar
 
 STATUS = "var/lib/dpkg/status.d/"  # images/unpack.sh
 COMPILED_IN = "usr/share/rouse/compiled-in"  # the Dockerfile
-ROOT = "SPDXRef-Image"
+COPYRIGHT = "/usr/share/doc/{}/copyright in the image"
+IMAGE, OURS = "SPDXRef-Image", "SPDXRef-Rouse"
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,11 @@ def debian_packages(tar: Path, image: image_tar.Image) -> list[Debian]:
     return found
 
 
+def moment(text: str) -> datetime:
+    """Of a date in an image's configuration, which may have nanoseconds."""
+    return datetime.fromisoformat(re.sub(r"\.\d+", "", text).replace("Z", "+00:00"))
+
+
 def identifier(*parts: str) -> str:
     return "SPDXRef-" + re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join(parts))
 
@@ -98,7 +107,7 @@ def of_debian(package: Debian) -> Package:
         homepage=package.homepage,
         license_concluded=SpdxNoAssertion(),
         license_declared=SpdxNoAssertion(),
-        license_comment=f"/usr/share/doc/{package.name}/copyright in the image",
+        license_comment=COPYRIGHT.format(package.name),
         copyright_text=SpdxNoAssertion(),
         primary_package_purpose=PackagePurpose.LIBRARY,
         external_references=[purl(package.purl)],
@@ -115,6 +124,7 @@ def of_purl(text: str) -> Package:
         files_analyzed=False,
         license_concluded=SpdxNoAssertion(),
         license_declared=SpdxNoAssertion(),
+        license_comment=COPYRIGHT.format(name) if text.startswith("pkg:deb/") else None,
         copyright_text=SpdxNoAssertion(),
         external_references=[purl(text)],
     )
@@ -135,49 +145,72 @@ def of_file(entry: image_tar.Entry) -> File:
     )
 
 
-def document(tar: Path) -> Document:
-    image = image_tar.read(tar)
-    name, _, version = image.name.rpartition("/")[2].partition(":")
-    digest = image.identity.removeprefix("sha256:")
-    whole = Package(
-        spdx_id=ROOT,
+def ours(name: str, version: str | None, files: list[File]) -> Package:
+    """What no package of Debian's brought."""
+    sums = sorted(
+        x.value for f in files for x in f.checksums if x.algorithm == ChecksumAlgorithm.SHA1
+    )
+    code = hashlib.sha1("".join(sums).encode(), usedforsecurity=False).hexdigest()
+    return Package(
+        spdx_id=OURS,
         name=name,
-        version=version or None,
+        version=version,
+        download_location=SpdxNoAssertion(),
+        files_analyzed=True,
+        verification_code=PackageVerificationCode(code),
+        license_concluded=SpdxNoAssertion(),
+        license_declared=licensing.parse("Apache-2.0"),
+        license_comment=COPYRIGHT.format("rouse"),
+        copyright_text=SpdxNoAssertion(),
+        primary_package_purpose=PackagePurpose.APPLICATION,
+    )
+
+
+def whole(image: image_tar.Image, name: str, version: str | None) -> Package:
+    digest = image.identity.removeprefix("sha256:")
+    return Package(
+        spdx_id=IMAGE,
+        name=f"{name} (image)",
+        version=version,
         download_location=SpdxNoAssertion(),
         files_analyzed=False,
         license_concluded=SpdxNoAssertion(),
         license_declared=SpdxNoAssertion(),
         copyright_text=SpdxNoAssertion(),
         primary_package_purpose=PackagePurpose.CONTAINER,
-        comment=f"Configuration {image.identity}; {image.config['os']}/{image.config['architecture']}.",
+        comment=f"{image.config['os']}/{image.config['architecture']}; the checksum is its configuration's",
         checksums=[Checksum(ChecksumAlgorithm.SHA256, digest)],
     )
+
+
+def document(tar: Path) -> Document:
+    image = image_tar.read(tar)
+    name, _, tag = image.name.rpartition("/")[2].partition(":")
     debian = debian_packages(tar, image)
-    compiled = [of_purl(x) for x in image_tar.read_file(tar, COMPILED_IN).decode().split()]
     packed = frozenset().union(*(x.files for x in debian))
-    files = [of_file(x) for p, x in sorted(image.files().items()) if x.sha256 and p not in packed]
-    packages = [of_debian(x) for x in debian]
+    files = [
+        of_file(entry)
+        for path, entry in sorted(image.files().items())
+        if entry.sha256 and path not in packed and not path.startswith(STATUS)
+    ]
+    packages = [ours(name, tag or None, files), *map(of_debian, debian)]
+    compiled = [of_purl(x) for x in image_tar.read_file(tar, COMPILED_IN).decode().split()]
     programs = [x for x in files if x.name.startswith("./usr/bin/rouse-")]
-    relationships = [Relationship("SPDXRef-DOCUMENT", RelationshipType.DESCRIBES, ROOT)]
-    relationships += [
-        Relationship(ROOT, RelationshipType.CONTAINS, x.spdx_id) for x in [*packages, *files]
-    ]
-    relationships += [
-        Relationship(program.spdx_id, RelationshipType.STATIC_LINK, x.spdx_id)
-        for program in programs
-        for x in compiled
-    ]
-    created = datetime.fromisoformat(image.config["created"].partition(".")[0].rstrip("Z"))
+    contains, links = RelationshipType.CONTAINS, RelationshipType.STATIC_LINK
+    relationships = [Relationship("SPDXRef-DOCUMENT", RelationshipType.DESCRIBES, IMAGE)]
+    relationships += [Relationship(IMAGE, contains, x.spdx_id) for x in packages]
+    relationships += [Relationship(OURS, contains, x.spdx_id) for x in files]
+    relationships += [Relationship(p.spdx_id, links, x.spdx_id) for p in programs for x in compiled]
     return Document(
         CreationInfo(
             spdx_version="SPDX-2.3",
             spdx_id="SPDXRef-DOCUMENT",
             name=name,
-            document_namespace=f"https://rouse.dev/spdx/{name}/{digest}",
+            document_namespace=f"https://rouse.dev/spdx/{name}/{image.identity.replace(':', '-')}",
             creators=[Actor(ActorType.TOOL, "rouse_e2e.sbom")],
-            created=created,
+            created=moment(image.config["created"]),
         ),
-        packages=[whole, *packages, *compiled],
+        packages=[whole(image, name, tag or None), *packages, *compiled],
         files=files,
         relationships=relationships,
     )
