@@ -6,7 +6,7 @@
 # A compiler cache mounted at /ccache makes a second build short; nothing depends on it. Where the network
 # has a certificate authority of its own, mount its certificate and name it in the build argument PIP_CERT.
 # Everything runs on the building machine's architecture, and nothing in the last stages, so that images for
-# others need no emulation of the kernel's, and come out the same each time: docs/images.md.
+# others need no emulation by the kernel, and come out the same each time: docs/images.md.
 
 # The CUDA compiler, for the agent's kernels. Nothing of it is in the images.
 FROM --platform=$BUILDPLATFORM debian:12-slim AS cuda
@@ -89,7 +89,6 @@ RUN there=${TARGETARCH:-$(dpkg --print-architecture)} \
 
 # Neither a shell nor a package manager is in the images.
 FROM scratch AS operator
-ARG SOURCE_DATE_EPOCH
 COPY --from=roots /roots/both /
 COPY --from=roots /roots/operator /
 COPY --from=roots /out/operator /
@@ -98,7 +97,6 @@ EXPOSE 7480 7481 7482
 ENTRYPOINT ["/usr/bin/rouse-operator"]
 
 FROM scratch AS agent
-ARG SOURCE_DATE_EPOCH
 COPY --from=roots /roots/both /
 COPY --from=roots /roots/agent /
 COPY --from=roots /out/agent /

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from . import paths
@@ -153,27 +152,20 @@ CONTEXT = (
 )
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What an image knows of its history: the last commit that changed what it is made from. A clone that is not
-    whole may know a later one only."""
-
-    commit: str  # what --version prints
-    seconds: int  # its date: that of everything in the image
-
-    @staticmethod
-    def of(repository: Path) -> Origin:
-        # Of one length, whatever else is in the clone.
-        command = ["git", "-C", str(repository), "-c", "core.abbrev=12", "log", "-1"]
-        command += ["--format=%h %ct", "--", *CONTEXT, ":(exclude,glob)**/tests/**"]
-        answer = subprocess.run(command, capture_output=True, text=True).stdout.split()
-        return Origin(answer[0], int(answer[1])) if answer else Origin("unknown", 0)
+def commit() -> str:
+    """What --version prints: the last commit that changed what the images are made of, so that they stay the same as
+    long as that does. A clone that is not whole may know a later one only."""
+    # Of one length, whatever else is in the clone.
+    command = ["git", "-C", str(paths.REPOSITORY), "-c", "core.abbrev=12", "log", "-1"]
+    command += ["--format=%h", "--", *CONTEXT, ":(exclude,glob)**/tests/**"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    return answer.stdout.strip() or "unknown"
 
 
 @functools.cache
 def context_key() -> str:
     """Once in a program: a node that joins a cluster later gets what the others have, whatever was edited."""
-    digest = hashlib.sha256(repr(Origin.of(paths.REPOSITORY)).encode())
+    digest = hashlib.sha256(commit().encode())
     for entry in CONTEXT:
         top = paths.REPOSITORY / entry
         for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
@@ -284,14 +276,10 @@ class Buildah:
 
     def build_in_storage(self, target: str, reference: str, architecture: str = "") -> None:
         """As docs/images.md says, with layers and a compiler cache that are kept."""
-        origin = Origin.of(paths.REPOSITORY)
         self.bud(
             *("--layers", "--target", target, "--tag", reference),
             *(["--platform", f"linux/{architecture}"] if architecture else []),
-            *("--build-arg", f"ROUSE_COMMIT={origin.commit}"),
-            *("--timestamp", str(origin.seconds)),
-            # A layer that was kept has the date that it was made with: other dates, other layers.
-            *("--build-arg", f"SOURCE_DATE_EPOCH={origin.seconds}"),
+            *("--build-arg", f"ROUSE_COMMIT={commit()}"),
         )
 
     def bud(self, *arguments: str) -> None:
@@ -303,6 +291,8 @@ class Buildah:
             *("--volume", f"{CERTIFICATES}:/tmp/certificates.crt:ro"),
             *("--build-arg", "PIP_CERT=/tmp/certificates.crt"),
             *("--build-arg", f"JOBS={os.cpu_count()}"),
+            # Layers that are kept have the date that they were made with: always the same one.
+            *("--timestamp", "0"),
             # Newer ones know that of themselves, as Docker does.
             *("--build-arg", f"BUILDPLATFORM=linux/{here()}"),
             *arguments,

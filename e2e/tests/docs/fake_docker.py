@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rouse_e2e import paths  # noqa: E402
-from rouse_e2e.images import Buildah, Origin  # noqa: E402
+from rouse_e2e.images import Buildah, commit  # noqa: E402
 
 
 def main(program: str, arguments: list[str]) -> int:
@@ -27,12 +27,11 @@ def main(program: str, arguments: list[str]) -> int:
                 buildah.ensure_base(print)
                 buildah.build_in_storage(target, reference)
         case ["buildah", "build", *options, "."]:
-            commit = Origin.of(paths.REPOSITORY).commit
             with paths.locked("buildah"):
                 buildah = Buildah()
                 buildah.ensure_base(print)
                 # Another commit's name would have the programs linked again.
-                buildah.bud("--layers", *options, "--build-arg", f"ROUSE_COMMIT={commit}")
+                buildah.bud("--layers", *options, "--build-arg", f"ROUSE_COMMIT={commit()}")
         case [_, "push", reference]:
             folder = Path(os.environ["FAKE_REGISTRY"], reference.replace("/", "_"))
             with paths.locked("buildah"):

@@ -59,7 +59,7 @@ NEVER = {
     "docker build --target operator -t rouse-operator:0.1.0 "
     "--build-arg ROUSE_COMMIT=$(git rev-parse --short=12 HEAD) "
     "--output type=docker,rewrite-timestamp=true "
-    "--build-arg SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) .": BUILDKIT,
+    "--build-arg SOURCE_DATE_EPOCH=0 .": BUILDKIT,
     "kubectl debug -it POD --image=debian:12-slim --target=agent": KUBELET,
     "make test-rdma": "a virtual machine under plain emulation: minutes, and not part of `make test`",
     "e2e/demo.py --kubeconfig": "needs a cluster that is not ours; its steps are the story's",
