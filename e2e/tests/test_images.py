@@ -80,29 +80,50 @@ def test_both_images_share_a_layer():
     assert len(first) == 1
 
 
-def test_a_program_starts_in_a_root_that_holds_its_image_and_nothing_else(
-    name: str, tar: Path, tmp_path: Path
-):
+@pytest.fixture(scope="module")
+def root(tar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a container of the image has for a root."""
+    folder = tmp_path_factory.mktemp("root")
     with tarfile.open(tar) as archive:
         (manifest,) = json.load(archive.extractfile("manifest.json"))
         for layer in manifest["Layers"]:
             with tarfile.open(fileobj=archive.extractfile(layer)) as inner:
-                inner.extractall(tmp_path)
-    tmp_path.chmod(0o755)
-    command = [
-        "/usr/sbin/chroot",
-        "--userspec=2000:2000",
-        str(tmp_path),
-        f"/{PROGRAMS[name]}",
-        "--version",
-    ]
-    answer = subprocess.run(command, capture_output=True, text=True, env={}, timeout=30)
+                inner.extractall(folder)
+    folder.chmod(0o755)
+    return folder
+
+
+def run_inside(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    inside = ["/usr/sbin/chroot", "--userspec=2000:2000", str(root)]
+    return subprocess.run([*inside, *command], capture_output=True, text=True, env={}, timeout=30)
+
+
+def test_a_program_starts_in_a_root_that_holds_its_image_and_nothing_else(name: str, root: Path):
+    answer = run_inside(root, f"/{PROGRAMS[name]}", "--version")
     assert answer.returncode == 0, answer.stderr
     assert images.commit() in answer.stdout
 
 
+def test_each_library_finds_those_that_it_needs(name: str, root: Path, image: Image):
+    """UCX and libibverbs open modules at run time, and do without one that does not load."""
+    (loader,) = (x for x in image.files() if re.fullmatch(r"lib(64)?/ld-linux-[^/]*", x))
+    libraries = [
+        x for x, y in image.files().items() if ".so" in x and y.kind == "0" and "/lib" in f"/{x}"
+    ]
+    libraries = [
+        x for x in libraries if (root / x).read_bytes()[:4] == b"\x7fELF" and "/ld-linux-" not in x
+    ]
+    assert len(libraries) > 20
+    assert name == "operator" or any("/ucx/libuct_ib.so" in x for x in libraries)
+    for library in libraries:
+        answer = run_inside(root, f"/{loader}", "--list", f"/{library}")
+        assert (answer.returncode, "not found" in answer.stdout) == (0, False), (library, answer)
+
+
 def test_an_image_is_as_large_as_its_page_says(name: str, tar: Path):
-    row = re.search(rf"^\| {name} \| {images.here()} \| (\d+) MB \|", PAGE.read_text(), re.MULTILINE)
+    row = re.search(
+        rf"^\| {name} \| {images.here()} \| (\d+) MB \|", PAGE.read_text(), re.MULTILINE
+    )
     assert row, f"{PAGE}: a row for {name}"
     assert tar.stat().st_size / 1e6 == pytest.approx(int(row[1]), rel=0.05)
 
