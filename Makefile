@@ -28,7 +28,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 export LANG := C.UTF-8
 unexport LC_ALL LC_CTYPE LC_MESSAGES
 
-.PHONY: help all build deps kubectl-rouse test demo bench e2e chaos fuzz lint format references pictures clean images \
+.PHONY: help all build deps kubectl-rouse test demo bench e2e chaos fuzz lint format references pictures clean images images-arm64 sbom reproduce \
   test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-gpu test-rdma test-plugin test-cache-keys
 
 help: ## List the targets
@@ -99,6 +99,15 @@ kubectl-rouse: deps ## Build the kubectl plugin, and put it into PREFIX/bin (def
 
 images: deps ## Build the container images into the cache folder
 	@python=$$(e2e/install.sh) && cd e2e && "$$python" -m rouse_e2e images
+
+images-arm64: deps ## Build Rouse's images for arm64, and start them in QEMU (not part of `make test`)
+	@python=$$(e2e/install.sh) && cd e2e && "$$python" -m rouse_e2e cross arm64
+
+sbom: deps ## Write the images' bills of materials (SPDX) into build/sbom
+	@python=$$(e2e/install.sh) && cd e2e && "$$python" -m rouse_e2e sbom
+
+reproduce: deps ## Build both images twice from nothing, and compare (not part of `make test`)
+	@python=$$(e2e/install.sh) && "$$python" e2e/reproduce.py $(ARGS)
 
 bench: deps ## Run the benchmarks; figures go to docs/benchmarks
 	@python=$$(e2e/install.sh) && ROUSE_CUDA_ROOT="$(CACHE)/cuda" "$$python" bench/run.py $(ARGS)

@@ -7,6 +7,8 @@ kubeconfig  print the path of the kubeconfig that reaches it from the machine
 list        print the clusters there are
 sweep       remove what killed runs have left
 images      build all container images into the cache folder
+cross ARCH  build Rouse's images for another architecture (default: arm64), and say what a registry would
+sbom        write the bills of materials of Rouse's images, in SPDX, into build/sbom
 packages    print the folder of the engine image's Python packages
 """
 
@@ -16,7 +18,7 @@ import os
 import sys
 import time
 
-from . import images
+from . import images, paths
 from .cluster import interrupt_on_terminate
 from .real import RealCluster, nodes_folder, sweep, tear_down
 
@@ -56,6 +58,25 @@ def main() -> None:
         images.containerd_template(say)
         for name, tar in images.rouse_tars(say).items():
             say(f"{name}: {tar}")
+    elif action == "cross":
+        architecture = arguments[1] if len(arguments) > 1 else "arm64"
+        with paths.locked("buildah"):
+            buildah = images.Buildah()
+            buildah.ensure_base(say)
+            for target in ("operator", "agent"):
+                reference = f"localhost/rouse-{target}:{architecture}"
+                buildah.build_in_storage(target, reference, architecture)
+                digest, size = buildah.published(reference)
+                say(f"{reference}: {digest}, {size / 1e6:.1f} MB compressed")
+    elif action == "sbom":
+        from . import sbom  # takes a second, which nothing else needs
+
+        folder = paths.REPOSITORY / "build" / "sbom"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, tar in images.rouse_tars(say).items():
+            file = folder / f"rouse-{name}.spdx.json"
+            file.write_text(sbom.text(tar))
+            print(file)
     elif action == "packages":
         print(images.engine_packages())
     elif action == "sweep":

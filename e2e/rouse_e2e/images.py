@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -142,17 +143,29 @@ CONTEXT = (
     "Dockerfile",
     ".dockerignore",
     "CMakeLists.txt",
+    "LICENSE",
     "common",
     "operator",
     "agent",
     "connector",
+    "images",
 )
+
+
+def commit() -> str:
+    """What --version prints: the last commit that changed what the images are made of, so that they stay the same as
+    long as that does. A clone that is not whole may know a later one only."""
+    # Of one length, whatever else is in the clone.
+    command = ["git", "-C", str(paths.REPOSITORY), "-c", "core.abbrev=12", "log", "-1"]
+    command += ["--format=%h", "--", *CONTEXT, ":(exclude,glob)**/tests/**"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    return answer.stdout.strip() or "unknown"
 
 
 @functools.cache
 def context_key() -> str:
     """Once in a program: a node that joins a cluster later gets what the others have, whatever was edited."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(commit().encode())
     for entry in CONTEXT:
         top = paths.REPOSITORY / entry
         for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
@@ -164,12 +177,11 @@ def context_key() -> str:
     return digest.hexdigest()[:16]
 
 
-def commit() -> str:
-    """What --version prints. Not part of the key: an image of the same content is not built anew, and
-    names the commit that it was first built at."""
-    command = ["git", "-C", str(paths.REPOSITORY), "rev-parse", "--short", "HEAD"]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    return answer.stdout.strip() or "unknown"
+@functools.cache
+def here() -> str:
+    """This machine's architecture, as Debian and Docker call it."""
+    command = ["dpkg", "--print-architecture"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def rouse_reference(target: str) -> str:
@@ -221,6 +233,7 @@ class Buildah:
     def ensure_base(self, say) -> None:
         """The image that `FROM debian:12-slim` names, made of Debian's own packages."""
         recipe = [f"--dpkgopt=path-exclude={pattern}" for pattern in SLIM]
+        recipe += ["--dpkgopt=path-include=/usr/share/doc/*/copyright"]
         recipe += [f"--customize-hook={command}" for command in TIDY]
         mark = f"localhost/rouse-base:{hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]}"
         listed = self.run("images", "--format", "{{.Name}}:{{.Tag}}", capture=True).split()
@@ -251,20 +264,37 @@ class Buildah:
         self.run("push", "--quiet", reference, f"docker-archive:{partial}:{reference}")
         partial.rename(tar)
 
-    def build_in_storage(self, target: str, reference: str) -> None:
-        """As `docker build --target TARGET -t REFERENCE .` does."""
+    def published(self, reference: str) -> tuple[str, int]:
+        """What a registry that it is pushed to says: the manifest's digest, and the bytes of all layers there."""
+        with tempfile.TemporaryDirectory(dir=self.root / "tmp") as work:
+            self.run("push", "--quiet", reference, f"oci:{work}/image")
+            folder = Path(work, "image")
+            (entry,) = json.loads((folder / "index.json").read_text())["manifests"]
+            blob = folder / "blobs" / entry["digest"].replace(":", "/")
+            manifest = json.loads(blob.read_text())
+        return entry["digest"], sum(x["size"] for x in manifest["layers"])
+
+    def build_in_storage(self, target: str, reference: str, architecture: str = "") -> None:
+        """As docs/images.md says, with layers and a compiler cache that are kept."""
+        self.bud(
+            *("--layers", "--target", target, "--tag", reference),
+            *(["--platform", f"linux/{architecture}"] if architecture else []),
+            *("--build-arg", f"ROUSE_COMMIT={commit()}"),
+        )
+
+    def bud(self, *arguments: str) -> None:
+        """With what is this machine's: bases that were made here, caches, and its certificate authorities, in case
+        the network has one of its own."""
         self.run(
-            *("bud", "--pull=never", "--layers", "--network=host", "--target", target),
-            *(
-                "--volume",
-                f"{paths.cache('ccache')}:/ccache",
-                "--build-arg",
-                f"JOBS={os.cpu_count()}",
-            ),
-            # This machine's certificate authorities, in case the network has one of its own.
+            *("bud", "--pull=never", "--network=host"),
+            *("--volume", f"{paths.cache('ccache')}:/ccache"),
             *("--volume", f"{CERTIFICATES}:/tmp/certificates.crt:ro"),
             *("--build-arg", "PIP_CERT=/tmp/certificates.crt"),
-            *("--build-arg", f"ROUSE_COMMIT={commit()}"),
-            *("--tag", reference),
+            *("--build-arg", f"JOBS={os.cpu_count()}"),
+            # Layers that are kept have the date that they were made with: always the same one.
+            *("--timestamp", "0"),
+            # Newer ones know that of themselves, as Docker does.
+            *("--build-arg", f"BUILDPLATFORM=linux/{here()}"),
+            *arguments,
             str(paths.REPOSITORY),
         )

@@ -96,9 +96,10 @@ class Reader:
         programs = folder / "bin"
         for each in (programs, self.registry, folder / "home"):
             each.mkdir()
-        docker = Path(__file__).with_name("fake_docker.py")
-        (programs / "docker").write_text(f'#!/bin/sh\nexec {sys.executable} {docker} "$@"\n')
-        (programs / "docker").chmod(0o755)
+        fake = Path(__file__).with_name("fake_docker.py")
+        for name in ("docker", "buildah"):
+            (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {fake} {name} "$@"\n')
+            (programs / name).chmod(0o755)
 
     def close(self) -> None:
         self._parts.close()

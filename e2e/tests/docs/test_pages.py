@@ -38,11 +38,29 @@ ELSEWHERE = {
 }
 KIND = "kind needs Docker, which is not where the tests run"
 KUBELET = "needs a pod that runs; nothing of ours is in it"
+BUILDKIT = "only BuildKit has that, and there is no Docker engine where the tests run"
+CROSS = "compiles everything for another architecture: minutes, and not part of `make test`"
+BOTH = "build --platform linux/amd64,linux/arm64"
 CLUSTER = "needs the cluster that `make demo KEEP=1` leaves"
 #: Executed by no test, and why.
 NEVER = {
     "make test": "it is the run that this test is a part of",
     "make pictures": "a run of the demo's story, and its pictures are never the same",
+    "make reproduce": "compiles everything twice without a cache, and is not part of `make test`",
+    "make images-arm64": CROSS,
+    **{
+        f"docker buildx {BOTH} --target {x} -t REGISTRY/rouse-{x}:0.1.0 --push .": BUILDKIT
+        for x in ("operator", "agent")
+    },
+    **{
+        f"buildah {BOTH} --build-arg BUILDPLATFORM=linux/amd64 --target {x} --manifest rouse-{x}:0.1.0 .": CROSS
+        for x in ("operator", "agent")
+    },
+    "docker build --target operator -t rouse-operator:0.1.0 "
+    "--build-arg ROUSE_COMMIT=$(git rev-parse --short=12 HEAD) "
+    "--output type=docker,rewrite-timestamp=true "
+    "--build-arg SOURCE_DATE_EPOCH=0 .": BUILDKIT,
+    "kubectl debug -it POD --image=debian:12-slim --target=agent": KUBELET,
     "make test-rdma": "a virtual machine under plain emulation: minutes, and not part of `make test`",
     "e2e/demo.py --kubeconfig": "needs a cluster that is not ours; its steps are the story's",
     "export KUBECONFIG=$(cd e2e && $(./install.sh) -m rouse_e2e kubeconfig demo)": CLUSTER,
