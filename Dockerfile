@@ -67,7 +67,7 @@ RUN export LANG=C.UTF-8 CCACHE_DIR=/ccache CCACHE_BASEDIR=/src CCACHE_NOHASHDIR=
 # What the programs need at run time, as folders: packages of there, unpacked here.
 FROM --platform=$BUILDPLATFORM debian:12-slim AS roots
 ARG TARGETARCH
-COPY images /images
+COPY config/images /images
 RUN here=$(dpkg --print-architecture) && there=${TARGETARCH:-$here} \
  && apt-get update \
  && if [ "$there" != "$here" ]; then apt-get install -y --no-install-recommends qemu-user-static; fi \

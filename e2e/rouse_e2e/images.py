@@ -148,7 +148,7 @@ CONTEXT = (
     "operator",
     "agent",
     "connector",
-    "images",
+    "config/images",
 )
 
 

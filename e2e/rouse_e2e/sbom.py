@@ -39,7 +39,7 @@ from spdx_tools.spdx.writer.json.json_writer import write_document_to_stream
 
 from . import image_tar
 
-STATUS = "var/lib/dpkg/status.d/"  # images/unpack.sh
+STATUS = "var/lib/dpkg/status.d/"  # config/images/unpack.sh
 COMPILED_IN = "usr/share/rouse/compiled-in"  # the Dockerfile
 COPYRIGHT = "/usr/share/doc/{}/copyright in the image"
 IMAGE, OURS = "SPDXRef-Image", "SPDXRef-Rouse"
