@@ -103,8 +103,8 @@ TEST_CASE("Requests out of turn are answered with an error and change nothing") 
         std::string::npos);
   REQUIRE(std::holds_alternative<step::Welcome>(session.OnRequest(Hello(), kNothing)));
   CHECK(ErrorOf(session.OnRequest(Hello(), kNothing)).find("twice") != std::string::npos);
-  CHECK(ErrorOf(session.OnRequest(Request(AwaitWeightsRequest{}), kNothing)).find("said Storage") !=
-        std::string::npos);
+  CHECK(ErrorOf(session.OnRequest(Request(AwaitWeightsRequest{}), kNothing))
+            .find("did not say Peer") != std::string::npos);
   CHECK(ErrorOf(session.OnRequest(Request(GetSlabsRequest{}), kNothing)).find("GetSlabs before") !=
         std::string::npos);
   CHECK(ErrorOf(session.OnRequest(Request(PublishRequest{}), kNothing)).find("CreateArena first") !=
