@@ -181,6 +181,7 @@ json::Json ToJson(const AgentReport& report) {
   if (!report.state_miss.empty()) out["stateMiss"] = report.state_miss;
   out["timeline"] = report.timeline ? ToJson(*report.timeline) : json::Json();
   if (report.load) out["load"] = ToJson(*report.load);
+  if (report.node_facts) out["nodeFacts"] = ToJson(*report.node_facts);
   return out;
 }
 
@@ -319,7 +320,8 @@ Result<AgentReport> AgentReportFromJson(const json::Json& value) {
                      .state_origin = in.StringOr("stateOrigin", ""),
                      .state_miss = in.StringOr("stateMiss", ""),
                      .timeline = std::nullopt,
-                     .load = std::nullopt};
+                     .load = std::nullopt,
+                     .node_facts = std::nullopt};
   for (const char* key : {"message", "address", "node", "transport", "transportFallback",
                           "stateOrigin", "stateMiss"}) {
     if (in.StringOr(key, "").size() > kMaxMessage) in.Fail(key, "is over 4096 bytes");
@@ -336,6 +338,10 @@ Result<AgentReport> AgentReportFromJson(const json::Json& value) {
   }
   if (in.Has("load")) {
     ROUSE_ASSIGN_OR_RETURN(report.load, EngineLoadFromJson(in.Object("load"), "load"));
+  }
+  if (in.Has("nodeFacts")) {
+    ROUSE_ASSIGN_OR_RETURN(report.node_facts,
+                           NodeFactsFromJson(in.Object("nodeFacts"), "nodeFacts"));
   }
   return report;
 }

@@ -12,6 +12,7 @@
 
 #include "common/json.h"
 #include "common/manifest.h"
+#include "common/node_facts.h"
 #include "common/timeline.h"
 
 namespace rouse {
@@ -106,6 +107,7 @@ struct AgentReport {
   std::string state_miss;
   std::optional<Timeline> timeline;
   std::optional<EngineLoad> load;  ///< Of an engine that serves and tells it.
+  std::optional<NodeFacts> node_facts;
 
   bool operator==(const AgentReport&) const = default;
 };

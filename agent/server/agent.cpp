@@ -1,5 +1,7 @@
 #include "agent/server/agent.h"
 
+#include "agent/fabric/node_facts.h"
+
 #include <pthread.h>
 
 #include <algorithm>
@@ -40,6 +42,7 @@ std::string WhyNone(const StartPlan& plan) {
 
 Agent::Agent(AgentOptions options)
     : options_(std::move(options)),
+      node_facts_(fabric::LookAtNode(options_.publisher.node_folder)),
       machine_(options_.plan),
       files_(options_.model_dir),
       commands_([this] {
@@ -157,6 +160,7 @@ Status Agent::WireReporter() {
                             holdings.load = load_;
                             AgentReport report =
                                 BuildReport(options_.self, StandingNow(), holdings);
+                            report.node_facts = node_facts_;
                             load_told_ = report.load;
                             load_told_at_ = Clock::now();
                             return report;

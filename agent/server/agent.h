@@ -169,6 +169,7 @@ class Agent final : private EngineHost {
   void OnXid(const nvml::XidEvent& event);
 
   AgentOptions options_;
+  const NodeFacts node_facts_;
   Metrics metrics_;
   mutable std::mutex mutex_;
   StartupMachine machine_;

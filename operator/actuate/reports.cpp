@@ -51,6 +51,9 @@ std::map<std::string, std::string> ReportAnnotations(const AgentReport& report) 
   if (!report.state_miss.empty()) out[api::kAnnotationStateMiss] = report.state_miss;
   if (report.weights) out[api::kAnnotationWeights] = json::Canonical(ToJson(*report.weights));
   if (report.timeline) out[api::kAnnotationTimeline] = json::Canonical(ToJson(*report.timeline));
+  if (report.node_facts) {
+    out[api::kAnnotationNodeFacts] = json::Canonical(ToJson(*report.node_facts));
+  }
   return out;
 }
 

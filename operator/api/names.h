@@ -48,6 +48,7 @@ inline constexpr char kAnnotationTransportFallback[] = "rouse.dev/transport-fall
 /// Where compile caches came from, and which of them were not used although they were installed.
 inline constexpr char kAnnotationStateOrigin[] = "rouse.dev/state-origin";
 inline constexpr char kAnnotationStateMiss[] = "rouse.dev/state-miss";
+inline constexpr char kAnnotationNodeFacts[] = "rouse.dev/node-facts";
 inline constexpr char kAnnotationTimeline[] = "rouse.dev/timeline";
 
 inline constexpr char kFieldManagerReport[] = "rouse-agent-report";

@@ -6,6 +6,7 @@
 #include "common/tls/x509.h"
 #include "operator/api/names.h"
 #include "operator/kube/lease.h"
+#include "operator/kubectl/doctor_nodes.h"
 #include "operator/kubectl/doctor_services.h"
 #include "operator/plan/objects.h"
 
@@ -267,12 +268,7 @@ std::vector<Finding> Diagnose(const Evidence& evidence, const std::string& versi
     CheckService(view, read == evidence.namespaces.end() ? NamespaceEvidence() : read->second, now,
                  out);
   }
-  if (!evidence.services.empty()) {
-    out.push_back({Level::kUnchecked, "nodes",
-                   "NICs, GPUDirect, drivers and node folders: agents tell of them in their logs "
-                   "only, what came of it is in the findings above",
-                   "kubectl logs POD -c agent"});
-  }
+  CheckNodes(evidence.services, out);
   return out;
 }
 

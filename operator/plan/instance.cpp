@@ -56,7 +56,7 @@ void ReadReport(const Json& annotations, Instance& out) {
        {api::kAnnotationAgentState, api::kAnnotationAgentMessage, api::kAnnotationAgentAddress,
         api::kAnnotationWeights, api::kAnnotationBytesBySource, api::kAnnotationTransport,
         api::kAnnotationTransportFallback, api::kAnnotationStateOrigin, api::kAnnotationStateMiss,
-        api::kAnnotationTimeline}) {
+        api::kAnnotationTimeline, api::kAnnotationNodeFacts}) {
     if (At(annotations, key).is_string()) out.reported[key] = Text(annotations, key);
   }
   out.agent_state =

@@ -1,5 +1,6 @@
 #include <catch2/catch.hpp>
 
+#include "common/node_facts.h"
 #include "common/tls/x509.h"
 #include "operator/kubectl/doctor.h"
 #include "operator/tests/kubectl_world.h"
@@ -124,8 +125,8 @@ ok  operator                  operator-0 leads
 ok  namespace default         1 certificate authority trusted, good until 2027-04-05T08:00:00Z
 ok  default/demo              1 of 1 instance serves, nothing is amiss
 ok  default/demo              claim models is bound
-?   nodes                     NICs, GPUDirect, drivers and node folders: agents tell of them in their logs only, what came of it is in the findings above
-                              -> kubectl logs POD -c agent
+?   node node-a               NICs, GPUs and driver: no agent there has told of them yet
+                              -> wait for a report; an agent of an older release tells of them in its log only
 )");
   CHECK(ErrorsIn(findings) == 0);
 }
@@ -243,4 +244,76 @@ TEST_CASE("findings name no control characters, and their JSON each level", "[ku
   const std::vector<Finding> findings = {{Level::kError, "a\x1b", "b\x1b", "c\x1b"}};
   CHECK(DoctorText(findings, kPlain).find('\x1b') == std::string::npos);
   CHECK(ToJson(findings)["findings"][0]["level"] == "Error");
+}
+
+namespace {
+
+/// What is said of node-a when its agent has told these facts.
+std::vector<Finding> OfNode(const NodeFacts& facts, std::uint64_t weights = 0) {
+  Evidence evidence = Healthy();
+  plan::Instance& instance = evidence.services[0].instances.at(0);
+  instance.reported[api::kAnnotationNodeFacts] = json::Canonical(ToJson(facts));
+  instance.weights = WeightsReport{.bytes = weights};
+  std::vector<Finding> found = Diagnose(evidence, "0.1.0 (abc)", kNow);
+  std::erase_if(found, [](const Finding& finding) { return finding.subject != "node node-a"; });
+  return found;
+}
+
+int Worse(const std::vector<Finding>& findings) {
+  return static_cast<int>(std::count_if(findings.begin(), findings.end(), [](const Finding& one) {
+    return one.level == Level::kWarning && !one.remedy.empty();
+  }));
+}
+
+}  // namespace
+
+TEST_CASE("of a node with GPUs and RDMA it is said what weights go by", "[kubectl]") {
+  NodeFacts facts{.rdma = {{"mlx5_0:1", true, true, 400}, {"mlx5_1:1", true, true, 400}},
+                  .gpu_driver = "580.159.04",
+                  .gpus = 8,
+                  .peer_memory = true};
+  const auto good = OfNode(facts, 61u << 30);
+  CHECK(Worse(good) == 0);
+  REQUIRE(good.size() == 4);
+  CHECK(Says(good[0], "RDMA by mlx5_0:1 (400 Gbit/s), mlx5_1:1 (400 Gbit/s)"));
+  CHECK(Says(good[1], "NVIDIA driver 580.159.04, agents see 8 GPUs"));
+  CHECK(Says(good[2], "GPUDirect RDMA is not used, module nvidia_peermem is loaded"));
+  CHECK(Says(good[3], "agents of the node copy weights from each other"));
+
+  SECTION("a port that agents may not open, and one without a link") {
+    facts.rdma[0].accessible = false;
+    facts.rdma[1].active = false;
+    const auto found = OfNode(facts);
+    CHECK(Worse(found) == 2);
+    CHECK(Says(found[0], "agents may not open mlx5_0:1"));
+    CHECK(found[0].remedy.find("agent.rdma.resourceName") != std::string::npos);
+    CHECK(Says(found[1], "no link at mlx5_1:1"));
+  }
+  SECTION("less memory to lock than the weights take") {
+    facts.locked_memory = 8 << 20;
+    const auto found = OfNode(facts, 61u << 20);
+    CHECK(Worse(found) == 1);
+    CHECK(Says(found[1], "agents may lock 8 MiB, and RDMA moves weights of 61 MiB"));
+    CHECK(Worse(OfNode(facts, 8u << 20)) == 0);
+  }
+  SECTION("GPUs that agents do not see") {
+    facts.gpus = 0;
+    const auto found = OfNode(facts);
+    CHECK(Worse(found) == 1);
+    CHECK(Says(found[1], "agents see no GPU: weights are kept in host memory"));
+  }
+  SECTION("no folder that they share") {
+    facts.node_folder_problem = "there is none";
+    const auto found = OfNode(facts);
+    CHECK(Worse(found) == 1);
+    CHECK(found[3].remedy.find("agent.nodeFolder") != std::string::npos);
+  }
+}
+
+TEST_CASE("a node without devices is none to warn of", "[kubectl]") {
+  const auto found = OfNode({.node_folder_problem = "there is none"});
+  CHECK(Worse(found) == 0);
+  REQUIRE(found.size() == 3);
+  CHECK(Says(found[0], "no RDMA device"));
+  CHECK(Says(found[1], "no NVIDIA driver is loaded"));
 }
