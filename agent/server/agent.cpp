@@ -405,8 +405,9 @@ Status Agent::Publish(const HelloRequest& hello, const memory::OwnedFd& manifest
   const auto held = request.placeholders             ? WeightStore::Content::kPlaceholders
                     : stream_->Delivered(hello.rank) ? WeightStore::Content::kReadByAgent
                                                      : WeightStore::Content::kReadByEngine;
-  ROUSE_RETURN_IF_ERROR(store_->Publish(hello, text, held));
+  const Status published = store_->Publish(hello, text, held);
   KeepRole();
+  ROUSE_RETURN_IF_ERROR(published);
   NotifyWork();
   return Status();
 }

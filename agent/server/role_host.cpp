@@ -55,9 +55,8 @@ void Agent::WireRole() {
   if (fs::exists(kept, none)) {
     role_kept_ = true;
     role_->FailAtOnce(
-        "the agent was started again while its engine slept, or had no weights yet: what the "
-        "engine "
-        "needs to wake is gone");
+        "the agent was started again while its engine slept, or had no weights yet: what it needs "
+        "to wake is gone");
   }
 }
 
@@ -94,13 +93,16 @@ void Agent::KeepRole() {
 // serves, or that may load: its folder lives as long as the pod.
 Status Agent::KeepUnfit(bool unfit) {
   const std::scoped_lock lock(role_file_mutex_);
-  if (std::exchange(role_kept_, unfit) == unfit) return {};
+  if (role_kept_ == unfit) return {};
   const fs::path folder = fs::path(options_.engine_socket).parent_path();
   if (unfit) {
-    return WriteFileBelow(folder.string(), {.path = kRoleFile, .mode = 0644, .modified = {}}, "");
+    ROUSE_RETURN_IF_ERROR(
+        WriteFileBelow(folder.string(), {.path = kRoleFile, .mode = 0644, .modified = {}}, ""));
+  } else {
+    std::error_code gone;
+    fs::remove(folder / kRoleFile, gone);
   }
-  std::error_code gone;
-  fs::remove(folder / kRoleFile, gone);
+  role_kept_ = unfit;
   return {};
 }
 

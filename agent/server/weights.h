@@ -73,7 +73,7 @@ class WeightStore {
   /// See EngineHost::HeldOn.
   std::uint64_t HeldOn(const std::string& gpu) const;
   /// What an engine has filled its arena with. The agent has counted the bytes that it read itself.
-  /// Placeholders are offered to nobody: no peer, and no engine as weights to serve with.
+  /// Placeholders are offered to no peer.
   enum class Content { kReadByEngine, kReadByAgent, kPlaceholders };
   Status Publish(const HelloRequest& hello, const std::string& manifest_json, Content content);
   /// Whether any rank's engine computes with placeholders.

@@ -319,12 +319,13 @@ class RouseModelLoader(DefaultModelLoader):
         """Puts a model that has no weights into the agent's memory, which it will find them in when it is
         woken. False: it has to be loaded from storage. It must not serve as it is, whatever happens."""
         assert self._link is not None
-        scalars = tensors.changed(self._scalars_before, tensors.scalars(model))
         try:
-            if scalars and self._link.rank.form == manifest.PROCESSED:
+            if self._link.rank.form == manifest.PROCESSED:
                 # Compiled code and captured graphs have them in it, and these are of no weights.
-                names = ", ".join(sorted(scalars)[:3])
-                raise Unsupported(f"processing makes numbers out of this model's weights: {names}")
+                made = tensors.changed(self._scalars_before, tensors.scalars(model))
+                if made:
+                    names = ", ".join(sorted(made)[:3])
+                    raise Unsupported(f"processing makes numbers of this model's weights: {names}")
             self._link.give(model, {}, placeholders=True)
             return True
         except (AgentRefused, Unsupported, TypeError, ValueError) as error:
