@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import threading
 import time
@@ -54,6 +55,13 @@ def test_the_first_instance_starts_from_storage(told: Told):
     assert told.first.path == "Storage"
     assert told.first.bytes_by_source["storage"] >= make_checkpoint.weight_bytes()
     assert told.first.bytes_by_source.get("peer", 0) == 0
+
+
+def test_agents_tell_of_their_node(told: Told):
+    (one, other) = (json.loads(x.annotation("node-facts")) for x in (told.first, told.second))
+    assert one == other, "they are on one node"
+    assert (one["gpuDriver"], one["gpus"], one["rdma"]) == ("", 0, [])
+    assert one["nodeFolderProblem"] == "there is none"  # The demo's chart values set no folder.
 
 
 def test_the_agent_reads_the_checkpoint_for_the_first_instance(told: Told):
