@@ -179,7 +179,7 @@ def test_a_guard_made_while_nobody_serves_reads_no_weights_and_wakes_with_the_fi
 ):
     story = begin_with(1)
     story.scale(0)
-    story.await_pods("nobody to be left", lambda p: not p, 60)
+    wait_until("nobody to be left", 60, lambda: not story.pods())
     story.guard(1)
     (guard,) = story.await_pods(
         "a guard to sleep",
@@ -197,7 +197,6 @@ def test_a_guard_made_while_nobody_serves_reads_no_weights_and_wakes_with_the_fi
     assert woken.path == "Wake"
     assert story.ask(woken) == first.tokens
     assert woken.bytes_by_source["peer"] >= replica.bytes_by_source["storage"] > 0
-    story.guard(0)
 
 
 def test_the_node_scripts_find_what_they_look_for(installed_story: Story):
