@@ -51,9 +51,9 @@ def of_model(model: str, samples: list[Sample]) -> list[figures.Figure]:
             "",
         )
     ]
+    # Of the runs that say all of it: machines differ, and the older ones had another.
+    cold_starts = [x for x in samples if x["row"] == rows.VLLM_COLD and "compileSeconds" in x]
     for what, take in _PARTS:
-        # Of the runs that say all of it: machines differ, and the older ones had another.
-        cold_starts = [x for x in samples if x["row"] == rows.VLLM_COLD and "compileSeconds" in x]
         cold, warm = _median(cold_starts, take), _median(hydrated, take)
         if cold is None or warm is None:
             continue

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from agents import Agent, FakeOperator
@@ -47,10 +49,26 @@ class Instance:
         self.agent.close()
 
 
-def test_a_guard_wakes_with_a_peers_weights(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def running() -> Iterator[tuple[FakeOperator, list[Instance]]]:
+    """An operator, and whatever is put into the list: ended with it, with its logs shown after a failure."""
     operator = FakeOperator()
     instances: list[Instance] = []
     try:
+        yield operator, instances
+    except BaseException:
+        for instance in instances:
+            print(instance.agent.log_path.read_text()[-6000:])
+            print("" if instance.server is None else instance.server.log[-6000:])
+        raise
+    finally:
+        for instance in reversed(instances):
+            instance.close()
+        operator.close()
+
+
+def test_a_guard_wakes_with_a_peers_weights(tmp_path: Path) -> None:
+    with running() as (operator, instances):
         model = make_moe(tmp_path / "model", seed=5)
         source = Instance(tmp_path, operator, "demo-0", model)
         instances.append(source)
@@ -94,21 +112,10 @@ def test_a_guard_wakes_with_a_peers_weights(tmp_path: Path) -> None:
             assert time.monotonic() < deadline, guard.agent.state()
             time.sleep(0.05)
         guard.server.await_line("command Wake failed")
-    except BaseException:
-        for instance in instances:
-            print(instance.agent.log_path.read_text()[-6000:])
-            print("" if instance.server is None else instance.server.log[-6000:])
-        raise
-    finally:
-        for instance in reversed(instances):
-            instance.close()
-        operator.close()
 
 
 def test_a_guard_that_never_had_weights_wakes_with_a_peers(tmp_path: Path) -> None:
-    operator = FakeOperator()
-    instances: list[Instance] = []
-    try:
+    with running() as (operator, instances):
         model = make_moe(tmp_path / "model", seed=5)
         empty = without_weights(model, tmp_path / "empty")
         # Before anybody has weights: it starts as it would with replicas: 0.
@@ -134,12 +141,3 @@ def test_a_guard_that_never_had_weights_wakes_with_a_peers(tmp_path: Path) -> No
             assert taken["bytesBySource"]["peer"] >= report["weights"]["bytes"]
             guard.agent.set_role("Guard", [])
             guard.agent.wait("Asleep")
-    except BaseException:
-        for instance in instances:
-            print(instance.agent.log_path.read_text()[-6000:])
-            print("" if instance.server is None else instance.server.log[-6000:])
-        raise
-    finally:
-        for instance in reversed(instances):
-            instance.close()
-        operator.close()

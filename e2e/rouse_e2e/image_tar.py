@@ -104,7 +104,15 @@ def read(tar: Path) -> Image:
 
 def read_file(tar: Path, path: str) -> bytes:
     """One file's content: that of the last layer that has it."""
-    content = None
+    found = read_files(tar, path)
+    if path not in found:
+        raise FileNotFoundError(f"{tar}: no {path}")
+    return found[path]
+
+
+def read_files(tar: Path, prefix: str) -> dict[str, bytes]:
+    """The contents of all files whose paths begin so."""
+    found = {}
     with tarfile.open(tar) as archive:
         stream = archive.extractfile("manifest.json")
         assert stream is not None
@@ -112,13 +120,12 @@ def read_file(tar: Path, path: str) -> bytes:
         for name in manifest["Layers"]:
             with tarfile.open(fileobj=archive.extractfile(name)) as layer:
                 for each in layer:
-                    if each.isreg() and each.name.removeprefix("./").strip("/") == path:
+                    path = each.name.removeprefix("./").strip("/")
+                    if each.isreg() and path.startswith(prefix):
                         file = layer.extractfile(each)
                         assert file is not None
-                        content = file.read()
-    if content is None:
-        raise FileNotFoundError(f"{tar}: no {path}")
-    return content
+                        found[path] = file.read()
+    return found
 
 
 def first_difference(one: Image, other: Image) -> str:

@@ -64,17 +64,16 @@ class Debian:
         )
 
 
-def debian_packages(tar: Path, image: image_tar.Image) -> list[Debian]:
+def debian_packages(tar: Path) -> list[Debian]:
     found = []
-    for path in sorted(image.files()):
-        if not path.startswith(STATUS) or path.endswith(".md5sums"):
+    texts = {x: y.decode() for x, y in image_tar.read_files(tar, STATUS).items()}
+    for path in sorted(texts):
+        if path.endswith(".md5sums"):
             continue
         fields = dict(
-            x.split(": ", 1)
-            for x in image_tar.read_file(tar, path).decode().splitlines()
-            if re.match(r"[A-Z][A-Za-z-]*: ", x)
+            x.split(": ", 1) for x in texts[path].splitlines() if re.match(r"[A-Z][A-Za-z-]*: ", x)
         )
-        sums = image_tar.read_file(tar, f"{path}.md5sums").decode().splitlines()
+        sums = texts[f"{path}.md5sums"].splitlines()
         found.append(
             Debian(
                 *(fields[x] for x in ("Package", "Version", "Architecture", "Maintainer")),
@@ -186,7 +185,7 @@ def whole(image: image_tar.Image, name: str, version: str | None) -> Package:
 def document(tar: Path) -> Document:
     image = image_tar.read(tar)
     name, _, tag = image.name.rpartition("/")[2].partition(":")
-    debian = debian_packages(tar, image)
+    debian = debian_packages(tar)
     packed = frozenset().union(*(x.files for x in debian))
     files = [
         of_file(entry)

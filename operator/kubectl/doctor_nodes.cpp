@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "common/node_facts.h"
 #include "operator/api/names.h"
@@ -22,14 +23,6 @@ std::string Named(const std::vector<RdmaFact>& ports) {
   return text;
 }
 
-std::vector<RdmaFact> Those(const std::vector<RdmaFact>& ports, bool active, bool accessible) {
-  std::vector<RdmaFact> found;
-  std::copy_if(ports.begin(), ports.end(), std::back_inserter(found), [&](const RdmaFact& port) {
-    return port.active == active && (port.accessible == accessible || !active);
-  });
-  return found;
-}
-
 class Node {
  public:
   Node(const std::string& name, const NodeFacts& facts, std::uint64_t weights,
@@ -48,9 +41,10 @@ class Node {
   }
 
   void CheckNics() {
-    const auto usable = Those(facts_.rdma, true, true);
-    const auto closed = Those(facts_.rdma, true, false);
-    const auto down = Those(facts_.rdma, false, false);
+    std::vector<RdmaFact> usable, closed, down;
+    for (const RdmaFact& port : facts_.rdma) {
+      (!port.active ? down : port.accessible ? usable : closed).push_back(port);
+    }
     if (!usable.empty()) Add(Level::kOk, "RDMA by " + Named(usable));
     if (!closed.empty()) {
       Add(Level::kWarning, "agents may not open " + Named(closed) + ", which is active",
@@ -127,13 +121,13 @@ std::optional<NodeFacts> FactsOf(const plan::Instance& instance) {
 
 void CheckNodes(const std::vector<ServiceView>& services, std::vector<Finding>& out) {
   std::map<std::string, Told> nodes;
-  std::map<std::string, bool> silent;
+  std::set<std::string> silent;
   for (const ServiceView& view : services) {
     for (const plan::Instance& instance : view.instances) {
       if (instance.node.empty() || instance.deleting) continue;
       const auto facts = FactsOf(instance);
       if (!facts) {
-        silent[instance.node] = true;
+        silent.insert(instance.node);
         continue;
       }
       Told& told = nodes[instance.node];
@@ -142,7 +136,7 @@ void CheckNodes(const std::vector<ServiceView>& services, std::vector<Finding>& 
     }
   }
   for (const auto& [name, told] : nodes) Node(name, told.facts, told.weights, out).Check();
-  for (const auto& [name, is] : silent) {
+  for (const std::string& name : silent) {
     if (nodes.contains(name)) continue;
     out.push_back(
         {Level::kUnchecked, "node " + name,

@@ -66,12 +66,12 @@ GuardChoice ChooseGuards(const std::vector<const Instance*>& guards,
       choice.why_not = guard->name + " could not be woken: " + failed.reason;
       continue;
     }
-    if (!IsUsableGuard(*guard) && guard->begins_without) {
-      choice.why_not = guard->name + " starts, and has no weights before it is woken";
-      continue;
-    }
     if (!IsUsableGuard(*guard)) {
-      candidates.push_back({.guard = guard, .kind = kStarts, .peers = {}});
+      if (guard->begins_without) {
+        choice.why_not = guard->name + " starts, and has no weights before it is woken";
+      } else {
+        candidates.push_back({.guard = guard, .kind = kStarts, .peers = {}});
+      }
       continue;
     }
     if (guard->agent_down || guard->address.empty()) {
