@@ -36,10 +36,6 @@ http::Response Send(const std::string& address, const std::string& method, const
   return *answer;
 }
 
-http::Response Tell(const std::string& address, const RoleRequest& role) {
-  return Send(address, "POST", "/v1/role", json::Dump(ToJson(role)));
-}
-
 /// Memory of weights that a process and its children have: mappings and descriptors.
 int WeightMappings(pid_t pid) {
   int count = 0;
@@ -102,8 +98,10 @@ struct Pair {
     return {.pod = "demo-1", .node = "node-a", .address = where};
   }
 
-  http::Response Sleep() const { return Tell(address, {.role = Role::kGuard, .peers = {}}); }
-  http::Response Wake() const { return Tell(address, {.role = Role::kActive, .peers = Peers()}); }
+  http::Response Sleep() const { return TellRole(address, {.role = Role::kGuard, .peers = {}}); }
+  http::Response Wake() const {
+    return TellRole(address, {.role = Role::kActive, .peers = Peers()});
+  }
   void FallAsleep() const {
     // The answer of the canary may be recorded a moment after it was given.
     REQUIRE(Eventually([&] { return Sleep().status == 202; }));
@@ -207,7 +205,7 @@ TEST_CASE("What cannot be done now is refused, and changes nothing") {
   Pair pair;
   SECTION("nobody to wake with") {
     pair.FallAsleep();
-    const auto told = Tell(pair.address, {.role = Role::kActive, .peers = {}});
+    const auto told = TellRole(pair.address, {.role = Role::kActive, .peers = {}});
     CHECK(told.status == 400);
     CHECK(told.body.find("peers") != std::string::npos);
     CHECK(pair.fake_operator.Last("demo-0")->state == AgentState::kAsleep);
@@ -227,7 +225,7 @@ TEST_CASE("What cannot be done now is refused, and changes nothing") {
     CHECK(Send(pair.address, "GET", "/readyz").status == 200);
   }
   SECTION("an instance that does not serve") {
-    const auto told = Tell(pair.fake_operator.Last("demo-1")->address, {.role = Role::kGuard});
+    const auto told = TellRole(pair.fake_operator.Last("demo-1")->address, {.role = Role::kGuard});
     CHECK(told.status == 409);
     CHECK(told.body.find("does not serve") != std::string::npos);
     REQUIRE(pair.fake_operator.WaitForServable("demo-1"));
@@ -368,9 +366,9 @@ TEST_CASE("A wake that does not work out fails with its reason") {
   SECTION("its peer cannot be reached") {
     Pair pair(Within(1, "ROUSE_PEER_DEADLINE_SECONDS"));
     pair.FallAsleep();
-    REQUIRE(
-        Tell(pair.address, {.role = Role::kActive, .peers = {Pair::PeerAt("http://127.0.0.1:1")}})
-            .status == 202);
+    REQUIRE(TellRole(pair.address,
+                     {.role = Role::kActive, .peers = {Pair::PeerAt("http://127.0.0.1:1")}})
+                .status == 202);
     CHECK(pair.Fails("demo-1 (http://127.0.0.1:1)"));
     CHECK(WeightMappings(pair.guard->pid()) == 0);
     CHECK(Eventually([&] { return !pair.engine->error().empty(); }));
@@ -398,9 +396,10 @@ TEST_CASE("A guard wakes with no other weights than those that it slept with") {
     pair.Publish(other, "demo-2", TestBytes(kSleepArenaBytes + 512, 3), TestIdentity());
   }
   const auto began = std::chrono::steady_clock::now();
-  REQUIRE(Tell(pair.address, {.role = Role::kActive,
+  REQUIRE(
+      TellRole(pair.address, {.role = Role::kActive,
                               .peers = {Pair::PeerAt(pair.fake_operator.Last("demo-2")->address)}})
-              .status == 202);
+          .status == 202);
   CHECK(pair.Fails("what slept"));
   CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(5));
   CHECK(pair.engine->wakes() == 0);
@@ -420,9 +419,8 @@ TEST_CASE("Damaged bytes wake nobody") {
                                 chunks[1] = std::string(32, '0');
                                 answer.body = body.dump();
                               });
-  REQUIRE(
-      Tell(pair.address, {.role = Role::kActive, .peers = {Pair::PeerAt(proxy.url())}}).status ==
-      202);
+  REQUIRE(TellRole(pair.address, {.role = Role::kActive, .peers = {Pair::PeerAt(proxy.url())}})
+              .status == 202);
   CHECK(pair.Fails("another digest than the manifest's"));
   CHECK(pair.engine->wakes() == 0);
 }
@@ -444,7 +442,7 @@ TEST_CASE(
   // It reports before it answers.
   REQUIRE(Eventually([&] { return Send(address, "GET", "/healthz").status == 200; }));
   CHECK(Send(address, "GET", "/readyz").status == 503);
-  CHECK(Tell(address, {.role = Role::kActive, .peers = pair.Peers()}).status == 409);
+  CHECK(TellRole(address, {.role = Role::kActive, .peers = pair.Peers()}).status == 409);
   auto again = FakeEngine::Connect(pair.guard->socket());
   CHECK(again->Hello(TestIdentity())->type() == "Error");
 }

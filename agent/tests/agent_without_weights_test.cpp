@@ -19,17 +19,6 @@ namespace {
 
 constexpr std::size_t kBeginnersBytes = (20u << 20) + 512;
 
-http::Response TellRole(const std::string& address, const RoleRequest& role) {
-  auto client = http::Client::Create(address);
-  REQUIRE(client.ok());
-  const auto answer = (*client)->Send({.method = "POST",
-                                       .target = "/v1/role",
-                                       .headers = {{"Content-Type", "application/json"}},
-                                       .body = json::Dump(ToJson(role))});
-  REQUIRE(answer.ok());
-  return *answer;
-}
-
 /// A guard that is to begin without weights, whose engine has not published anything yet.
 struct Beginner {
   Beginner() {

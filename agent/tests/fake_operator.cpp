@@ -17,6 +17,17 @@ std::unique_ptr<http::Server> MustListen(http::Handler handler) {
 
 }  // namespace
 
+http::Response TellRole(const std::string& address, const RoleRequest& role) {
+  auto client = http::Client::Create(address);
+  if (!client.ok()) throw std::runtime_error(client.status().ToString());
+  auto answer = (*client)->Send({.method = "POST",
+                                 .target = "/v1/role",
+                                 .headers = {{"Content-Type", "application/json"}},
+                                 .body = json::Dump(ToJson(role))});
+  if (!answer.ok()) throw std::runtime_error(answer.status().ToString());
+  return *std::move(answer);
+}
+
 FakeOperator::FakeOperator()
     : server_(MustListen([this](const http::Request& in) { return Handle(in); })) {}
 

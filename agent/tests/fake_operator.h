@@ -15,9 +15,13 @@
 
 #include "common/http.h"
 #include "common/messages.h"
+#include "common/role.h"
 #include "common/tests/eventually.h"
 
 namespace rouse::agent {
+
+/// Tells the agent at `address` what to be, as the operator does. Throws when nobody answers.
+http::Response TellRole(const std::string& address, const RoleRequest& role);
 
 using test::Eventually;
 
