@@ -99,6 +99,8 @@ class ControlPlane:
         self._ready("etcd", f"{client}/readyz", 60)
 
     def start_apiserver(self) -> None:
+        # No aggregation layer, and below no signing controllers: nobody here uses them, and each
+        # certificate that a program reads costs one of the machine's few inotify instances.
         keys = self.pki
         if self.options.address == "127.0.0.1":
             endpoint = "--endpoint-reconciler-type=none"  # an Endpoint must not be loopback
@@ -124,13 +126,6 @@ class ControlPlane:
             f"--service-account-key-file={keys}/sa.pub",
             f"--kubelet-client-certificate={keys}/kubelet-client.crt",
             f"--kubelet-client-key={keys}/kubelet-client.key",
-            f"--requestheader-client-ca-file={keys}/ca.crt",
-            "--requestheader-allowed-names=front-proxy-client",
-            "--requestheader-username-headers=X-Remote-User",
-            "--requestheader-group-headers=X-Remote-Group",
-            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
-            f"--proxy-client-cert-file={keys}/front-proxy.crt",
-            f"--proxy-client-key-file={keys}/front-proxy.key",
             "--kubelet-preferred-address-types=InternalIP,Hostname",
             f"--service-cluster-ip-range={SERVICES}",
             "--allow-privileged=true",
@@ -148,8 +143,6 @@ class ControlPlane:
             *("--kube-api-qps=1000", "--kube-api-burst=1000"),
             f"--service-account-private-key-file={self.pki}/sa.key",
             f"--root-ca-file={self.pki}/ca.crt",
-            f"--cluster-signing-cert-file={self.pki}/ca.crt",
-            f"--cluster-signing-key-file={self.pki}/ca.key",
             "--allocate-node-cidrs",
             f"--cluster-cidr={self.options.pods}",
             f"--service-cluster-ip-range={SERVICES}",

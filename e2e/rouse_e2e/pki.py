@@ -73,7 +73,6 @@ def create(folder: Path, node: str, addresses: list[str]) -> None:
         _certificate(folder, "kube-apiserver", "/CN=kube-apiserver", server)
         _certificate(folder, "kubelet", "/CN=kubelet", server)
         _certificate(folder, "kubelet-client", "/O=system:masters/CN=kubelet-client", client)
-        _certificate(folder, "front-proxy", "/CN=front-proxy-client", client)
         _key(folder / "sa.key")
         _openssl("ec", "-in", str(folder / "sa.key"), "-pubout", "-out", str(folder / "sa.pub"))
         kubelets = {kubelet(x): (f"system:node:node-{x}", "system:nodes") for x in range(NODES)}

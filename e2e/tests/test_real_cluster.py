@@ -14,6 +14,7 @@ import pytest
 
 from rouse_e2e import paths
 from rouse_e2e.cluster import Cluster, wait_until
+from rouse_e2e.light import LightCluster
 from rouse_e2e.real import nodes_folder, sweep
 
 OWNER = """
@@ -96,3 +97,11 @@ def test_threads_that_ask_at_the_same_time_get_the_same_proxy(
     with Cluster(tmp_path / "none") as cluster, ThreadPoolExecutor(4) as threads:
         urls = list(threads.map(lambda _: cluster.proxy_url(), range(4)))
     assert len(set(urls)) == 1 and urls[0].startswith("http://127.0.0.1:")
+
+
+def test_a_light_cluster_leaves_inotify_instances_to_others():
+    """A user has 128 of them by default; a kubelet that gets none ends, and a dozen clusters run."""
+    with LightCluster() as cluster:
+        folders = [Path(f"/proc/{x.pid}/fd") for x in cluster.processes.known.values()]
+        targets = [os.readlink(x) for folder in folders for x in folder.iterdir()]
+        assert 1 <= targets.count("anon_inode:inotify") <= 4
