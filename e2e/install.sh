@@ -21,7 +21,7 @@ packages=(
   libssl-dev libspdlog-dev libcli11-dev libucx-dev liburing-dev ucx-utils
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
   # to run the tests
-  ca-certificates libnuma1 openssl python3 python3-venv python3-pip util-linux procps
+  ca-certificates libfaketime libnuma1 openssl python3 python3-venv python3-pip util-linux procps
   prometheus
   # to run a node
   containerd runc containernetworking-plugins iproute2 iptables nftables kmod

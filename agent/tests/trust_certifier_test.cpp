@@ -45,8 +45,9 @@ struct World {
     if (wanted->token != "token") return http::ErrorResponse(PermissionDenied("another token"));
     const auto key = tls::KeyOfRequest(wanted->csr);
     if (!key.ok()) return http::ErrorResponse(key.status());
-    return http::JsonResponse(json::Dump(ToJson(CertificateAnswer{
-        .certificate = signer->SignFor(*key, named).ToPem(), .renew_after = renew_after})));
+    return http::JsonResponse(json::Dump(
+        ToJson(CertificateAnswer{.certificate = signer->SignFor(*key, named, lifetime).ToPem(),
+                                 .renew_after = renew_after})));
   }
 
   void Write(const std::string& file, const std::string& text) const {
@@ -72,6 +73,7 @@ struct World {
   std::atomic<bool> away{false};
   std::atomic<int> asked{0};
   std::chrono::milliseconds renew_after = 1h;
+  std::atomic<std::chrono::seconds> lifetime{10min};
   std::filesystem::path folder;
   std::shared_ptr<tls::CredentialStore> store = std::make_shared<tls::CredentialStore>();
   std::unique_ptr<http::Server> server;
@@ -139,6 +141,33 @@ TEST_CASE("a certificate for somebody else is not used") {
   CHECK(Eventually(
       [&] { return certifier->waiting_for().find("another pod") != std::string::npos; }));
   CHECK(certifier->credentials()->Get() == nullptr);
+}
+
+TEST_CASE("a certificate of an operator whose clock is wrong does not take a good one's place") {
+  World world;
+  world.Mount();
+  world.renew_after = 1s;
+  const auto certifier = world.Start();
+  certifier->Await({});
+  const auto first = certifier->credentials()->Get();
+  world.lifetime = -1min;
+  const int asked = world.asked;
+  CHECK(Eventually([&] { return world.asked > asked + 1; }));
+  CHECK(tls::CheckCertificate(world.authority.pem(), certifier->credentials()->Get()->certificate)
+            .ok());
+  world.lifetime = 10min;
+  CHECK(Eventually([&] { return certifier->credentials()->Get()->key != first->key; }));
+}
+
+TEST_CASE("one that begins with a certificate that is not good waits for another") {
+  World world;
+  world.Mount();
+  world.lifetime = -1min;
+  const auto certifier = world.Start();
+  CHECK(Eventually(
+      [&] { return certifier->waiting_for().find("this node's clock") != std::string::npos; }));
+  world.lifetime = 10min;
+  CHECK(Eventually([&] { return certifier->waiting_for().empty(); }));
 }
 
 TEST_CASE("it is renewed in time, with another key; while nobody renews it, it stays") {

@@ -129,6 +129,9 @@ Status Certifier::Ask(const std::string& bundle) {
     return FailedPrecondition("the certificate is for " + tls::Describe(named) +
                               ", this agent is of another pod");
   }
+  if (const Status good = tls::CheckCertificate(bundle, given.certificate); !good.ok()) {
+    return good.WithContext("the certificate from the operator (is this node's clock right?)");
+  }
   ROUSE_ASSIGN_OR_RETURN(key_, key.ToPem());
   certificate_ = given.certificate;
   std::uniform_real_distribution<double> early(0.9, 1.0);  // Not all of a rollout at once.

@@ -68,12 +68,43 @@ TEST_CASE("who asks for a successor gets one at once, which then waits like any 
   CHECK(after.signer == 0u);
 }
 
-TEST_CASE("after a long absence nothing is trusted that has ended") {
-  const Rotation late = PlanRotation({Made(kStart), Made(kStart + 1h)}, kStart + 900h, kPolicy);
+TEST_CASE(
+    "what has ended is not trusted, and is forgotten once its successor has signed for long") {
+  std::vector<AuthorityTimes> all{Made(kStart), Made(kStart + 1h)};
+  const Rotation late = PlanRotation(all, kStart + 900h, kPolicy);
   CHECK(late.create);
   CHECK_FALSE(late.signer);
   CHECK(late.trusted.empty());
-  CHECK(late.ended == std::vector<std::size_t>{0, 1});
+  CHECK(late.ended.empty());  // Had the clock been wrong, they would be needed again.
+  all.push_back(Made(kStart + 900h));
+  CHECK(PlanRotation(all, kStart + 10h, kPolicy).signer == 1u);
+  const TimePoint signs = kStart + 900h + 5min;
+  for (const TimePoint now : {signs - 5min, signs, signs + 1h + kClockSkew - 1s}) {
+    const Rotation soon = PlanRotation(all, now, kPolicy);
+    CHECK(soon.signer == 2u);
+    CHECK(soon.trusted == std::vector<std::size_t>{2});
+    CHECK(soon.ended.empty());
+  }
+  const Rotation then = PlanRotation(all, signs + 1h + kClockSkew, kPolicy);
+  CHECK(then.ended == std::vector<std::size_t>{0, 1});
+}
+
+TEST_CASE("an authority that has not begun yet signs nothing and is kept for when it has") {
+  AuthorityTimes early = Made(kStart + 48h);
+  const Rotation alone = PlanRotation({early}, kStart, kPolicy);
+  CHECK_FALSE(alone.create);  // The clock may be behind, and all others hold certificates of it.
+  CHECK_FALSE(alone.signer);
+  CHECK(alone.trusted == std::vector<std::size_t>{0});
+  CHECK(alone.ended.empty());
+  // Made by a clock that was ahead, beside one of before.
+  const Rotation beside = PlanRotation({Made(kStart - 1h), early}, kStart, kPolicy);
+  CHECK_FALSE(beside.create);
+  CHECK(beside.signer == 0u);
+  CHECK(beside.trusted == std::vector<std::size_t>{0, 1});
+  early.retire = true;
+  CHECK(PlanRotation({early}, kStart, kPolicy).create);
+  // Clocks differ a little at all times.
+  CHECK(PlanRotation({Made(kStart + kClockSkew)}, kStart, kPolicy).signer == 0u);
 }
 
 TEST_CASE("a policy under which certificates would outlive their authority is refused") {

@@ -26,17 +26,19 @@ Status Check(const RotationPolicy& policy) {
 Rotation PlanRotation(const std::vector<AuthorityTimes>& authorities, TimePoint now,
                       const RotationPolicy& policy) {
   Rotation out;
-  std::vector<std::size_t> alive;
+  std::vector<std::size_t> alive, early, late;
   for (std::size_t i = 0; i < authorities.size(); ++i) {
-    (authorities[i].not_after > now ? alive : out.ended).push_back(i);
+    const AuthorityTimes& each = authorities[i];
+    (each.created - kClockSkew > now ? early : each.not_after > now ? alive : late).push_back(i);
+    out.create = out.create || each.retire;
   }
+  out.trusted = early;
   if (alive.empty()) {
-    out.create = true;
+    out.create = out.create || early.empty();
     return out;
   }
-
-  const AuthorityTimes& newest = authorities[alive.back()];
-  out.create = newest.retire || now >= newest.created + policy.authority_lifetime * 2 / 3;
+  out.create =
+      out.create || now >= authorities[alive.back()].created + policy.authority_lifetime * 2 / 3;
 
   // The newest that everybody knows; while there is none, the one that is known longest.
   out.signer = alive.front();
@@ -48,11 +50,13 @@ Rotation PlanRotation(const std::vector<AuthorityTimes>& authorities, TimePoint 
     out.signer = i;
     signs_since = known;
   }
+  const auto renewed = policy.certificate_lifetime + kClockSkew;  // All that others have signed.
+  const bool took_over = signs_since && now >= *signs_since + renewed;
   for (const std::size_t i : alive) {
-    const bool needed =
-        i >= *out.signer || now < *signs_since + policy.certificate_lifetime + kClockSkew;
-    (needed ? out.trusted : out.ended).push_back(i);
+    (i >= *out.signer || !took_over ? out.trusted : out.ended).push_back(i);
   }
+  if (took_over) out.ended.insert(out.ended.end(), late.begin(), late.end());
+  std::sort(out.trusted.begin(), out.trusted.end());
   std::sort(out.ended.begin(), out.ended.end());
   return out;
 }

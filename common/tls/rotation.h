@@ -4,6 +4,11 @@
 // successor does, and is trusted until nothing that it signed can be alive. So at no time does
 // anybody meet a certificate of an authority that it does not know, though nobody waits for
 // anybody.
+//
+// The clock may be wrong for a while. An authority that has not begun by it signs nothing, and is
+// kept and trusted; while there is no other, none is made unless somebody asks for it. One that has
+// ended is trusted no more, and forgotten only once its successor has signed for as long as any
+// certificate lives.
 
 #pragma once
 
@@ -58,7 +63,7 @@ struct AuthorityTimes {
 };
 
 struct Rotation {
-  std::optional<std::size_t> signer;  ///< None when there is no authority that may be trusted.
+  std::optional<std::size_t> signer;  ///< None when no authority is alive.
   std::vector<std::size_t> trusted;   ///< In everybody's bundle, oldest first.
   std::vector<std::size_t> ended;     ///< To be forgotten.
   bool create = false;                ///< A successor is to be made.

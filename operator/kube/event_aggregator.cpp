@@ -56,6 +56,7 @@ Json ReferenceTo(const Resource& resource, const Json& object) {
 
 std::vector<EventWrite> EventAggregator::Add(const Event& event, WallTime now,
                                              std::uint64_t unique) {
+  FollowClock(now);
   std::vector<EventWrite> writes;
   const std::string key = KeyOf(event);
   if (const auto found = by_key_.find(key); found != by_key_.end()) {
@@ -99,6 +100,7 @@ std::vector<EventWrite> EventAggregator::Add(const Event& event, WallTime now,
 }
 
 std::vector<EventWrite> EventAggregator::Due(WallTime now, bool all) {
+  FollowClock(now);
   std::vector<EventWrite> writes;
   for (Entry& entry : entries_) {
     if (entry.count == entry.written) continue;
@@ -121,6 +123,14 @@ std::optional<WallTime> EventAggregator::NextDue() const {
     if (!next || due < *next) next = due;
   }
   return next;
+}
+
+// Set back, the clock would hold counts back for as long as it went, and join what is far apart.
+void EventAggregator::FollowClock(WallTime now) {
+  for (Entry& entry : entries_) {
+    entry.last_seen = std::min(entry.last_seen, now);
+    entry.last_written = std::min(entry.last_written, now);
+  }
 }
 
 void EventAggregator::Lost(const std::string& key) {

@@ -62,7 +62,8 @@ void EventRecorder::Run() {
       std::unique_lock lock(mutex_);
       const auto ready = [this] { return stopping_ || !queue_.empty(); };
       if (const auto due = aggregator_.NextDue()) {
-        const auto wait = std::max(*due - system_clock::now(), system_clock::duration::zero());
+        const auto wait = std::clamp<system_clock::duration>(
+            *due - system_clock::now(), system_clock::duration::zero(), options_.series_every);
         changed_.wait_for(lock, wait, ready);
       } else {
         changed_.wait(lock, ready);

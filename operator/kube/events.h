@@ -82,6 +82,7 @@ class EventAggregator {
     std::uint64_t count = 1;
     std::uint64_t written = 1;
   };
+  void FollowClock(WallTime now);
   EventWrite SeriesWrite(Entry& entry, WallTime now);
   void Forget(std::list<Entry>::iterator entry, WallTime now, std::vector<EventWrite>* writes);
 

@@ -253,6 +253,19 @@ TEST_CASE("repetitions raise one series, written at most once in a while") {
   CHECK(aggregator.Due(kNow + 22s, true).size() == 1);
 }
 
+TEST_CASE("a clock that is set back holds no count back for longer than usual") {
+  EventAggregator aggregator({.window = 60s, .series_every = 10s});
+  aggregator.Add(Started(), kNow, 1);
+  aggregator.Add(Started(), kNow + 1s, 2);
+  const WallTime back = kNow - 48h;
+  CHECK(aggregator.Due(back).empty());
+  CHECK(aggregator.NextDue() == back + 10s);
+  const auto writes = aggregator.Due(back + 10s);
+  REQUIRE(writes.size() == 1);
+  CHECK(writes[0].body["series"]["count"] == 2);
+  CHECK(aggregator.Add(Started(), back + 80s, 3).at(0).create);  // Long after, by both clocks.
+}
+
 TEST_CASE("another note, type, reason or object is another event; so is a repetition after long") {
   EventAggregator aggregator({.window = 60s});
   CHECK(aggregator.Add(Started(), kNow, 1)[0].create);

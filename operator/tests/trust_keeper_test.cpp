@@ -195,6 +195,43 @@ TEST_CASE("the own certificate is renewed in time, also while the API server is 
   CHECK(leader.keeper.facts().not_ready.empty());
 }
 
+TEST_CASE("a clock that was ahead and is right again leaves no certificate that nobody believes") {
+  World world;
+  Replica leader(world.api, world.now);
+  leader.leads = true;
+  REQUIRE(leader.keeper.Step().ok());
+  const auto believed = [&] { return tls::CheckCertificate(leader.Trusted(), leader.Own()).ok(); };
+  CHECK(believed());
+  const std::string agents = world.Bundle("a");
+  const auto ahead = GENERATE(8h, 20h, 240h);  // Of the authority's life a third, 5/6, ten times.
+  world.now += ahead;
+  REQUIRE(leader.keeper.Step().ok());
+  CHECK_FALSE(believed());
+  world.now -= ahead;
+  REQUIRE(leader.keeper.Step().ok());
+  CHECK(believed());
+  CHECK(tls::CheckCertificate(agents, leader.Own()).ok());  // By those who heard of nothing, too.
+  CHECK(leader.keeper.facts().renew_at > world.now);
+  CHECK(leader.keeper.facts().renew_at < world.now + 1h);
+}
+
+TEST_CASE("a clock that is behind all authorities makes none, and says so") {
+  World world;
+  Replica leader(world.api, world.now);
+  leader.leads = true;
+  REQUIRE(leader.keeper.Step().ok());
+  const std::string agents = world.Bundle("a"), own = leader.Own();
+  world.now -= 48h;
+  const Status behind = leader.keeper.Step();
+  CHECK_THAT(behind.message(), Catch::Contains("clock"));
+  CHECK(world.Bundle("a") == agents);
+  CHECK(leader.Own() == own);
+  world.now += 48h;
+  REQUIRE(leader.keeper.Step().ok());
+  CHECK(world.Bundle("a") == agents);
+  CHECK(leader.Own() == own);
+}
+
 TEST_CASE("a Secret that is deleted is made anew at once, with nothing of the old") {
   World world;
   Replica leader(world.api, world.now), other(world.api, world.now);

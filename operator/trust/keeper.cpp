@@ -127,8 +127,12 @@ Status Keeper::Lead(Authorities& authorities, tls::TimePoint now) {
 Status Keeper::Adopt(const Authorities& authorities, tls::TimePoint now) {
   const tls::Rotation rotation = PlanRotation(authorities, now, options_.policy);
   if (!rotation.signer) {
-    return Unavailable("Secret " + options_.secret.Key() +
-                       " has no authority that is still good: the leader makes one");
+    return Unavailable(
+        "Secret " + options_.secret.Key() +
+        " has no authority that is alive by this node's clock: when all have ended the "
+        "leader makes one; when none has begun, set the clock right, or annotate the "
+        "Secret with " +
+        kAnnotationReplace);
   }
   const Authority& signs = authorities.all[*rotation.signer];
   ROUSE_ASSIGN_OR_RETURN(tls::Certificate certificate,
@@ -152,7 +156,7 @@ Status Keeper::RenewOwn(const Authorities& authorities, const tls::Rotation& rot
         return authorities.all[i].certificate == own_->authority;
       });
   const auto current = credentials_->Get();
-  if (still_trusted && now < own_->renew_at) {
+  if (still_trusted && now >= own_->begins && now < own_->renew_at) {
     if (current->trusted != bundle) {
       credentials_->Set(
           {.trusted = bundle, .certificate = current->certificate, .key = current->key});
@@ -166,7 +170,8 @@ Status Keeper::RenewOwn(const Authorities& authorities, const tls::Rotation& rot
   ROUSE_ASSIGN_OR_RETURN(const tls::Certificate certificate,
                          tls::Certificate::FromPem(made.certificate));
   ROUSE_ASSIGN_OR_RETURN(std::string key_pem, key.ToPem());
-  own_ = Own{.renew_at = now + made.renew_after,
+  own_ = Own{.begins = certificate.validity().not_before,
+             .renew_at = now + made.renew_after,
              .authority = authorities.all[*rotation.signer].certificate};
   credentials_->Set(
       {.trusted = bundle, .certificate = made.certificate, .key = std::move(key_pem)});

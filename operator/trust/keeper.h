@@ -81,6 +81,7 @@ class Keeper {
     tls::Key key;
   };
   struct Own {
+    tls::TimePoint begins;  ///< Before that, by a clock that was set back, nobody believes it.
     tls::TimePoint renew_at;
     std::string authority;  ///< PEM of who has signed it.
   };

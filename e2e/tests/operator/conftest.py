@@ -113,6 +113,7 @@ class Operator:
         self.tls_port = free_port()
         self.log = folder / f"{name}.log"
         self.kubeconfig = world.kubeconfig(folder / f"{name}.kubeconfig", server)
+        self.environment: dict[str, str] = {}  # beside ours; for the next start
         self.starts = 0
         self.exits: list[int] = []
         self.child: subprocess.Popen | None = None
@@ -152,7 +153,9 @@ class Operator:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=dict(os.environ, POD_NAME=self.name, POD_NAMESPACE=SYSTEM, POD_IP="127.0.0.1"),
+                env=os.environ
+                | {"POD_NAME": self.name, "POD_NAMESPACE": SYSTEM, "POD_IP": "127.0.0.1"}
+                | self.environment,
             )
 
     def _watch(self, generation: int) -> None:
