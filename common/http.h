@@ -101,6 +101,10 @@ class Client {
   /// is DeadlineExceeded.
   Result<Response> Send(const Request& request, std::size_t max_body_bytes = 256u << 20);
 
+  /// To one of ourselves, opens a connection for the next Send if none is open; to others, does
+  /// nothing.
+  Status Connect(std::chrono::milliseconds deadline);
+
   /// Receives a response line by line as it arrives, with back-pressure: `on_line` is called on a
   /// library thread, one call at a time, and no more is read until it returns. With a body it is
   /// sent once more, as Send does, when its connection breaks before any answer. Returns when the

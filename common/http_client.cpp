@@ -253,6 +253,10 @@ Result<Response> Client::Send(const Request& request, std::size_t max_body_bytes
   return impl_->SendOnce(request, max_body_bytes, until, &answered);
 }
 
+Status Client::Connect(std::chrono::milliseconds deadline) {
+  return impl_->peer == nullptr ? Status() : impl_->peer->Connect(deadline);
+}
+
 Status Client::Impl::StreamOnce(const Request& request, const CancelSource& cancel,
                                 const std::function<Status(std::string_view line)>& on_line,
                                 Response* error_response, std::size_t max_line_bytes,

@@ -1,5 +1,7 @@
 #include "common/http_peer_client.h"
 
+#include <poll.h>
+
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/ssl.hpp>
 #include <boost/beast/core.hpp>
@@ -51,6 +53,14 @@ struct PeerClient::Connection {
     return TimedOut();
   }
 
+  // As far as the server is heard of. What it has sent unasked may be a session ticket.
+  bool IsOpen() {
+    pollfd socket{.fd = beast::get_lowest_layer(*stream).socket().native_handle(),
+                  .events = POLLRDHUP,
+                  .revents = 0};
+    return ::poll(&socket, 1, 0) == 0;
+  }
+
   const std::shared_ptr<const tls::Credentials> credentials;
   net::io_context io{1};
   net::ssl::context context{net::ssl::context::tls_client};
@@ -82,12 +92,28 @@ std::unique_ptr<PeerClient::Connection> PeerClient::TakeIdle() {
   while (!idle_.empty()) {
     auto connection = std::move(idle_.back());
     idle_.pop_back();
-    if (connection->credentials == current) return connection;
+    if (connection->credentials == current && connection->IsOpen()) return connection;
   }
   return nullptr;
 }
 
-Result<std::unique_ptr<PeerClient::Connection>> PeerClient::Connect(
+void PeerClient::Keep(std::unique_ptr<Connection> connection) {
+  const std::lock_guard lock(mutex_);
+  if (idle_.size() < kMaxIdle) idle_.push_back(std::move(connection));
+}
+
+Status PeerClient::Connect(std::chrono::milliseconds deadline) {
+  auto connection = TakeIdle();
+  if (connection == nullptr) {
+    auto made = Open(Clock::now() + deadline, deadline);
+    if (!made.ok()) return made.status().WithContext("connect to " + what_);
+    connection = *std::move(made);
+  }
+  Keep(std::move(connection));
+  return {};
+}
+
+Result<std::unique_ptr<PeerClient::Connection>> PeerClient::Open(
     Clock::time_point until, std::chrono::milliseconds silence) {
   auto credentials = tls_.credentials->Get();
   if (credentials == nullptr) {
@@ -124,7 +150,7 @@ Result<Response> PeerClient::SendOnce(const Request& request, std::size_t max_bo
   const std::string what = request.method + " " + what_ + request.target;
   auto connection = fresh ? nullptr : TakeIdle();
   if (connection == nullptr) {
-    auto made = Connect(until, request.timeout);
+    auto made = Open(until, request.timeout);
     if (!made.ok()) return made.status().WithContext(what);
     connection = *std::move(made);
   }
@@ -171,10 +197,7 @@ Result<Response> PeerClient::SendOnce(const Request& request, std::size_t max_bo
     response.headers[std::string(field.name_string())] = std::string(field.value());
   }
   response.body = std::move(parser.get().body());
-  if (parser.get().keep_alive()) {
-    const std::lock_guard lock(mutex_);
-    if (idle_.size() < kMaxIdle) idle_.push_back(std::move(connection));
-  }
+  if (parser.get().keep_alive()) Keep(std::move(connection));
   return response;
 }
 

@@ -19,6 +19,7 @@ class PeerClient {
   ~PeerClient();
 
   Result<Response> Send(const Request& request, std::size_t max_body_bytes);
+  Status Connect(std::chrono::milliseconds deadline);
 
  private:
   struct Connection;
@@ -26,9 +27,10 @@ class PeerClient {
   Result<Response> SendOnce(const Request& request, std::size_t max_body_bytes,
                             std::chrono::steady_clock::time_point until, bool fresh,
                             bool* answered);
-  Result<std::unique_ptr<Connection>> Connect(std::chrono::steady_clock::time_point until,
-                                              std::chrono::milliseconds silence);
+  Result<std::unique_ptr<Connection>> Open(std::chrono::steady_clock::time_point until,
+                                           std::chrono::milliseconds silence);
   std::unique_ptr<Connection> TakeIdle();
+  void Keep(std::unique_ptr<Connection> connection);
 
   const std::string host_;
   const std::uint16_t port_;

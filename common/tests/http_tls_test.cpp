@@ -169,6 +169,29 @@ TEST_CASE("a connection is kept for the next request") {
   for (int i = 0; i < 20; ++i) REQUIRE(Ask(*client).ok());
 }
 
+TEST_CASE("a connection that is opened ahead is the next request's") {
+  const Authority authority;
+  Echo echo(authority.StoreFor(tls::Operator()));
+  const auto client = ClientOf(echo.url(), authority.StoreFor(kPod));
+  REQUIRE(client->Connect(5s).ok());
+  REQUIRE(client->Connect(5s).ok());
+  CHECK(echo.requests == 0);
+  echo.credentials->Set({.trusted = "", .certificate = "", .key = ""});  // No new one can be made.
+  CHECK(Ask(*client).ok());
+  CHECK(client->Connect(5s).ok());
+  CHECK_THAT(ClientOf(echo.url(), authority.StoreFor(kPod))->Connect(5s).message(),
+             Catch::Contains(echo.url()));
+}
+
+TEST_CASE("a connection that the server has ended is not taken for open") {
+  const Authority authority;
+  auto first = std::make_unique<Echo>(authority.StoreFor(tls::Operator()));
+  const auto client = ClientOf(first->url(), authority.StoreFor(kPod));
+  REQUIRE(Ask(*client).ok());
+  first.reset();
+  CHECK(client->Connect(5s).code() == StatusCode::kUnavailable);
+}
+
 TEST_CASE("who speaks plain HTTP to a port with TLS, or nothing at all, harms nobody") {
   const Authority authority;
   Echo echo(authority.StoreFor(tls::Operator()));

@@ -5,8 +5,11 @@
 namespace rouse::actuate {
 namespace {
 
-/// Agents are told something seldom, but then several at once, and the same ones again.
-constexpr std::size_t kMaxClients = 256;
+/// Agents are told something seldom, and each connection takes about 0.2 MB: enough for those that
+/// are being told, and are told again soon.
+constexpr std::size_t kMaxClients = 64;
+/// Whoever takes longer is told over a connection that is opened then.
+constexpr std::chrono::milliseconds kConnect{500};
 
 }  // namespace
 
@@ -27,6 +30,11 @@ Result<std::shared_ptr<http::Client>> HttpAgents::ClientFor(const AgentName& age
   clients_.emplace_front(key, client);
   if (clients_.size() > kMaxClients) clients_.pop_back();
   return client;
+}
+
+void HttpAgents::Connect(const AgentName& agent) {
+  const auto client = ClientFor(agent);
+  if (client.ok()) static_cast<void>((*client)->Connect(std::min(kConnect, timeout_)));
 }
 
 Result<RoleResponse> HttpAgents::TellRole(const AgentName& agent, const RoleRequest& request) {

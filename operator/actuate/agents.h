@@ -30,6 +30,10 @@ class Agents {
  public:
   virtual ~Agents() = default;
 
+  /// Opens a connection for what it is told next, which says why if it cannot. Blocks, not for
+  /// long; thread-safe.
+  virtual void Connect(const AgentName& agent) = 0;
+
   /// POST /v1/role at its address. Errors are the agent's own, or Unavailable or DeadlineExceeded
   /// when it cannot be reached, or somebody else is there. Being told again is no error. Blocks;
   /// thread-safe.
@@ -42,6 +46,7 @@ class HttpAgents : public Agents {
   HttpAgents(std::shared_ptr<const tls::CredentialStore> credentials,
              std::chrono::milliseconds timeout)
       : credentials_(std::move(credentials)), timeout_(timeout) {}
+  void Connect(const AgentName& agent) override;
   Result<RoleResponse> TellRole(const AgentName& agent, const RoleRequest& request) override;
 
  private:

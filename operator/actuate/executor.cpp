@@ -11,7 +11,7 @@ namespace rouse::actuate {
 namespace {
 
 /// Claims under way at once: each waits for the API server and an agent.
-constexpr std::size_t kClaimThreads = 8;
+constexpr std::size_t kClaimThreads = 16;
 
 /// A guard that cannot sleep yet is asked again so soon.
 constexpr std::chrono::milliseconds kSleepRetry{1'000};
@@ -52,7 +52,7 @@ struct Executor::Run {
   Result<Json> Patch(const std::string& pod, Json metadata) const {
     auto patched =
         self.api_.MergePatch(kube::Pods(), Name(pod), {{"metadata", std::move(metadata)}},
-                             {.field_manager = api::kFieldManager, .subresource = ""});
+                             {.field_manager = api::kFieldManager, .strategic = true});
     if (patched.ok()) Remember(*patched);
     return patched;
   }
@@ -127,6 +127,14 @@ struct Executor::Run {
         {api::kAnnotationPathReason, action.reason},
         {api::kAnnotationActivePorts, nullptr}};  // All of them.
     if (action.wake) annotations[api::kAnnotationPath] = ToString(StartPath::kWake);
+    // Who has slept for long has no connection any more; a handshake takes less than the claim.
+    std::jthread connecting;
+    if (action.wake) {
+      connecting = std::jthread([&] {
+        pthread_setname_np(pthread_self(), "connect");
+        self.agents_.Connect(AgentOf(action));
+      });
+    }
     const auto claimed =
         Patch(action.pod, {{"resourceVersion", action.resource_version},
                            {"labels", {{api::kLabelRole, ToString(Role::kActive)}}},
@@ -140,6 +148,7 @@ struct Executor::Run {
       return out;
     }
     if (action.wake) {
+      connecting.join();
       const auto told = self.agents_.TellRole(AgentOf(action),
                                               {.role = Role::kActive,
                                                .peers = action.peers,

@@ -252,10 +252,13 @@ Result<Json> Client::MergePatch(const Resource& resource, const ObjectName& name
   ROUSE_RETURN_IF_ERROR(CheckName(resource, name, "patch"));
   std::string what = "patch " + Describe(resource, name);
   if (!options.subresource.empty()) what += " " + options.subresource;
-  return impl_->Call("PATCH",
-                     resource.Path(name.ns, name.name, options.subresource) +
-                         Query({{"fieldManager", options.field_manager}}),
-                     patch, "application/merge-patch+json", what);
+  return impl_->Call(
+      "PATCH",
+      resource.Path(name.ns, name.name, options.subresource) +
+          Query({{"fieldManager", options.field_manager}}),
+      patch,
+      options.strategic ? "application/strategic-merge-patch+json" : "application/merge-patch+json",
+      what);
 }
 
 Status Client::Delete(const Resource& resource, const ObjectName& name,

@@ -105,6 +105,30 @@ TEST_CASE("a guard is claimed on its pod, then its agent is told") {
   CHECK(world.Role("demo-2") == "Guard");  // The one that takes its place.
 }
 
+TEST_CASE(
+    "the connection to a guard's agent is opened while its claim is written, and no earlier") {
+  GuardWorld world(1);
+  Process process(world.api);
+  process.Sync();
+  REQUIRE(process.reconciler->Reconcile(kKey).ok());
+  CHECK(process.agents.connected.empty());
+  Json service = world.api.Objects(kube::ModelServices())[0];
+  service["spec"]["replicas"] = 2;
+  world.api.Put(kube::ModelServices(), service);
+  process.Sync();
+  std::size_t told_before = 1;
+  world.api.SetHook([&](const std::string& verb, const std::string& object) -> Status {
+    if (verb != "patch" || object.find("demo-1") == std::string::npos) return {};
+    told_before = process.agents.told.size();
+    return Status(StatusCode::kConflict, "fake: somebody else has written");
+  });
+  (void)process.reconciler->Reconcile(kKey);
+  CHECK(told_before == 0);
+  CHECK(process.agents.told.empty());  // Who is not claimed is not told.
+  REQUIRE(process.agents.connected.size() == 1);
+  CHECK(process.agents.connected[0].pod == "demo-1");
+}
+
 TEST_CASE("two operators with stale caches claim a guard once") {
   GuardWorld world(2);
   Process first(world.api), second(world.api);

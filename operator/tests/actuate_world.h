@@ -25,6 +25,11 @@ inline constexpr char kKey[] = "default/demo";
 /// Agents in memory: keeps what they are told, and answers as it is set.
 class FakeAgents : public Agents {
  public:
+  void Connect(const AgentName& agent) override {
+    const std::lock_guard lock(mutex_);
+    connected.push_back(agent);
+  }
+
   Result<RoleResponse> TellRole(const AgentName& agent, const RoleRequest& request) override {
     std::lock_guard lock(mutex_);
     told.emplace_back(agent, request);
@@ -34,6 +39,7 @@ class FakeAgents : public Agents {
   }
 
   std::vector<std::pair<AgentName, RoleRequest>> told;
+  std::vector<AgentName> connected;
   Status answer;
 
  private:
