@@ -67,6 +67,14 @@ struct World {
                          {.on_asked = [](bool) {}, .on_certificate = [](tls::TimePoint) {}}));
   }
 
+  /// Once it has its first certificate.
+  std::unique_ptr<Certifier> StartWithCertificate() {
+    Mount();
+    auto certifier = Start();
+    certifier->Await({});
+    return certifier;
+  }
+
   Authority authority{"first"};
   const Authority* signer = &authority;
   tls::Identity named = kSelf;
@@ -83,9 +91,7 @@ struct World {
 
 TEST_CASE("an agent gets its certificate for its token") {
   World world;
-  world.Mount();
-  const auto certifier = world.Start();
-  certifier->Await({});
+  const auto certifier = world.StartWithCertificate();
   const auto got = certifier->credentials()->Get();
   REQUIRE(got != nullptr);
   CHECK(got->trusted == world.authority.pem());
@@ -145,10 +151,8 @@ TEST_CASE("a certificate for somebody else is not used") {
 
 TEST_CASE("a certificate of an operator whose clock is wrong does not take a good one's place") {
   World world;
-  world.Mount();
   world.renew_after = 1s;
-  const auto certifier = world.Start();
-  certifier->Await({});
+  const auto certifier = world.StartWithCertificate();
   const auto first = certifier->credentials()->Get();
   world.lifetime = -1min;
   const int asked = world.asked;
@@ -172,10 +176,8 @@ TEST_CASE("one that begins with a certificate that is not good waits for another
 
 TEST_CASE("it is renewed in time, with another key; while nobody renews it, it stays") {
   World world;
-  world.Mount();
   world.renew_after = 1s;
-  const auto certifier = world.Start();
-  certifier->Await({});
+  const auto certifier = world.StartWithCertificate();
   const auto first = certifier->credentials()->Get();
   CHECK(Eventually([&] { return certifier->credentials()->Get()->key != first->key; }));
   world.away = true;
@@ -189,9 +191,7 @@ TEST_CASE("it is renewed in time, with another key; while nobody renews it, it s
 TEST_CASE(
     "a bundle that changes is taken over; one without the own authority makes it ask at once") {
   World world;
-  world.Mount();
-  const auto certifier = world.Start();
-  certifier->Await({});
+  const auto certifier = world.StartWithCertificate();
   const auto first = certifier->credentials()->Get();
   const Authority next("next");
   world.Write("ca.crt", world.authority.pem() + next.pem());
