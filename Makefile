@@ -29,7 +29,7 @@ export LANG := C.UTF-8
 unexport LC_ALL LC_CTYPE LC_MESSAGES
 
 .PHONY: help all build deps kubectl-rouse test demo bench e2e chaos fuzz lint format references pictures clean images images-arm64 sbom reproduce \
-  test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-gpu test-rdma test-plugin test-cache-keys
+  test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-gpu test-rdma test-keda test-plugin test-cache-keys
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ test-gpu: build-release ## Tests that need a GPU of this machine (not part of `m
 test-rdma: build-release ## Pulls over real RDMA verbs, in a virtual machine with soft-RoCE (not part of `make test`)
 	@python=$$(e2e/install.sh qemu-system-x86 busybox-static ibverbs-providers) && cd e2e && \
 	  "$$python" -m rouse_e2e.rdma_vm --seconds 900 $(CURDIR)/build/release/agent/rouse-rdma-test -d yes $(ARGS)
+
+test-keda: build-release ## KEDA itself and an HPA scale a ModelService (not part of `make test`: KEDA is built first, ten minutes)
+	@python=$$(e2e/install.sh) && cd e2e && "$$python" -m pytest -n0 tests/operator/real_keda.py $(ARGS)
 
 CACHE_KEYS = test_without_one_of_the_canonical_values_the_miss_has_its_name
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from . import paths
 
+KEDA = "github.com/kedacore/keda/v2"
 #: Version and go.sum's hash of its content.
 MODULES = {
-    "github.com/kedacore/keda/v2": (
+    KEDA: (
         "v2.21.0",
         "h1:R6z2HZvstK4RLUMxroNACzBj74xGxt3kG59b5Xc+Xps=",
     ),
@@ -52,7 +53,7 @@ def module(name: str) -> Path:
 
 
 def keda_crds() -> list[Path]:
-    return [module("github.com/kedacore/keda/v2") / "config/crd/bases/keda.sh_scaledobjects.yaml"]
+    return [module(KEDA) / "config/crd/bases/keda.sh_scaledobjects.yaml"]
 
 
 def inference_crds() -> list[Path]:

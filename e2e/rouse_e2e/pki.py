@@ -17,6 +17,7 @@ USERS = {
     "nobody": ("nobody-in-particular", ""),  # authenticated, no rights: for RBAC tests
 }
 NODES = 2  # that kubelets may be
+CLIENT = "extendedKeyUsage=clientAuth\n"
 
 
 def kubelet(number: int) -> str:
@@ -39,7 +40,8 @@ def _key(path: Path) -> None:
     _openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(path))
 
 
-def _certificate(folder: Path, name: str, subject: str, extensions: str) -> None:
+def certificate(folder: Path, name: str, subject: str, extensions: str) -> None:
+    """One that the authority of `folder` has signed: NAME.key and NAME.crt."""
     key, request, options = (folder / f"{name}.{kind}" for kind in ("key", "csr", "ext"))
     _key(key)
     _openssl("req", "-new", "-key", str(key), "-subj", subject, "-out", str(request))
@@ -53,26 +55,30 @@ def _certificate(folder: Path, name: str, subject: str, extensions: str) -> None
     options.unlink()
 
 
+def create_authority(folder: Path) -> None:
+    """ca.key and ca.crt."""
+    _key(folder / "ca.key")
+    _openssl(
+        *("req", "-x509", "-new", "-key", str(folder / "ca.key"), "-days", "30"),
+        *("-subj", "/CN=rouse-e2e", "-out", str(folder / "ca.crt")),
+    )
+
+
 def create(folder: Path, node: str, addresses: list[str]) -> None:
     """Fills `folder`; `addresses` are the IP addresses that the servers answer on, `node` is the name of
     the one where they are."""
     mask = os.umask(0o077)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _key(folder / "ca.key")
-        _openssl(
-            *("req", "-x509", "-new", "-key", str(folder / "ca.key"), "-days", "30"),
-            *("-subj", "/CN=rouse-e2e", "-out", str(folder / "ca.crt")),
-        )
+        create_authority(folder)
         names = ",".join(
             [f"IP:{x}" for x in ("127.0.0.1", "10.96.0.1", *addresses)]
             + [f"DNS:{x}" for x in (*NAMES, node)]
         )
         server = f"subjectAltName={names}\nextendedKeyUsage=serverAuth\n"
-        client = "extendedKeyUsage=clientAuth\n"
-        _certificate(folder, "kube-apiserver", "/CN=kube-apiserver", server)
-        _certificate(folder, "kubelet", "/CN=kubelet", server)
-        _certificate(folder, "kubelet-client", "/O=system:masters/CN=kubelet-client", client)
+        certificate(folder, "kube-apiserver", "/CN=kube-apiserver", server)
+        certificate(folder, "kubelet", "/CN=kubelet", server)
+        certificate(folder, "kubelet-client", "/O=system:masters/CN=kubelet-client", CLIENT)
         _key(folder / "sa.key")
         _openssl("ec", "-in", str(folder / "sa.key"), "-pubout", "-out", str(folder / "sa.pub"))
         kubelets = {kubelet(x): (f"system:node:node-{x}", "system:nodes") for x in range(NODES)}

