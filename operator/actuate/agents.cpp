@@ -1,6 +1,9 @@
 #include "operator/actuate/agents.h"
 
+#include <pthread.h>
+
 #include <algorithm>
+#include <cstddef>
 
 namespace rouse::actuate {
 namespace {
@@ -8,10 +11,46 @@ namespace {
 /// Agents are told something seldom, and each connection takes about 0.2 MB: enough for those that
 /// are being told, and are told again soon.
 constexpr std::size_t kMaxClients = 64;
+/// Of them, for those that are kept connected. All others wait for a handshake.
+constexpr std::size_t kMaxKept = 48;
+/// An agent closes a connection after two minutes of silence, or when it ends.
+constexpr std::chrono::seconds kLookAgain{15};
 /// Whoever takes longer is told over a connection that is opened then.
 constexpr std::chrono::milliseconds kConnect{500};
 
+// The first of each ModelService before the second of any.
+std::vector<AgentName> ChooseKept(const std::map<std::string, std::vector<AgentName>>& all) {
+  std::vector<AgentName> chosen;
+  bool more = true;
+  for (std::size_t place = 0; more; ++place) {
+    more = false;
+    for (const auto& [service, agents] : all) {
+      if (chosen.size() == kMaxKept) return chosen;
+      if (place >= agents.size()) continue;
+      chosen.push_back(agents[place]);
+      more = true;
+    }
+  }
+  return chosen;
+}
+
 }  // namespace
+
+HttpAgents::HttpAgents(std::shared_ptr<const tls::CredentialStore> credentials,
+                       std::chrono::milliseconds timeout)
+    : credentials_(std::move(credentials)), timeout_(timeout), tender_([this] {
+        pthread_setname_np(pthread_self(), "agents");
+        Tend();
+      }) {}
+
+HttpAgents::~HttpAgents() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  tender_.join();
+}
 
 Result<std::shared_ptr<http::Client>> HttpAgents::ClientFor(const AgentName& agent) {
   const std::string key = agent.uid + " " + agent.address;
@@ -35,6 +74,35 @@ Result<std::shared_ptr<http::Client>> HttpAgents::ClientFor(const AgentName& age
 void HttpAgents::Connect(const AgentName& agent) {
   const auto client = ClientFor(agent);
   if (client.ok()) static_cast<void>((*client)->Connect(std::min(kConnect, timeout_)));
+}
+
+void HttpAgents::KeepConnected(const std::string& service, std::vector<AgentName> agents) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto known = kept_.find(service);
+    if (known == kept_.end() ? agents.empty() : known->second == agents) return;
+    if (agents.empty()) {
+      kept_.erase(known);
+      return;
+    }
+    kept_.insert_or_assign(service, std::move(agents));
+    look_ = true;
+  }
+  changed_.notify_all();
+}
+
+void HttpAgents::Tend() {
+  std::unique_lock lock(mutex_);
+  while (!stopping_) {
+    look_ = false;
+    for (const AgentName& agent : ChooseKept(kept_)) {
+      if (stopping_) return;
+      lock.unlock();
+      Connect(agent);
+      lock.lock();
+    }
+    changed_.wait_for(lock, kLookAgain, [this] { return stopping_ || look_; });
+  }
 }
 
 Result<RoleResponse> HttpAgents::TellRole(const AgentName& agent, const RoleRequest& request) {

@@ -4,11 +4,15 @@
 #pragma once
 
 #include <chrono>
+#include <condition_variable>
 #include <list>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include "common/http.h"
 #include "common/result.h"
@@ -34,29 +38,42 @@ class Agents {
   /// long; thread-safe.
   virtual void Connect(const AgentName& agent) = 0;
 
+  /// Of this ModelService ("ns/name"), those who may be told something at any moment, in the place
+  /// of who was named before: a connection to each is kept open, as far as there is room. Returns
+  /// at once; thread-safe.
+  virtual void KeepConnected(const std::string& service, std::vector<AgentName> agents) = 0;
+
   /// POST /v1/role at its address. Errors are the agent's own, or Unavailable or DeadlineExceeded
   /// when it cannot be reached, or somebody else is there. Being told again is no error. Blocks;
   /// thread-safe.
   virtual Result<RoleResponse> TellRole(const AgentName& agent, const RoleRequest& request) = 0;
 };
 
-/// Over mutual TLS. The connection to an agent is kept for what it is told next.
+/// Over mutual TLS. The connection to an agent is kept for what it is told next, and opened anew
+/// for those who are to be kept connected when their agents close it, as they do with a silent one.
 class HttpAgents : public Agents {
  public:
   HttpAgents(std::shared_ptr<const tls::CredentialStore> credentials,
-             std::chrono::milliseconds timeout)
-      : credentials_(std::move(credentials)), timeout_(timeout) {}
+             std::chrono::milliseconds timeout);
+  ~HttpAgents() override;
   void Connect(const AgentName& agent) override;
+  void KeepConnected(const std::string& service, std::vector<AgentName> agents) override;
   Result<RoleResponse> TellRole(const AgentName& agent, const RoleRequest& request) override;
 
  private:
   Result<std::shared_ptr<http::Client>> ClientFor(const AgentName& agent);
+  void Tend();
 
   const std::shared_ptr<const tls::CredentialStore> credentials_;
   const std::chrono::milliseconds timeout_;  ///< For all of one call.
   std::mutex mutex_;
   /// Guarded by mutex_; by uid and address, the one used last in front.
   std::list<std::pair<std::string, std::shared_ptr<http::Client>>> clients_;
+  std::map<std::string, std::vector<AgentName>> kept_;  ///< Guarded by mutex_: by ModelService.
+  bool look_ = false;                                   ///< Guarded by mutex_: there are others.
+  bool stopping_ = false;                               ///< Guarded by mutex_.
+  std::condition_variable changed_;
+  std::thread tender_;  ///< Last: it uses all the others.
 };
 
 }  // namespace rouse::actuate

@@ -200,6 +200,7 @@ Status App::Run() {
       ReconcilerOptions{.policy = options_.policy,
                         .pods = options_.pods,
                         .clock = Now,
+                        .confirm = [this] { return ConfirmLeading(); },
                         .prepare = [this](const std::string& ns) { return keeper_->Prepare(ns); }});
 
   kube::LeaderOptions leader;
@@ -290,6 +291,17 @@ bool App::Stopping() const {
 bool App::Leading() const {
   std::lock_guard lock(mutex_);
   return elector_ && elector_->leading();
+}
+
+// The elector outlives the workers, who alone ask; its callbacks want the lock.
+Status App::ConfirmLeading() const {
+  kube::LeaderElector* elector = nullptr;
+  {
+    std::lock_guard lock(mutex_);
+    elector = elector_.get();
+  }
+  if (elector == nullptr) return Unavailable("this operator does not lead any more");
+  return elector->Confirm(options_.lease.retry * 3 / 2);  // One that is not late.
 }
 
 void App::StartWorkers() {

@@ -86,6 +86,7 @@ class App {
   /// Empty once it is known, else why not.
   std::string FindAgentFacingUrl();
   bool Leading() const;
+  Status ConfirmLeading() const;
   Status StartScaler();
   void StopScaler();
   void LoadChanged(const std::string& key);

@@ -2,14 +2,13 @@
 
 #pragma once
 
-#include <chrono>
 #include <functional>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "operator/actuate/agents.h"
 #include "operator/actuate/cache.h"
+#include "operator/actuate/outcome.h"
 #include "operator/actuate/pending.h"
 #include "operator/kube/api.h"
 #include "operator/plan/action.h"
@@ -18,32 +17,22 @@
 
 namespace rouse::actuate {
 
-struct Outcome {
-  std::vector<std::string> errors;  ///< What could not be done; the rest was.
-  std::vector<plan::Note> notes;    ///< What was done, for Events.
-  /// A name turned out to be taken, or a guard not to be had, and is remembered as such: plan again
-  /// at once.
-  bool replan = false;
-  /// Wakes that were undone: seconds each, from the claim on.
-  std::vector<double> failed_wakes;
-  /// What could not be done yet, and is no error: plan again after this long.
-  std::optional<std::chrono::milliseconds> again;
-};
-
 class Executor {
  public:
   /// Makes what the pods of a namespace need there, before any is created.
   using Prepare = std::function<Status(const std::string& ns)>;
 
-  /// `may_act` is asked before each call: false once this process does not lead any more.
-  /// References must outlive the executor.
+  /// `may_act` is asked before each action: false once this process does not lead any more.
+  /// `confirm` makes sure of that with the API server, before guards are told to wake: they are
+  /// told first and claimed then. References must outlive the executor.
   Executor(kube::Api& api, Agents& agents, const Cache& cache, Pending& pending,
-           std::function<bool()> may_act, Prepare prepare)
+           std::function<bool()> may_act, std::function<Status()> confirm, Prepare prepare)
       : api_(api),
         agents_(agents),
         cache_(cache),
         pending_(pending),
         may_act_(std::move(may_act)),
+        confirm_(std::move(confirm)),
         prepare_(std::move(prepare)) {}
 
   /// Performs all actions in order (claims of guards side by side), deletions whatever else failed;
@@ -59,6 +48,7 @@ class Executor {
   const Cache& cache_;
   Pending& pending_;
   const std::function<bool()> may_act_;
+  const std::function<Status()> confirm_;
   const Prepare prepare_;
 };
 

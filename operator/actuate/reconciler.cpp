@@ -4,6 +4,7 @@
 
 #include "common/log.h"
 #include "operator/api/names.h"
+#include "operator/plan/guards.h"
 
 namespace rouse::actuate {
 namespace {
@@ -44,13 +45,14 @@ Reconciler::Reconciler(kube::Api& api, Agents& agents, const Cache& cache, Pendi
                        Metrics& metrics, Tell tell, std::function<bool()> may_act,
                        ReconcilerOptions options)
     : api_(api),
+      agents_(agents),
       cache_(cache),
       pending_(pending),
       metrics_(metrics),
       tell_(std::move(tell)),
       may_act_(std::move(may_act)),
       options_(std::move(options)),
-      executor_(api, agents, cache, pending, may_act_, options_.prepare) {}
+      executor_(api, agents, cache, pending, may_act_, options_.confirm, options_.prepare) {}
 
 Result<std::optional<std::chrono::milliseconds>> Reconciler::Reconcile(const std::string& key) {
   const auto stored = cache_.Service(key);
@@ -60,6 +62,7 @@ Result<std::optional<std::chrono::milliseconds>> Reconciler::Reconcile(const std
     const auto name = kube::ObjectName::FromKey(key);
     metrics_.ForgetInstances(name.ns, name.name);
     pending_.Forget(key);
+    agents_.KeepConnected(key, {});
     return std::optional<std::chrono::milliseconds>();
   }
   const api::ModelService& service = observed->service;
@@ -91,6 +94,7 @@ Result<std::optional<std::chrono::milliseconds>> Reconciler::Reconcile(const std
   }
   plan::AddActionErrors(plan.status, outcome.errors, now);
 
+  KeepConnected(key, *observed);
   // Before publishing, so that a scrape shows what runs even while the API server refuses writes.
   Count(service, plan);
   const Status published = Publish(service, plan.status);
@@ -132,6 +136,16 @@ Status Reconciler::Publish(const api::ModelService& service, const api::ServiceS
                                  {.field_manager = api::kFieldManager, .subresource = "status"});
   if (written.ok() || written.status().code() == StatusCode::kNotFound) return Status();
   return written.status();
+}
+
+// Whoever is woken next is told over a connection that is there already.
+void Reconciler::KeepConnected(const std::string& key, const plan::Observed& observed) {
+  std::vector<AgentName> agents;
+  for (const plan::Instance* guard : plan::Sleepers(observed.instances)) {
+    agents.push_back(
+        {.ns = guard->ns, .pod = guard->name, .uid = guard->uid, .address = guard->address});
+  }
+  agents_.KeepConnected(key, std::move(agents));
 }
 
 void Reconciler::Count(const api::ModelService& service, const plan::Plan& plan) {

@@ -32,6 +32,7 @@ struct ReconcilerOptions {
   /// Look at every ModelService this often even if nothing changed.
   std::chrono::milliseconds resync{600'000};
   std::function<api::TimePoint()> clock;
+  std::function<Status()> confirm;  ///< See Executor.
   Executor::Prepare prepare;
 };
 
@@ -49,8 +50,10 @@ class Reconciler {
   Outcome Perform(const api::ModelService& service, const plan::Plan& plan);
   Status Publish(const api::ModelService& service, const api::ServiceStatus& status);
   void Count(const api::ModelService& service, const plan::Plan& plan);
+  void KeepConnected(const std::string& key, const plan::Observed& observed);
 
   kube::Api& api_;
+  Agents& agents_;
   const Cache& cache_;
   Pending& pending_;
   Metrics& metrics_;

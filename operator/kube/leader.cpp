@@ -64,26 +64,63 @@ std::string LeaderElector::holder_address() const {
   return holder_.empty() ? std::string() : address_;
 }
 
+Status LeaderElector::Confirm(std::chrono::milliseconds age) {
+  std::unique_lock lock(mutex_);
+  const steady_clock::time_point renewed{steady_clock::duration(renewed_ticks_.load())};
+  if (leading() && answer_.ok() && steady_clock::now() <= renewed + age) return {};
+  const std::uint64_t mine = ++asked_;
+  changed_.notify_all();
+  changed_.wait(lock, [&] { return answered_ >= mine || ended_; });
+  if (answered_ >= mine) return answer_;
+  return Unavailable("lease " + options_.lease.Key() + ": the leadership has ended");
+}
+
+std::uint64_t LeaderElector::Asked() const {
+  std::lock_guard lock(mutex_);
+  return asked_;
+}
+
+void LeaderElector::Answer(std::uint64_t asked, const Status& held) {
+  {
+    std::lock_guard lock(mutex_);
+    answered_ = asked;
+    answer_ = held;
+  }
+  changed_.notify_all();
+}
+
 void LeaderElector::Run() {
-  bool fresh = false;  // lease_ is what the last write returned, so it need not be read again.
   do {
-    if (!fresh) Read();
-    fresh = false;
-    switch (Decide(view_, options_.identity, options_.timing, steady_clock::now())) {
-      case LeaseStep::kWait:
-        break;
-      case LeaseStep::kLost:
-        Lose();
-        return;
-      case LeaseStep::kAcquire:
-        if (known_) fresh = Write(options_.identity).ok();
-        break;
-      case LeaseStep::kRenew:
-        fresh = Write(options_.identity).ok();
-        break;
-    }
-  } while (Sleep());
+    const std::uint64_t asked = Asked();  // Those who ask from now on want a later attempt.
+    Answer(asked, Attempt());
+  } while (!lost_ && Sleep());
+  {
+    std::lock_guard lock(mutex_);
+    ended_ = true;
+  }
+  changed_.notify_all();
   if (view_.leading) Release();
+}
+
+Status LeaderElector::Attempt() {
+  if (!fresh_) Read();
+  fresh_ = false;
+  switch (Decide(view_, options_.identity, options_.timing, steady_clock::now())) {
+    case LeaseStep::kWait:
+      break;
+    case LeaseStep::kLost:
+      Lose();
+      break;
+    case LeaseStep::kAcquire:
+      if (!known_) break;
+      [[fallthrough]];
+    case LeaseStep::kRenew: {
+      const Status written = Write(options_.identity);
+      fresh_ = written.ok();
+      return written;
+    }
+  }
+  return Unavailable("lease " + options_.lease.Key() + ": not held by this process");
 }
 
 void LeaderElector::Read() {
@@ -166,6 +203,7 @@ Status LeaderElector::Write(const std::string& holder) {
 }
 
 void LeaderElector::Lose() {
+  lost_ = true;
   leading_ = false;
   view_.leading = false;
   const bool taken = view_.record && view_.record->holder != options_.identity;
@@ -200,7 +238,9 @@ void LeaderElector::NoteError(const Status& status) {
 
 bool LeaderElector::Sleep() {
   std::unique_lock lock(mutex_);
-  return !changed_.wait_for(lock, options_.timing.retry, [this] { return stopping_; });
+  changed_.wait_for(lock, options_.timing.retry,
+                    [this] { return stopping_ || asked_ > answered_; });
+  return !stopping_;
 }
 
 }  // namespace rouse::kube

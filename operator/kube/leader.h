@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -45,6 +46,13 @@ class LeaderElector {
   /// hangs in a call. Thread-safe; ask it before every write.
   bool leading() const;
 
+  /// Whether the last renewal held and was sent no longer than `age` ago; one that was sent earlier
+  /// is followed by another one now. For what cannot be made conditional itself, and must be done
+  /// neither by somebody who only believes to lead, nor by somebody whose writes arrive no more.
+  /// Those who ask at the same time share one renewal. May block for two calls; thread-safe; not to
+  /// be asked from the callbacks.
+  Status Confirm(std::chrono::milliseconds age);
+
   /// Who held the lease last we saw; for messages and readiness.
   std::string holder() const;
   /// Its address, unless that is not known or the lease is released.
@@ -53,12 +61,15 @@ class LeaderElector {
  private:
   LeaderElector(Api& api, LeaderOptions options);
   void Run();
+  Status Attempt();
   void Read();
   Status Write(const std::string& holder);
   void Lose();
   void Release();
   void NoteError(const Status& status);
   bool Sleep();
+  std::uint64_t Asked() const;
+  void Answer(std::uint64_t asked, const Status& held);
 
   Api& api_;
   const LeaderOptions options_;
@@ -66,6 +77,8 @@ class LeaderElector {
   LeaseView view_;
   Json lease_;          ///< The object as last read or written; null when there is none.
   bool known_ = false;  ///< The last reading succeeded, so lease_ is not stale by a lost answer.
+  bool lost_ = false;   ///< It ends.
+  bool fresh_ = false;  ///< lease_ is what the last write returned, so it need not be read again.
   std::string last_error_;
 
   std::atomic<bool> leading_{false};
@@ -73,8 +86,13 @@ class LeaderElector {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   bool stopping_ = false;  ///< Guarded by mutex_.
-  std::string holder_;     ///< Guarded by mutex_.
-  std::string address_;    ///< Guarded by mutex_: of that holder.
+  // Confirmations, each with a number. Guarded by mutex_:
+  std::uint64_t asked_ = 0;     ///< The last one that was asked for.
+  std::uint64_t answered_ = 0;  ///< The last one whose attempt has ended...
+  Status answer_;               ///< ...like this.
+  bool ended_ = false;          ///< There will be no more attempts.
+  std::string holder_;          ///< Guarded by mutex_.
+  std::string address_;         ///< Guarded by mutex_: of that holder.
   std::thread thread_;
 };
 

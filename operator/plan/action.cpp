@@ -9,7 +9,8 @@ std::string Print(const CreateInstance& action) {
 }
 
 std::string Print(const ClaimGuard& action) {
-  return (action.wake ? "wake " : "take ") + action.pod + " (" + action.reason + ")";
+  return (action.wake ? "wake " : "take ") + action.pod + (action.again ? " again" : "") + " (" +
+         action.reason + ")";
 }
 
 std::string Print(const ReleaseGuard& action) {

@@ -39,13 +39,14 @@ struct CreateInstance {
 };
 
 /// This guard is a replica from now on, and no other claim of it succeeds. When `wake`, its agent
-/// has been told, or the claim is undone. Claimed again, it is only told again.
+/// has been told; if it could not be, it stays a guard that could not be woken.
 struct ClaimGuard {
   std::string pod;
   std::string uid;
-  std::string resource_version;  ///< The pod has not changed since.
+  std::string resource_version;  ///< Of the pod as it was seen.
   std::string address;           ///< Its agent's.
   bool wake = false;             ///< It sleeps, or may be about to.
+  bool again = false;            ///< It was claimed before: it is only told.
   std::vector<Peer> peers;       ///< Whose weights it wakes with, best first.
   std::string reason;            ///< Why it and no other, for people.
   api::TimePoint decided_at;

@@ -108,6 +108,21 @@ GuardChoice ChooseGuards(const std::vector<const Instance*>& guards,
   return choice;
 }
 
+std::vector<const Instance*> Sleepers(const std::vector<Instance>& instances) {
+  std::vector<const Instance*> sleepers;
+  for (const Instance& instance : instances) {
+    if (instance.role == Role::kGuard && instance.agent_state == AgentState::kAsleep &&
+        !instance.deleting && !instance.leaving && !instance.node_lost &&
+        !instance.address.empty()) {
+      sleepers.push_back(&instance);
+    }
+  }
+  std::sort(sleepers.begin(), sleepers.end(), [](const Instance* a, const Instance* b) {
+    return std::tie(a->decided_at, a->name) < std::tie(b->decided_at, b->name);
+  });
+  return sleepers;
+}
+
 std::vector<const Instance*> ChooseSurplusGuards(const std::vector<const Instance*>& guards,
                                                  int count) {
   std::vector<const Instance*> order = guards;

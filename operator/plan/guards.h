@@ -37,6 +37,9 @@ GuardChoice ChooseGuards(const std::vector<const Instance*>& guards,
 std::vector<const Instance*> ChooseSurplusGuards(const std::vector<const Instance*>& guards,
                                                  int count);
 
+/// Guards that sleep, in the order in which they would be woken if all were as near to weights.
+std::vector<const Instance*> Sleepers(const std::vector<Instance>& instances);
+
 /// It can be had at once: it sleeps, or is about to.
 bool IsUsableGuard(const Instance& guard);
 

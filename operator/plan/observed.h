@@ -27,8 +27,8 @@ struct Policy {
   /// A guard that was claimed and sleeps on after this long is a guard again; one that has begun to
   /// wake has failed. Longer than the agent's own limit.
   std::chrono::milliseconds wake_deadline{150'000};
-  /// A guard that was claimed and sleeps on is told again after this long: whoever claimed it may
-  /// not have come to it.
+  /// A guard that was claimed and sleeps on is told again after this long: its agent may have been
+  /// started anew since it was told.
   std::chrono::milliseconds wake_again{3'000};
   /// How long a guard that could not be woken is left alone. After kMaxFailedWakes it is retired.
   std::chrono::milliseconds wake_retry{60'000};

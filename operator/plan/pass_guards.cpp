@@ -135,8 +135,8 @@ int Pass::ClaimGuards(int missing) {
   return static_cast<int>(choice.claims.size() + choice.waiting_for.size());
 }
 
-// Whoever claimed it may have died before it told the agent, or never have heard that the claim
-// held. An agent that was told already does nothing more.
+// Its agent was told before it was claimed, and may have been started anew since. One that knows
+// does nothing more.
 void Pass::WakeAgain() {
   for (const Instance* instance : summary.working) {
     if (!IsWaking(*instance) || instance->agent_state != AgentState::kAsleep) continue;
@@ -150,6 +150,7 @@ void Pass::WakeAgain() {
                                  .resource_version = instance->resource_version,
                                  .address = instance->address,
                                  .wake = true,
+                                 .again = true,
                                  .peers = std::move(peers),
                                  .reason = instance->path_reason,
                                  .decided_at = instance->decided_at,

@@ -1,5 +1,6 @@
 // What the operator does to guards: claims that hold once, wakes that fail, gates, leaving.
 
+#include <atomic>
 #include <catch2/catch.hpp>
 #include <set>
 
@@ -80,7 +81,7 @@ struct GuardWorld {
 
 }  // namespace
 
-TEST_CASE("a guard is claimed on its pod, then its agent is told") {
+TEST_CASE("a guard's agent is told, and the guard is claimed on its pod") {
   GuardWorld world(2);
   Process process(world.api);
   process.Sync();
@@ -105,41 +106,88 @@ TEST_CASE("a guard is claimed on its pod, then its agent is told") {
   CHECK(world.Role("demo-2") == "Guard");  // The one that takes its place.
 }
 
-TEST_CASE(
-    "the connection to a guard's agent is opened while its claim is written, and no earlier") {
-  GuardWorld world(1);
+TEST_CASE("that we lead is confirmed before any guard is told, once for all of them") {
+  GuardWorld world(3, 2);
+  world.api.Put(kube::Pods(),
+                PodOf("demo-2", "Guard", "Asleep", world.api.Objects(kube::ModelServices())[0]));
   Process process(world.api);
   process.Sync();
-  REQUIRE(process.reconciler->Reconcile(kKey).ok());
-  CHECK(process.agents.connected.empty());
-  Json service = world.api.Objects(kube::ModelServices())[0];
-  service["spec"]["replicas"] = 2;
-  world.api.Put(kube::ModelServices(), service);
-  process.Sync();
-  std::size_t told_before = 1;
-  world.api.SetHook([&](const std::string& verb, const std::string& object) -> Status {
-    if (verb != "patch" || object.find("demo-1") == std::string::npos) return {};
-    told_before = process.agents.told.size();
-    return Status(StatusCode::kConflict, "fake: somebody else has written");
-  });
-  (void)process.reconciler->Reconcile(kKey);
-  CHECK(told_before == 0);
-  CHECK(process.agents.told.empty());  // Who is not claimed is not told.
-  REQUIRE(process.agents.connected.size() == 1);
-  CHECK(process.agents.connected[0].pod == "demo-1");
+  SECTION("it holds: they are told before any claim is written") {
+    std::atomic<std::size_t> told_before = 0;
+    world.api.SetHook([&](const std::string& verb, const std::string& object) -> Status {
+      if (verb == "patch" && object.find("pod") != std::string::npos && told_before == 0) {
+        told_before = process.agents.told.size();
+      }
+      return {};
+    });
+    REQUIRE(process.reconciler->Reconcile(kKey).ok());
+    CHECK(told_before == 2);
+    CHECK(process.confirmed == 1);
+  }
+  SECTION("it does not: nobody is told and nothing claimed, but connections are open already") {
+    process.confirm_answer = Unavailable("the lease is held by another");
+    const auto refused = process.reconciler->Reconcile(kKey);
+    CHECK(refused.status().message().find("the lease is held by another") != std::string::npos);
+    CHECK(process.agents.told.empty());
+    CHECK(process.agents.connected.size() == 2);
+    CHECK(world.Role("demo-1") == "Guard");
+    CHECK(world.Role("demo-2") == "Guard");
+  }
+  SECTION("nobody is to be woken: it is not asked for") {
+    Json service = world.api.Objects(kube::ModelServices())[0];
+    service["spec"]["replicas"] = 1;
+    world.api.Put(kube::ModelServices(), service);
+    process.Sync();
+    REQUIRE(process.reconciler->Reconcile(kKey).ok());
+    CHECK(process.confirmed == 0);
+    CHECK(process.agents.connected.empty());
+  }
 }
 
-TEST_CASE("two operators with stale caches claim a guard once") {
+TEST_CASE("a guard that was claimed meanwhile is not claimed again") {
   GuardWorld world(2);
   Process first(world.api), second(world.api);
   first.Sync();
   second.Sync();
   REQUIRE(first.reconciler->Reconcile(kKey).ok());
-  (void)second.reconciler->Reconcile(kKey);
-  CHECK(first.agents.told.size() + second.agents.told.size() == 1);
+  second.now += std::chrono::seconds(5);
+  (void)second.reconciler->Reconcile(kKey);  // A leader that slept since it was confirmed.
+  CHECK(second.Reasons() == Lines{});
+  CHECK(world.Annotation("demo-1", "rouse.dev/decided-at-us") ==
+        std::to_string(api::ToMicros(kNow)));
 }
 
-TEST_CASE("a wake that fails is undone, and the next path is tried in the same pass") {
+TEST_CASE("a guard whose agent says that it wakes, before it is claimed, is claimed nevertheless") {
+  GuardWorld world(2);
+  Process process(world.api);
+  process.Sync();
+  process.agents.on_told = [&] {
+    Json pod = PodJson(world.api, "demo-1");
+    pod["metadata"]["annotations"]["rouse.dev/agent-state"] = "Waking";
+    world.api.Put(kube::Pods(), pod);
+  };
+  REQUIRE(process.reconciler->Reconcile(kKey).ok());
+  CHECK(world.Role("demo-1") == "Active");
+  CHECK(world.Annotation("demo-1", "rouse.dev/agent-state") == "Waking");
+}
+
+TEST_CASE("a guard that was told to leave after it was told to wake is not claimed") {
+  GuardWorld world(2);
+  Process process(world.api);
+  process.Sync();
+  process.agents.on_told = [&] {
+    Json pod = PodJson(world.api, "demo-1");
+    pod["metadata"]["annotations"]["rouse.dev/leaving"] = json::Canonical(
+        ToJson(plan::Leaving{.at = kNow, .cause = plan::Cause::kScaleIn, .reason = "too many"}));
+    world.api.Put(kube::Pods(), pod);
+  };
+  const auto again = process.reconciler->Reconcile(kKey);
+  REQUIRE(again.ok());
+  CHECK(**again <= std::chrono::milliseconds(200));
+  CHECK(world.Role("demo-1") == "Guard");
+}
+
+TEST_CASE("a guard that cannot be told stays one, and the next path is tried in the same pass") {
   GuardWorld world(2);
   Process process(world.api);
   process.Sync();
@@ -176,44 +224,70 @@ TEST_CASE("a wake that fails is undone, and the next path is tried in the same p
   }
 }
 
-TEST_CASE("a claim whose undoing is lost ends with its lease") {
+TEST_CASE("a wake whose failure could not be written down is tried again") {
   GuardWorld world(2);
   Process process(world.api);
   process.Sync();
   process.agents.answer = Unavailable("connection refused");
-  int patches = 0;
   world.api.SetHook([&](const std::string& verb, const std::string& object) -> Status {
-    if (verb == "patch" && object.find("pod") != std::string::npos && patches++ > 0) {
+    if (verb == "patch" && object.find("pod") != std::string::npos) {
       return Unavailable("fake: the API server is gone");
     }
     return {};
   });
   CHECK_FALSE(process.reconciler->Reconcile(kKey).ok());
-  CHECK(world.Role("demo-1") == "Active");
+  CHECK(world.Role("demo-1") == "Guard");
   world.api.SetHook({});
+  process.agents.answer = {};
+  process.Sync();
+  REQUIRE(process.reconciler->Reconcile(kKey).ok());
+  CHECK(process.agents.told.size() == 2);
+  CHECK(world.Role("demo-1") == "Active");
+}
+
+TEST_CASE("an operator that dies between command and claim leaves a guard that is taken first") {
+  GuardWorld world(2, 2);
+  world.api.Put(kube::Pods(),
+                PodOf("demo-2", "Guard", "Asleep", world.api.Objects(kube::ModelServices())[0]));
+  std::string woken;
+  {
+    Process dying(world.api);
+    dying.Sync();
+    world.api.SetHook([&](const std::string& verb, const std::string&) -> Status {
+      return verb == "patch" ? Unavailable("fake: dead by now") : Status();
+    });
+    (void)dying.reconciler->Reconcile(kKey);
+    REQUIRE(dying.agents.told.size() == 1);
+    woken = dying.agents.told[0].first.pod;
+  }
+  world.api.SetHook({});
+  CHECK(world.Role(woken) == "Guard");
+  const std::string other = woken == "demo-1" ? "demo-2" : "demo-1";
+  Json pod = PodJson(world.api, woken);
+  pod["metadata"]["annotations"]["rouse.dev/agent-state"] = "Waking";
+  // It would come last else.
+  pod["metadata"]["annotations"]["rouse.dev/decided-at-us"] = "2000000";
+  world.api.Put(kube::Pods(), pod);
   Process next(world.api);
   next.Sync();
   REQUIRE(next.reconciler->Reconcile(kKey).ok());
-  CHECK(world.Role("demo-1") == "Active");
-  next.now += std::chrono::seconds(151);
-  next.Sync();
-  REQUIRE(next.reconciler->Reconcile(kKey).ok());
-  CHECK(world.Role("demo-1") == "Guard");
+  CHECK(world.Role(woken) == "Active");
+  CHECK(world.Role(other) == "Guard");
 }
 
-TEST_CASE("an operator that dies between claim and command leaves a claim that ends") {
+TEST_CASE("a claim whose answer is lost holds, and ends if the guard sleeps on") {
   GuardWorld world(2);
   {
     Process dying(world.api);
     dying.Sync();
     world.api.LoseAnswer("patch");
     (void)dying.reconciler->Reconcile(kKey);
-    CHECK(dying.agents.told.empty());
   }
   CHECK(world.Role("demo-1") == "Active");
   Process next(world.api);
   next.Sync();
   REQUIRE(next.reconciler->Reconcile(kKey).ok());
+  CHECK(world.Role("demo-1") == "Active");
   CHECK(PodJson(world.api, "demo-2")["metadata"]["labels"]["rouse.dev/role"] == "Guard");
   next.now += std::chrono::seconds(151);
   next.Sync();
@@ -265,6 +339,23 @@ TEST_CASE("a replica that goes leaves the endpoints before its pod is deleted") 
   process.Sync();
   REQUIRE(process.reconciler->Reconcile(kKey).ok());
   CHECK(PodNames(world.api).empty());
+}
+
+TEST_CASE("those who may be woken next are kept connected, the first one first") {
+  GuardWorld world(1, 3);
+  const Json service = world.api.Objects(kube::ModelServices())[0];
+  Json early = PodOf("demo-2", "Guard", "Asleep", service);
+  early["metadata"]["annotations"]["rouse.dev/decided-at-us"] = "999999";
+  world.api.Put(kube::Pods(), early);
+  world.api.Put(kube::Pods(), PodOf("demo-3", "Guard", "Sleeping", service));
+  Process process(world.api);
+  process.Sync();
+  REQUIRE(process.reconciler->Reconcile(kKey).ok());
+  CHECK(process.agents.kept[kKey] == Lines{"demo-2", "demo-1"});
+  world.api.Erase(kube::ModelServices(), {"default", "demo"});
+  process.Sync();
+  REQUIRE(process.reconciler->Reconcile(kKey).ok());
+  CHECK(process.agents.kept[kKey].empty());
 }
 
 TEST_CASE("a hundred guards are claimed side by side, each once") {

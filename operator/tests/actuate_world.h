@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -30,17 +31,27 @@ class FakeAgents : public Agents {
     connected.push_back(agent);
   }
 
+  void KeepConnected(const std::string& service, std::vector<AgentName> agents) override {
+    const std::lock_guard lock(mutex_);
+    auto& names = kept[service];
+    names.clear();
+    for (const AgentName& agent : agents) names.push_back(agent.pod);
+  }
+
   Result<RoleResponse> TellRole(const AgentName& agent, const RoleRequest& request) override {
     std::lock_guard lock(mutex_);
     told.emplace_back(agent, request);
     if (!answer.ok()) return answer;
+    if (on_told) on_told();
     return RoleResponse{.state = request.role == Role::kActive ? AgentState::kWaking
                                                                : AgentState::kSleeping};
   }
 
   std::vector<std::pair<AgentName, RoleRequest>> told;
   std::vector<AgentName> connected;
+  std::map<std::string, std::vector<std::string>> kept;  ///< Pods, by ModelService.
   Status answer;
+  std::function<void()> on_told;  ///< Before it answers.
 
  private:
   std::mutex mutex_;
@@ -63,6 +74,10 @@ class Process {
     options.pods.agent_image = "agent:1";
     options.pods.agent_facing_url = "https://10.96.0.7:7482";
     options.clock = [this] { return now; };
+    options.confirm = [this] {
+      ++confirmed;
+      return confirm_answer;
+    };
     options.prepare = [this](const std::string& ns) {
       prepared.push_back(ns);
       return prepare_answer;
@@ -98,6 +113,8 @@ class Process {
   Status prepare_answer;
   api::TimePoint now = kNow;
   bool leads = true;
+  int confirmed = 0;  ///< Times that it was asked for.
+  Status confirm_answer;
 
  private:
   void Feed(kube::StoreSink& sink, const kube::Resource& resource) {

@@ -1,6 +1,10 @@
 #include "operator/kube/leader.h"
 
+#include <algorithm>
 #include <catch2/catch.hpp>
+#include <cstdlib>
+#include <thread>
+#include <vector>
 
 #include "common/tests/eventually.h"
 #include "operator/kube/events.h"
@@ -17,11 +21,11 @@ const ObjectName kLease{"rouse-system", "rouse-operator"};
 const LeaseTiming kFast{.duration = 4s, .renew_deadline = 2500ms, .retry = 50ms};
 
 struct Candidate {
-  Candidate(Api& api, const std::string& name) {
+  Candidate(Api& api, const std::string& name, const LeaseTiming& timing = kFast) {
     auto made = LeaderElector::Start(api, {.lease = kLease,
                                            .identity = name,
                                            .address = "http://" + name + ":7480",
-                                           .timing = kFast,
+                                           .timing = timing,
                                            .on_elected = [this] { ++elected; },
                                            .on_lost =
                                                [this](const std::string& why) {
@@ -97,6 +101,90 @@ TEST_CASE("leading turns false in time even while a call hangs") {
   CHECK(a.why().empty());  // The thread still hangs, and yet nobody acts.
   hanging = false;
   CHECK(Eventually([&] { return !a.why().empty() || a.elector->leading(); }));
+}
+
+// So seldom that what happens at once was asked for.
+const LeaseTiming kSeldom{.duration = 60s, .renew_deadline = 50s, .retry = 40s};
+
+TEST_CASE("a confirmation renews at once, and those who ask together share it") {
+  FakeApi api;
+  Candidate a(api, "a", kSeldom);
+  REQUIRE(Eventually([&] { return a.elector->leading(); }));
+  const auto updates = [&] {
+    const auto calls = api.calls();
+    return std::count_if(calls.begin(), calls.end(),
+                         [](const std::string& call) { return call.starts_with("update "); });
+  };
+  const auto before = updates();
+  const auto began = std::chrono::steady_clock::now();
+  CHECK(a.elector->Confirm(0ms).ok());
+  CHECK(updates() == before + 1);
+  api.SetHook([](const std::string&, const std::string&) {
+    std::this_thread::sleep_for(50ms);
+    return Status();
+  });
+  {
+    std::vector<std::jthread> together;
+    for (int i = 0; i < 20; ++i) {
+      together.emplace_back([&] {
+        if (!a.elector->Confirm(0ms).ok()) std::abort();
+      });
+    }
+  }
+  CHECK(updates() > before + 1);
+  CHECK(updates() < before + 1 + 20);
+  CHECK(std::chrono::steady_clock::now() - began < kSeldom.retry);
+}
+
+TEST_CASE("a renewal that is young enough confirms; a failed one since then does not") {
+  FakeApi api;
+  Candidate a(api, "a", kSeldom);
+  REQUIRE(Eventually([&] { return a.elector->leading(); }));
+  const std::size_t before = api.calls().size();
+  CHECK(a.elector->Confirm(10s).ok());
+  CHECK(api.calls().size() == before);
+  std::this_thread::sleep_for(20ms);
+  CHECK(a.elector->Confirm(10ms).ok());
+  CHECK(api.calls().size() == before + 1);
+  api.SetHook([](const std::string&, const std::string&) { return Unavailable("server down"); });
+  CHECK_FALSE(a.elector->Confirm(0ms).ok());
+  CHECK_FALSE(a.elector->Confirm(10s).ok());
+}
+
+TEST_CASE("a leader that cannot write is not confirmed, and is later") {
+  FakeApi api;
+  Candidate a(api, "a", kSeldom);
+  REQUIRE(Eventually([&] { return a.elector->leading(); }));
+  api.SetHook([](const std::string&, const std::string&) { return Unavailable("server down"); });
+  CHECK(a.elector->Confirm(0ms).message().find("server down") != std::string::npos);
+  CHECK(a.elector->leading());  // Its time is not over.
+  api.SetHook({});
+  CHECK(a.elector->Confirm(0ms).ok());
+}
+
+TEST_CASE("whoever only believes to lead is told by the confirmation") {
+  FakeApi api;
+  Candidate a(api, "a", kSeldom);
+  REQUIRE(Eventually([&] { return a.elector->leading(); }));
+  Json lease = api.Objects(Leases())[0];
+  lease["spec"]["holderIdentity"] = "thief";
+  api.Put(Leases(), lease);
+  CHECK(a.elector->leading());
+  CHECK_FALSE(a.elector->Confirm(0ms).ok());
+  // The lost write is followed by a reading, which says who leads now.
+  CHECK_FALSE(a.elector->Confirm(0ms).ok());
+  CHECK_FALSE(a.elector->leading());
+  CHECK(a.why().find("thief") != std::string::npos);
+  CHECK_FALSE(a.elector->Confirm(0ms).ok());  // There is nobody to do it any more.
+}
+
+TEST_CASE("one that waits to lead does not confirm that it leads") {
+  FakeApi api;
+  Candidate a(api, "a", kSeldom);
+  REQUIRE(Eventually([&] { return a.elector->leading(); }));
+  Candidate b(api, "b", kSeldom);
+  CHECK_FALSE(b.elector->Confirm(0ms).ok());
+  CHECK(Holder(api) == "a");
 }
 
 TEST_CASE("a leader whose lease was taken loses at the next write") {

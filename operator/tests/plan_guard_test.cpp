@@ -207,7 +207,7 @@ TEST_CASE("a claimed guard that sleeps on is told again") {
   SECTION("by the same claim, and again after as long") {
     CHECK(MakePlan(state.Done(), later - std::chrono::microseconds(1)).actions.empty());
     const Plan plan = MakePlan(state.Done(), later);
-    REQUIRE(Printed(plan) == Lines{"wake demo-1 (this guard slept)"});
+    REQUIRE(Printed(plan) == Lines{"wake demo-1 again (this guard slept)"});
     const auto& claim = std::get<ClaimGuard>(plan.actions[0]);
     CHECK(claim.decided_at == kNow);
     CHECK(claim.resource_version == "42");

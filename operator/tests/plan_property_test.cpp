@@ -79,6 +79,12 @@ class Simulation {
     for (std::size_t i = 0; i < std::min(count, plan.actions.size()); ++i) {
       std::visit([this](const auto& action) { Do(action); }, plan.actions[i]);
     }
+    if (count >= plan.actions.size()) return;
+    // It dies between a guard's command and its claim.
+    const auto* claim = std::get_if<ClaimGuard>(&plan.actions[count]);
+    if (claim == nullptr || !claim->wake || !agents_answer_ || Pick(0, 1) == 0) return;
+    Instance* guard = Find(claim->uid);
+    if (guard->agent_state == AgentState::kAsleep) guard->agent_state = AgentState::kWaking;
   }
   void Publish(const Plan& plan) { observed_.service.status = plan.status; }
 

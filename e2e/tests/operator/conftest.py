@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -20,7 +19,7 @@ import pytest
 
 from rouse_e2e import paths
 from rouse_e2e.cluster import Cluster, Object
-from rouse_e2e.control_plane import Options
+from rouse_e2e.control_plane import Options, free_ports
 from rouse_e2e.light import LightCluster
 from rouse_e2e.processes import tail, wait_until
 
@@ -36,12 +35,6 @@ rules:
 - {level: Metadata, users: ["system:serviceaccount:rouse-system:rouse-operator"]}
 - {level: None}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class World:
@@ -108,9 +101,7 @@ class Operator:
         self, world: World, folder: Path, name: str = "operator-0", server: str = "", *flags: str
     ) -> None:
         self.world, self.name, self.flags = world, name, flags
-        self.port = free_port()
-        self.scaler_port = free_port()
-        self.tls_port = free_port()
+        self.port, self.scaler_port, self.tls_port = free_ports(3)
         self.log = folder / f"{name}.log"
         self.kubeconfig = world.kubeconfig(folder / f"{name}.kubeconfig", server)
         self.environment: dict[str, str] = {}  # beside ours; for the next start

@@ -84,6 +84,7 @@ class FakeRoleAgents:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # as of an agent
 
             def setup(self) -> None:
                 self.request.settimeout(60)

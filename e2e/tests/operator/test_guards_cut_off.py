@@ -53,11 +53,35 @@ def test_cut_off_from_the_api_server_it_tells_agents_nothing_and_goes_on_where_i
     before = m.wait(1)
     told = len(m.agents.commands)
     proxy.rule = lambda request: Hook(swallow=True)
+    time.sleep(2)  # It has noticed: it renews every second. What it watches, it still hears.
     m.scale(2)
     wait_until("the leader to give up", 30, lambda: operator.exits)
     time.sleep(10)
     assert len(m.agents.commands) == told
     assert uids(pods(m.cluster, m.namespace)) == uids(before)
+    proxy.rule = lambda request: None
+    after = m.wait(2, 1, 60)
+    assert uids(before) < uids(after)
+    assert {x.pod for x in m.agents.told("Active")} == {"m-1"}
+
+
+@pytest.mark.timeout(180)
+def test_a_guard_that_was_told_as_the_api_server_went_away_is_the_one_that_is_claimed_later(
+    make_operator, start: Start, proxy: FakeFaultyProxy
+):
+    operator = make_operator("operator-0", proxy.url, *QUICK_LEASE).start()
+    m = start(operator)
+    before = m.wait(1)
+    m.agents.wake_seconds = 5
+    # Nothing that it writes arrives but what it leads by, until the guard was told.
+    proxy.rule = lambda request: Hook(swallow=request.write and request.resource != "leases")
+    m.scale(2)
+    wait_until("the command", 20, lambda: m.agents.told("Active"))
+    proxy.rule = lambda request: Hook(swallow=True)
+    wait_until("the leader to give up", 30, lambda: operator.exits)
+    assert (
+        m.cluster.get("pod", "m-1", m.namespace)["metadata"]["labels"]["rouse.dev/role"] == "Guard"
+    )
     proxy.rule = lambda request: None
     after = m.wait(2, 1, 60)
     assert uids(before) < uids(after)
