@@ -141,7 +141,7 @@ Status Reconciler::Publish(const api::ModelService& service, const api::ServiceS
 // Whoever is woken next is told over a connection that is there already.
 void Reconciler::KeepConnected(const std::string& key, const plan::Observed& observed) {
   std::vector<AgentName> agents;
-  for (const plan::Instance* guard : plan::Sleepers(observed.instances)) {
+  for (const plan::Instance* guard : plan::Sleepers(observed, options_.clock())) {
     agents.push_back(
         {.ns = guard->ns, .pod = guard->name, .uid = guard->uid, .address = guard->address});
   }

@@ -108,19 +108,21 @@ GuardChoice ChooseGuards(const std::vector<const Instance*>& guards,
   return choice;
 }
 
-std::vector<const Instance*> Sleepers(const std::vector<Instance>& instances) {
-  std::vector<const Instance*> sleepers;
-  for (const Instance& instance : instances) {
-    if (instance.role == Role::kGuard && instance.agent_state == AgentState::kAsleep &&
-        !instance.deleting && !instance.leaving && !instance.node_lost &&
-        !instance.address.empty()) {
-      sleepers.push_back(&instance);
-    }
+std::vector<const Instance*> Sleepers(const Observed& observed, TimePoint now) {
+  std::vector<const Instance*> sleepers, sources;
+  for (const Instance& instance : observed.instances) {
+    if (instance.deleting || instance.leaving || instance.node_lost) continue;
+    const bool guard = instance.role == Role::kGuard;
+    if (guard && instance.agent_state == AgentState::kAsleep) sleepers.push_back(&instance);
+    sources.push_back(&instance);
   }
-  std::sort(sleepers.begin(), sleepers.end(), [](const Instance* a, const Instance* b) {
-    return std::tie(a->decided_at, a->name) < std::tie(b->decided_at, b->name);
-  });
-  return sleepers;
+  const int all = static_cast<int>(sleepers.size());
+  std::vector<const Instance*> ordered;
+  for (const GuardClaim& claim :
+       ChooseGuards(sleepers, sources, all, observed.policy, now).claims) {
+    ordered.push_back(claim.guard);
+  }
+  return ordered;
 }
 
 std::vector<const Instance*> ChooseSurplusGuards(const std::vector<const Instance*>& guards,

@@ -37,8 +37,8 @@ GuardChoice ChooseGuards(const std::vector<const Instance*>& guards,
 std::vector<const Instance*> ChooseSurplusGuards(const std::vector<const Instance*>& guards,
                                                  int count);
 
-/// Guards that sleep, in the order in which they would be woken if all were as near to weights.
-std::vector<const Instance*> Sleepers(const std::vector<Instance>& instances);
+/// Guards that sleep and could be woken now, in the order in which they would be.
+std::vector<const Instance*> Sleepers(const Observed& observed, TimePoint now);
 
 /// It can be had at once: it sleeps, or is about to.
 bool IsUsableGuard(const Instance& guard);

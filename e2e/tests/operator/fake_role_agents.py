@@ -87,7 +87,7 @@ class FakeRoleAgents:
             disable_nagle_algorithm = True  # as of an agent
 
             def setup(self) -> None:
-                self.request.settimeout(60)
+                self.request.settimeout(120)  # as an agent
                 if fake.cut_off:
                     raise OSError("the connection is cut")
                 tls = fake._server_context(self.request.getsockname()[0])
