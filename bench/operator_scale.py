@@ -41,7 +41,7 @@ from operator_bench import (  # noqa: E402
     percentile,
     say,
 )
-from rouse_e2e import paths  # noqa: E402
+from rouse_e2e import go_modules, paths  # noqa: E402
 from rouse_e2e.cluster import Object  # noqa: E402
 from rouse_e2e.control_plane import free_ports  # noqa: E402
 from rouse_e2e.processes import tail, wait_until  # noqa: E402
@@ -74,15 +74,7 @@ def peer_program() -> Path:
     with paths.locked("peers"):
         if not program.exists():
             say("building the operator with controller-runtime")
-            program.parent.mkdir(parents=True, exist_ok=True)
-            partial = program.with_suffix(".partial")
-            environment = dict(os.environ, CGO_ENABLED="0", GOTOOLCHAIN="local")
-            environment["GOFLAGS"] = "-mod=readonly -trimpath -buildvcs=false"
-            # As e2e/tools builds: most of what it is made of is in Go's cache then.
-            command = [paths.go(), "build", "-gcflags=all=-dwarf=false", "-ldflags=-s -w"]
-            command += ["-o", str(partial), "."]
-            subprocess.run(command, cwd=PEERS, env=environment, check=True)
-            partial.rename(program)
+            go_modules.build(PEERS, ".", program)
     return program
 
 

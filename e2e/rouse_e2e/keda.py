@@ -8,8 +8,6 @@ its own manifests and no others.
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import yaml
@@ -30,17 +28,10 @@ def programs() -> Path:
     version, _ = go_modules.MODULES[go_modules.KEDA]
     folder = paths.cache("keda", version)
     with paths.locked("keda"):
-        if not folder.exists():
-            partial = folder.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            environment = dict(os.environ, CGO_ENABLED="0", GOTOOLCHAIN="local")
-            environment["GOFLAGS"] = "-mod=readonly -trimpath -buildvcs=false"
-            for name, package in PROGRAMS.items():
-                command = [paths.go(), "build", "-gcflags=all=-dwarf=false", "-ldflags=-s -w"]
-                command += ["-o", str(partial / name), package]
+        for name, package in PROGRAMS.items():
+            if not (folder / name).exists():
                 source = go_modules.module(go_modules.KEDA)
-                subprocess.run(command, cwd=source, env=environment, check=True)
-            partial.rename(folder)
+                go_modules.build(source, package, folder / name)
     return folder
 
 

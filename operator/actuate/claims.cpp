@@ -90,15 +90,10 @@ void Claim(const plan::ClaimGuard& action, const PodWriter& pods, const Status& 
            Outcome& out) {
   if (!told.ok()) return NotWoken(action, pods, told, out);
   const Status claimed = action.again ? Status() : WriteClaim(action, pods);
-  if (HasChanged(claimed)) {
-    out.again = kStaleRetry;
-  } else if (!claimed.ok()) {
-    out.errors.push_back(claimed.ToString());
-  } else {
-    out.notes.push_back(
-        {false, action.wake ? "GuardWoken" : "GuardTaken", "ClaimGuard",
-         action.pod + (action.wake ? " wakes (" : " is a replica (") + action.reason + ")"});
-  }
+  if (!claimed.ok()) return out.Refused(claimed);
+  out.notes.push_back(
+      {false, action.wake ? "GuardWoken" : "GuardTaken", "ClaimGuard",
+       action.pod + (action.wake ? " wakes (" : " is a replica (") + action.reason + ")"});
 }
 
 }  // namespace

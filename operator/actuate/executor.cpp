@@ -24,13 +24,8 @@ struct Executor::Run {
   void Fail(const Status& status) { outcome.errors.push_back(status.ToString()); }
 
   bool Took(const Result<Json>& patched) {
-    if (patched.ok()) return true;
-    if (HasChanged(patched.status())) {
-      outcome.again = kStaleRetry;
-    } else {
-      Fail(patched.status());
-    }
-    return false;
+    if (!patched.ok()) outcome.Refused(patched.status());
+    return patched.ok();
   }
 
   // A pod of this name is there. Ours (an earlier call that got no answer, or a cache behind) is as

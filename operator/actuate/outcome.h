@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "common/result.h"
 #include "operator/plan/planner.h"
 
 namespace rouse::actuate {
@@ -23,9 +24,9 @@ struct Outcome {
   std::optional<std::chrono::milliseconds> again;
 
   void Add(Outcome more);
+  /// A write was not taken: whoever is not what was planned for any more is looked at anew soon,
+  /// all else is an error.
+  void Refused(const Status& refusal);
 };
-
-/// The caches are behind: what they lack arrives meanwhile.
-inline constexpr std::chrono::milliseconds kStaleRetry{200};
 
 }  // namespace rouse::actuate

@@ -38,9 +38,4 @@ class PodWriter {
   const std::string key_;
 };
 
-/// Whoever is not what was planned for any more is looked at anew.
-inline bool HasChanged(const Status& refusal) {
-  return refusal.code() == StatusCode::kNotFound || refusal.code() == StatusCode::kConflict;
-}
-
 }  // namespace rouse::actuate

@@ -76,6 +76,12 @@ struct GuardWorld {
     return annotations.contains(name) ? annotations[name].get<std::string>() : "";
   }
 
+  void Annotate(const std::string& pod, const std::string& name, const std::string& value) {
+    Json changed = PodJson(api, pod);
+    changed["metadata"]["annotations"][name] = value;
+    api.Put(kube::Pods(), changed);
+  }
+
   kube::FakeApi api;
 };
 
@@ -161,11 +167,7 @@ TEST_CASE("a guard whose agent says that it wakes, before it is claimed, is clai
   GuardWorld world(2);
   Process process(world.api);
   process.Sync();
-  process.agents.on_told = [&] {
-    Json pod = PodJson(world.api, "demo-1");
-    pod["metadata"]["annotations"]["rouse.dev/agent-state"] = "Waking";
-    world.api.Put(kube::Pods(), pod);
-  };
+  process.agents.on_told = [&] { world.Annotate("demo-1", "rouse.dev/agent-state", "Waking"); };
   REQUIRE(process.reconciler->Reconcile(kKey).ok());
   CHECK(world.Role("demo-1") == "Active");
   CHECK(world.Annotation("demo-1", "rouse.dev/agent-state") == "Waking");
@@ -176,10 +178,8 @@ TEST_CASE("a guard that was told to leave after it was told to wake is not claim
   Process process(world.api);
   process.Sync();
   process.agents.on_told = [&] {
-    Json pod = PodJson(world.api, "demo-1");
-    pod["metadata"]["annotations"]["rouse.dev/leaving"] = json::Canonical(
-        ToJson(plan::Leaving{.at = kNow, .cause = plan::Cause::kScaleIn, .reason = "too many"}));
-    world.api.Put(kube::Pods(), pod);
+    const plan::Leaving leaving{.at = kNow, .cause = plan::Cause::kScaleIn, .reason = "too many"};
+    world.Annotate("demo-1", "rouse.dev/leaving", json::Canonical(ToJson(leaving)));
   };
   const auto again = process.reconciler->Reconcile(kKey);
   REQUIRE(again.ok());
@@ -263,11 +263,8 @@ TEST_CASE("an operator that dies between command and claim leaves a guard that i
   world.api.SetHook({});
   CHECK(world.Role(woken) == "Guard");
   const std::string other = woken == "demo-1" ? "demo-2" : "demo-1";
-  Json pod = PodJson(world.api, woken);
-  pod["metadata"]["annotations"]["rouse.dev/agent-state"] = "Waking";
-  // It would come last else.
-  pod["metadata"]["annotations"]["rouse.dev/decided-at-us"] = "2000000";
-  world.api.Put(kube::Pods(), pod);
+  world.Annotate(woken, "rouse.dev/agent-state", "Waking");
+  world.Annotate(woken, "rouse.dev/decided-at-us", "2000000");  // It would come last else.
   Process next(world.api);
   next.Sync();
   REQUIRE(next.reconciler->Reconcile(kKey).ok());

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import yaml
 
 import references
 from rouse_e2e import api_reference, metrics_reference, paths
+from rouse_e2e.control_plane import free_ports
 from rouse_e2e.metrics_reference import Metric, metrics
 from rouse_e2e.processes import tail, wait_until
 
@@ -94,9 +94,7 @@ def assert_documented(program: str, text: str) -> None:
 @pytest.fixture
 def agent_metrics(build_folder: Path, tmp_path: Path) -> Iterator[str]:
     """What an agent serves that has just started, and whose operator is not there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     program, log = build_folder / "agent" / "rouse-agent", tmp_path / "agent.log"
     assert program.exists(), f"{program} is missing: build it, or name its build in ROUSE_BUILD"
     with open(log, "w") as output:
