@@ -2,7 +2,7 @@
 
 The e2e's fake agents look at all pods and report for each on a connection of its own five times a
 second. These hear of pods by a watch, and report as real agents do: when something changes, and
-every ten seconds, each over a connection that it keeps for as long as the operator does.
+as often as the operator says, each over a connection that it keeps for as long as the operator does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from rouse_e2e import certificates
 from rouse_e2e.cluster import Cluster, Object
 from tests.operator.fake_role_agents import Agent, FakeRoleAgents
 
-EVERY_S = 10  # as the operator tells those that serve or sleep
 REPORTERS = 3
 
 
@@ -40,6 +39,8 @@ class ManyAgents(FakeRoleAgents):
         self._busy: set[str] = set()  # addresses whose report is under way
         self._reported: dict[str, str] = {}  # by uid: the state that the operator knows
         self._always = False
+        self.every_s = 10.0  # as the operator said last to one that serves or sleeps
+        self._keepers: dict[str, str] = {}  # by uid: the digest of the list that it was told
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         super().__init__(cluster, namespace, port)
@@ -123,13 +124,13 @@ class ManyAgents(FakeRoleAgents):
     # ---- reports
 
     def report_always(self, always: bool) -> None:
-        """Whether reports come every ten seconds, each agent's at another time."""
+        """Whether reports come as often as the operator says, each agent's at another time."""
         with self._lock:
             agents = list(self._agents.values())
         self._always = always
         for number, agent in enumerate(agents if always else []):
             if agent.pod["status"]["podIP"] in self._next:
-                self._report(agent, EVERY_S * number / len(agents))
+                self._report(agent, self.every_s * number / len(agents))
 
     def _report(self, agent: Agent, wait: float = 0) -> bool:
         """By one of the reporters, then."""
@@ -164,11 +165,12 @@ class ManyAgents(FakeRoleAgents):
             with self._lock:
                 agent = self._agents[address]
                 state = agent.state
-            again: float | None = EVERY_S if self._always else None
+            again: float | None = None
             if self._always or self._reported.get(agent.uid) != state:
                 status = self._send(agent)
                 if status == 200:
                     self._reported[agent.uid] = state
+                    again = self.every_s if self._always else None
                 elif status != 404:  # Else its pod is gone.
                     again = 1
             with self._changed:
@@ -179,7 +181,10 @@ class ManyAgents(FakeRoleAgents):
 
     def _send(self, agent: Agent) -> int:
         """The answer's status, 0 if there is none."""
-        text = json.dumps(self._body(agent)).encode()
+        body = self._body(agent)
+        if agent.uid in self._keepers:
+            body["keepersDigest"] = self._keepers[agent.uid]
+        text = json.dumps(body).encode()
         for attempt in range(2):
             line = self._lines.get(agent.uid)
             try:
@@ -193,9 +198,14 @@ class ManyAgents(FakeRoleAgents):
                 if line.sock is None:  # The operator does not keep it.
                     del self._lines[agent.uid]
                 self.reports += 1
+                said = json.loads(content)
                 if answer.status != 200:
-                    self.refused[f"{answer.status} {json.loads(content)['error']['code']}"] += 1
-                return answer.status
+                    self.refused[f"{answer.status} {said['error']['code']}"] += 1
+                    return answer.status
+                self._keepers[agent.uid] = said.get("keepersDigest", "")
+                if body["state"] in ("Serving", "Asleep"):
+                    self.every_s = said["reportAfterMs"] / 1000
+                return 200
             except certificates.Refused as error:
                 self.refused[f"no certificate: {error.status}"] += 1
                 return 0

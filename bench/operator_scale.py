@@ -384,7 +384,7 @@ def measure_size(bench: Scale, figures: Figures, options: argparse.Namespace) ->
     claimed, commanded = bench.all_at_once(options.rounds, True)
     bench.await_settled()
     agents.report_always(True)
-    time.sleep(20)
+    time.sleep(agents.every_s)  # Each once.
     reports, connections = agents.reports, agents.connections
     reporting = bench.cpu_percent(options.seconds)
     reports, connections = agents.reports - reports, agents.connections - connections

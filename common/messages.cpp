@@ -19,6 +19,12 @@ json::Json Envelope(std::string_view protocol, int version) {
   return {{"protocol", protocol}, {"version", version}};
 }
 
+std::string KeepersDigest(json::Reader& in) {
+  std::string digest = in.StringOr("keepersDigest", "");
+  if (digest.size() > kMaxKeepersDigest) in.Fail("keepersDigest", "is over 64 bytes");
+  return digest;
+}
+
 std::string Index(const json::Reader& in, std::string_view key, std::size_t i) {
   return in.Path(key) + "[" + std::to_string(i) + "]";
 }
@@ -179,6 +185,7 @@ json::Json ToJson(const AgentReport& report) {
   out["transportFallback"] = report.transport_fallback;
   if (!report.state_origin.empty()) out["stateOrigin"] = report.state_origin;
   if (!report.state_miss.empty()) out["stateMiss"] = report.state_miss;
+  if (!report.keepers_digest.empty()) out["keepersDigest"] = report.keepers_digest;
   out["timeline"] = report.timeline ? ToJson(*report.timeline) : json::Json();
   if (report.load) out["load"] = ToJson(*report.load);
   if (report.node_facts) out["nodeFacts"] = ToJson(*report.node_facts);
@@ -213,6 +220,7 @@ json::Json ToJson(const Assignment& assignment) {
     if (keeper.leaving) entry["leaving"] = true;
     out["keepers"].push_back(std::move(entry));
   }
+  if (!assignment.keepers_digest.empty()) out["keepersDigest"] = assignment.keepers_digest;
   if (assignment.state_copies > 0) out["stateCopies"] = assignment.state_copies;
   return out;
 }
@@ -321,7 +329,8 @@ Result<AgentReport> AgentReportFromJson(const json::Json& value) {
                      .state_miss = in.StringOr("stateMiss", ""),
                      .timeline = std::nullopt,
                      .load = std::nullopt,
-                     .node_facts = std::nullopt};
+                     .node_facts = std::nullopt,
+                     .keepers_digest = KeepersDigest(in)};
   for (const char* key : {"message", "address", "node", "transport", "transportFallback",
                           "stateOrigin", "stateMiss"}) {
     if (in.StringOr(key, "").size() > kMaxMessage) in.Fail(key, "is over 4096 bytes");
@@ -392,6 +401,7 @@ Result<Assignment> AssignmentFromJson(const json::Json& value) {
                                   .leaving = entry.BoolOr("leaving", false)});
     in.Take(entry.status());
   }
+  assignment.keepers_digest = KeepersDigest(in);
   assignment.state_copies = static_cast<int>(in.IntOr("stateCopies", 0, 0, kMaxStateCopies));
   ROUSE_RETURN_IF_ERROR(in.status());
   return assignment;

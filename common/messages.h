@@ -108,6 +108,8 @@ struct AgentReport {
   std::optional<Timeline> timeline;
   std::optional<EngineLoad> load;  ///< Of an engine that serves and tells it.
   std::optional<NodeFacts> node_facts;
+  /// Assignment::keepers_digest of the answer whose keepers it has; empty: it has none.
+  std::string keepers_digest;
 
   bool operator==(const AgentReport&) const = default;
 };
@@ -154,6 +156,7 @@ struct Keeper {
 };
 /// So many are named at most.
 inline constexpr std::size_t kMaxKeepers = 256;
+inline constexpr std::size_t kMaxKeepersDigest = 64;
 /// What spec.fastStart.state.copies may be at most.
 inline constexpr int kMaxStateCopies = 16;
 
@@ -166,8 +169,11 @@ struct Assignment {
   bool expecting = true;
   /// Who may have compile caches, or come to have them; nearest first.
   std::vector<Sibling> siblings;
-  /// All that keep compile caches in this namespace, this agent among them.
+  /// All that keep compile caches in this namespace, this agent among them. Left out for whoever
+  /// has them already: most of an answer where there are many.
   std::vector<Keeper> keepers;
+  /// Another one for any other list; empty: the list is in the answer, or there is none.
+  std::string keepers_digest;
   /// How many of them are to keep a copy of this instance's caches; 0: none, and none is asked.
   int state_copies = 0;
 

@@ -58,11 +58,16 @@ std::optional<LiveKeepers> Reporter::keepers() const {
 }
 
 Status Reporter::Send() {
+  AgentReport report = hooks_.make();
+  {
+    const std::scoped_lock lock(mutex_);
+    report.keepers_digest = assignment_.keepers_digest;
+  }
   ROUSE_ASSIGN_OR_RETURN(const http::Response answer,
                          client_->Send({.method = "POST",
                                         .target = "/v1/agents/report",
                                         .headers = {{"Content-Type", "application/json"}},
-                                        .body = json::Dump(ToJson(hooks_.make())),
+                                        .body = json::Dump(ToJson(report)),
                                         .timeout = kReportTimeout,
                                         .deadline = kReportTimeout},
                                        4u << 20));
@@ -70,6 +75,7 @@ Status Reporter::Send() {
   ROUSE_ASSIGN_OR_RETURN(const json::Json document, json::Parse(answer.body, "assignment"));
   ROUSE_ASSIGN_OR_RETURN(Assignment assignment, AssignmentFromJson(document));
   const std::scoped_lock lock(mutex_);
+  KeepKnown(assignment, assignment_);
   assignment_ = std::move(assignment);
   answered_ = true;
   return Status();

@@ -65,6 +65,11 @@ AgentReport BuildReport(const AgentIdentity& self, const Standing& standing,
           .load = standing.state == AgentState::kServing ? holdings.load : std::nullopt};
 }
 
+void KeepKnown(Assignment& answer, const Assignment& before) {
+  if (!answer.keepers.empty() || answer.keepers_digest.empty()) return;
+  if (answer.keepers_digest == before.keepers_digest) answer.keepers = before.keepers;
+}
+
 std::chrono::milliseconds NextReport(int failures, std::chrono::milliseconds report_after,
                                      double jitter) {
   if (failures <= 0) return report_after;

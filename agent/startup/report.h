@@ -44,6 +44,9 @@ Standing StandingOf(const StartupMachine& machine, const RoleStanding& role, boo
 AgentReport BuildReport(const AgentIdentity& self, const Standing& standing,
                         const Holdings& holdings);
 
+/// Gives `answer` the keepers of the one before, when it left them out because they are the same.
+void KeepKnown(Assignment& answer, const Assignment& before);
+
 /// How long to wait until the next report: `report_after` after an answer; after `failures` in a
 /// row 200 ms doubled for each, at most 10 s. `jitter` in [0, 1) spreads it over the upper half.
 std::chrono::milliseconds NextReport(int failures, std::chrono::milliseconds report_after,

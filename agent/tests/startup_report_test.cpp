@@ -49,6 +49,21 @@ TEST_CASE("A message of any length is one that the operator takes") {
   CHECK(AgentReportFromJson(ToJson(report)).ok());
 }
 
+TEST_CASE(
+    "an answer that leaves out who keeps caches means those of the one before, if it says so") {
+  const Assignment before{.keepers = {{.pod = "a"}}, .keepers_digest = "1"};
+  const auto after = [&](Assignment answer) {
+    KeepKnown(answer, before);
+    return answer.keepers;
+  };
+  CHECK(after({.keepers_digest = "1"}) == before.keepers);
+  CHECK(after({}).empty());  // Nobody keeps any.
+  CHECK(after({.keepers_digest = "2"}).empty());
+  const std::vector<Keeper> others = {{.pod = "b"}};
+  CHECK(after({.keepers = others, .keepers_digest = "1"}) == others);
+  CHECK(after({.keepers = others}) == others);  // An older operator.
+}
+
 TEST_CASE("Reports pause longer with each failure, with jitter, and not for ever") {
   CHECK(NextReport(0, 2000ms, 0.7) == 2000ms);
   CHECK(NextReport(1, 2000ms, 0.0) == 100ms);

@@ -61,7 +61,8 @@ AgentReport SomeReport() {
           .state_origin = "from demo-0",
           .state_miss = "fx_graph missed",
           .timeline = SomeTimeline(),
-          .load = EngineLoad{.running = 3, .waiting = 2}};
+          .load = EngineLoad{.running = 3, .waiting = 2},
+          .keepers_digest = "0a"};
 }
 
 Assignment SomeAssignment() {
@@ -71,6 +72,7 @@ Assignment SomeAssignment() {
       .report_after_ms = 9999,
       .siblings = {{"a", "http://10.0.0.1:7410", 7}, {"b", "", 8}},
       .keepers = {{"a", "node-a", "http://10.0.0.1:7410"}, {"c", "", "http://10.0.0.3:7410", true}},
+      .keepers_digest = "0b",
       .state_copies = 2};
 }
 
@@ -200,12 +202,13 @@ TEST_CASE("leaving out any field of a message is an error that names it, unless 
   const std::vector<Message> messages = {
       {ToJson(SomeReport()),
        [](const auto& j) { return AgentReportFromJson(j).status(); },
-       {"/message", "/transport", "/transportFallback", "/stateOrigin", "/stateMiss", "/weights",
-        "/weights/arriving", "/timeline", "/timeline/lanes", "/load"}},
+       {"/message", "/transport", "/transportFallback", "/stateOrigin", "/stateMiss",
+        "/keepersDigest", "/weights", "/weights/arriving", "/timeline", "/timeline/lanes",
+        "/load"}},
       {ToJson(SomeAssignment()),
        [](const auto& j) { return AssignmentFromJson(j).status(); },
        {"/peers/0/partial", "/peers/0/distance", "/peers/1/partial", "/peers/1/distance",
-        "/siblings", "/keepers", "/keepers/1/leaving", "/stateCopies"}},
+        "/siblings", "/keepers", "/keepers/1/leaving", "/keepersDigest", "/stateCopies"}},
       {ToJson(OpenRequest{"x", "ns/p"}),
        [](const auto& j) { return OpenRequestFromJson(j).status(); },
        {"/partial"}},

@@ -393,7 +393,9 @@ void App::LoadChanged(const std::string& key) {
 void App::TakeLoad(const PodLoad& load) {
   const auto pod = cache_.Pod(kube::ObjectName{load.ns, load.pod}.Key());
   if (!pod || pod->uid != load.uid) return;
-  loads_.Put(load.uid, {.load = load.load, .at = std::chrono::steady_clock::now()});
+  loads_.Put(load.uid, {.load = load.load,
+                        .at = std::chrono::steady_clock::now(),
+                        .kept = plan::LoadKept(cache_.pod_count())});
   if (Leading()) {
     LoadChanged(ServiceKey(*pod));
   } else {

@@ -9,7 +9,7 @@ void Loads::Put(const std::string& uid, const plan::ToldLoad& told) {
   loads_[uid] = told;
   if (loads_.size() < prune_at_) return;
   std::erase_if(loads_,
-                [&](const auto& each) { return told.at - each.second.at > plan::kLoadKept; });
+                [&](const auto& each) { return told.at - each.second.at > each.second.kept; });
   prune_at_ = std::max<std::size_t>(64, 2 * loads_.size());
 }
 

@@ -4,7 +4,9 @@
 
 #include "common/log.h"
 #include "common/messages.h"
+#include "common/sha256.h"
 #include "operator/api/names.h"
+#include "operator/plan/load.h"
 #include "operator/plan/source.h"
 
 namespace rouse::actuate {
@@ -68,7 +70,7 @@ bool NeedsWrite(const plan::Instance& pod, const AgentReport& report) {
   return said != known;
 }
 
-std::int64_t ReportAfterMs(AgentState state) {
+std::int64_t ReportAfterMs(AgentState state, std::size_t agents) {
   switch (state) {
     case AgentState::kStarting:
     case AgentState::kHydrating:
@@ -83,7 +85,7 @@ std::int64_t ReportAfterMs(AgentState state) {
     case AgentState::kServing:
     case AgentState::kAsleep:
     case AgentState::kFailed:
-      return 10'000;
+      return plan::QuietReport(agents).count();
   }
   return 2'000;
 }
@@ -98,7 +100,7 @@ http::Response Reports::Handle(const http::Request& request) {
 
 // They are the same for all agents of the namespace, and most of each answer: to look at every pod
 // for each report would take more time than all the rest of it.
-std::shared_ptr<const std::string> Reports::KeepersIn(const std::string& ns) {
+std::shared_ptr<const Reports::Keepers> Reports::KeepersIn(const std::string& ns) {
   const std::uint64_t version = cache_.pods_version();  // First: what changes from now on is newer.
   {
     const std::lock_guard lock(mutex_);
@@ -111,10 +113,15 @@ std::shared_ptr<const std::string> Reports::KeepersIn(const std::string& ns) {
   for (const auto& pod : held) pods.push_back(pod.get());
   const Json whole = ToJson(Assignment{.keepers = plan::KeepersOf(pods)});
   const auto list = whole.find("keepers");
-  auto text = std::make_shared<const std::string>(list == whole.end() ? "" : json::Dump(*list));
+  Keepers made;
+  if (list != whole.end()) {
+    made.list = json::Dump(*list);
+    made.digest = Sha256Hex(made.list);
+  }
+  auto kept = std::make_shared<const Keepers>(std::move(made));
   const std::lock_guard lock(mutex_);
-  if (keepers_version_ == version) keepers_[ns] = text;
-  return text;
+  if (keepers_version_ == version) keepers_[ns] = kept;
+  return kept;
 }
 
 Result<std::string> Reports::Take(const http::Request& request) {
@@ -145,17 +152,19 @@ Result<std::string> Reports::Take(const http::Request& request) {
   std::vector<const plan::Instance*> others;
   for (const auto& other : held) others.push_back(other.get());
   const auto service = cache_.Service(ServiceKey(*pod));
+  const auto keepers = KeepersIn(pod->ns);
   std::string answer = json::Dump(ToJson(
       Assignment{.path = pod->path,
                  .peers = plan::PeersFor(*pod, others),
-                 .report_after_ms = ReportAfterMs(report.state),
+                 .report_after_ms = ReportAfterMs(report.state, cache_.pod_count()),
                  .expecting = plan::IsExpecting(*pod, others, policy_, now_()),
                  .siblings = plan::SiblingsOf(*pod, others),
                  .keepers = {},  // As text, below.
+                 .keepers_digest = keepers->digest,
                  .state_copies = service ? service->service.spec.fast_start.state_copies : 0}));
-  if (const auto keepers = KeepersIn(pod->ns); !keepers->empty()) {
+  if (!keepers->list.empty() && report.keepers_digest != keepers->digest) {
     answer.back() = ',';
-    answer += "\"keepers\":" + *keepers + "}";
+    answer += "\"keepers\":" + keepers->list + "}";
   }
   return answer;
 }

@@ -31,9 +31,9 @@ std::map<std::string, std::string> ReportAnnotations(const AgentReport& report);
 /// arrive are not: the next change of state brings them along.
 bool NeedsWrite(const plan::Instance& pod, const AgentReport& report);
 
-/// How soon the agent should report again: soon while it waits for something that an answer can
-/// bring, rarely once it serves.
-std::int64_t ReportAfterMs(AgentState state);
+/// How soon one of so many agents should report again: soon while it waits for something that an
+/// answer can bring, rarely once it serves (plan::QuietReport).
+std::int64_t ReportAfterMs(AgentState state, std::size_t agents);
 
 class Reports {
  public:
@@ -54,8 +54,12 @@ class Reports {
  private:
   /// The assignment, as it is sent.
   Result<std::string> Take(const http::Request& request);
-  /// Who keeps compile caches in a namespace, as a JSON list; empty: nobody.
-  std::shared_ptr<const std::string> KeepersIn(const std::string& ns);
+  /// Who keeps compile caches in a namespace.
+  struct Keepers {
+    std::string list;    ///< As JSON; empty: nobody.
+    std::string digest;  ///< Of the list.
+  };
+  std::shared_ptr<const Keepers> KeepersIn(const std::string& ns);
   Status Write(const plan::Instance& pod, const AgentReport& report);
 
   kube::Api& api_;
@@ -67,7 +71,7 @@ class Reports {
   std::atomic<int> writing_{0};
   std::mutex mutex_;
   std::uint64_t keepers_version_ = 0;  ///< Guarded by mutex_: of the cache, that keepers_ is of.
-  std::map<std::string, std::shared_ptr<const std::string>> keepers_;  ///< Guarded by mutex_.
+  std::map<std::string, std::shared_ptr<const Keepers>> keepers_;  ///< Guarded by mutex_.
 };
 
 }  // namespace rouse::actuate

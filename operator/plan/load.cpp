@@ -18,7 +18,7 @@ ReplicaLoad LoadOf(const Instance& pod, const std::optional<ToldLoad>& told, Loa
   const std::string agent = "pod " + pod.ns + "/" + pod.name + ": its agent ";
   if (!told) return {.pod = pod.name, .load = {}, .unknown = agent + "has not reported here yet"};
   const auto age = std::chrono::duration_cast<std::chrono::milliseconds>(now - told->at);
-  if (age > kLoadKept) {
+  if (age > told->kept) {
     return {
         .pod = pod.name, .load = {}, .unknown = agent + "reported last " + Seconds(age) + " ago"};
   }
@@ -46,6 +46,13 @@ Status AllKnown(const ServiceLoad& load) {
 }
 
 }  // namespace
+
+std::chrono::milliseconds QuietReport(std::size_t agents) {
+  using std::chrono::milliseconds;
+  constexpr milliseconds kBetweenTwo{50};
+  return std::clamp<milliseconds>(agents * kBetweenTwo, milliseconds(10'000),
+                                  milliseconds(300'000));
+}
 
 ServiceLoad LoadOf(const api::ModelService& service,
                    const std::vector<std::shared_ptr<const Instance>>& pods,

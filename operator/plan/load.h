@@ -22,13 +22,20 @@ namespace rouse::plan {
 /// Of this machine's own clock, which does not jump.
 using LoadTime = std::chrono::steady_clock::time_point;
 
-/// What was told longer ago is not known any more: three reports of an agent that serves.
-inline constexpr std::chrono::milliseconds kLoadKept{30'000};
+/// How often one of so many agents reports whose instance stays what it is. Every ten seconds, or
+/// where there are very many so rarely that the operator hears of 20 in a second, and of each
+/// within five minutes: changes are told at once anyway.
+std::chrono::milliseconds QuietReport(std::size_t agents);
+/// What one of so many told longer ago is not known any more: three such reports.
+inline std::chrono::milliseconds LoadKept(std::size_t agents) {
+  return 3 * QuietReport(agents);
+}
 
 /// What an agent told last, and when.
 struct ToldLoad {
   std::optional<EngineLoad> load;  ///< None: it does not know.
   LoadTime at;
+  std::chrono::milliseconds kept;  ///< It is not known any more after that.
 
   bool operator==(const ToldLoad&) const = default;
 };

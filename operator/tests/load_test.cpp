@@ -20,7 +20,8 @@ const LoadTime kThen = LoadTime(1h);
 using Told = std::map<std::string, ToldLoad>;  // by pod
 
 ToldLoad Say(std::uint64_t running, std::uint64_t waiting, LoadTime at = kThen) {
-  return {.load = EngineLoad{.running = running, .waiting = waiting}, .at = at};
+  return {
+      .load = EngineLoad{.running = running, .waiting = waiting}, .at = at, .kept = LoadKept(2)};
 }
 
 ServiceLoad Look(State& state, const Told& told, LoadTime now = kThen) {
@@ -71,12 +72,18 @@ TEST_CASE("what is not known is not 0, and it is said of whom it is not known") 
   state.Serving("demo-0").Serving("demo-1");
   CHECK_THAT(WhyNoTotal(Look(state, {{"demo-0", Say(0, 0)}})),
              Catch::Contains("default/demo-1") && Catch::Contains("not reported here yet"));
-  CHECK_THAT(WhyNoTotal(Look(state, {{"demo-0", Say(0, 0)}, {"demo-1", {std::nullopt, kThen}}})),
+  CHECK_THAT(WhyNoTotal(Look(
+                 state, {{"demo-0", Say(0, 0)}, {"demo-1", {std::nullopt, kThen, LoadKept(2)}}})),
              Catch::Contains("default/demo-1") && Catch::Contains("num_requests_running"));
   const Told told = {{"demo-0", Say(0, 0)}, {"demo-1", Say(0, 0, kThen - 31s)}};
   CHECK_THAT(WhyNoTotal(Look(state, told)),
              Catch::Contains("default/demo-1") && Catch::Contains("reported last 31 s ago"));
   CHECK(TotalLoad(Look(state, told, kThen - 1s)).ok());
+  // Of many agents each is heard of more rarely.
+  Told of_many = told;
+  for (auto& [pod, load] : of_many) load.kept = LoadKept(2'000);
+  CHECK(TotalLoad(Look(state, of_many, kThen + 4min)).ok());
+  CHECK_FALSE(TotalLoad(Look(state, of_many, kThen + 5min)).ok());
 
   // Nor does it count as idle, but what is known to be busy is.
   CHECK(IsActive(Look(state, told), 0).status().code() == StatusCode::kUnavailable);

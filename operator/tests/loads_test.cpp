@@ -17,7 +17,7 @@ namespace {
 const plan::LoadTime kThen = plan::LoadTime(1h);
 
 plan::ToldLoad Say(std::uint64_t running, plan::LoadTime at) {
-  return {.load = EngineLoad{.running = running}, .at = at};
+  return {.load = EngineLoad{.running = running}, .at = at, .kept = 30s};
 }
 
 PodLoad Of(const std::string& pod, std::uint64_t running) {

@@ -134,6 +134,40 @@ TEST_CASE(
   CHECK(assignment->siblings.size() == 2);  // Of its own ModelService alone.
 }
 
+TEST_CASE("who keeps caches is not told again to an agent that has the list") {
+  ReportingAgents agents;
+  for (const char* pod : {"demo-0", "demo-2"}) {
+    REQUIRE(agents.Send(agents.Report(pod)).status == 200);
+  }
+  agents.process->Sync();
+  const auto ask = [&](const std::string& digest) {
+    Json report = agents.Report("demo-1");
+    if (!digest.empty()) report["keepersDigest"] = digest;
+    const auto assignment = AssignmentFromJson(Json::parse(agents.Send(report).body));
+    REQUIRE(assignment.ok());
+    return *assignment;
+  };
+  const Assignment first = ask("");
+  CHECK(first.keepers.size() == 2);
+  const Assignment again = ask(first.keepers_digest);
+  CHECK(again.keepers.empty());
+  CHECK(again.keepers_digest == first.keepers_digest);
+  CHECK(ask("of another list").keepers == first.keepers);
+
+  agents.process->Sync();  // demo-1 is one of them now.
+  const Assignment changed = ask(first.keepers_digest);
+  CHECK(changed.keepers.size() == 3);
+  CHECK(changed.keepers_digest != first.keepers_digest);
+}
+
+TEST_CASE("an agent whose instance stays what it is reports the more rarely the more there are") {
+  CHECK(ReportAfterMs(AgentState::kServing, 1) == 10'000);
+  CHECK(ReportAfterMs(AgentState::kAsleep, 200) == 10'000);
+  CHECK(ReportAfterMs(AgentState::kServing, 2'000) == 100'000);
+  CHECK(ReportAfterMs(AgentState::kServing, 1'000'000) == 300'000);
+  CHECK(ReportAfterMs(AgentState::kPulling, 1'000'000) == 500);
+}
+
 TEST_CASE("who keeps caches is told as it is after each change, to each namespace its own") {
   ReportingAgents agents;
   for (const char* pod : {"demo-0", "demo-1", "demo-2"}) {
