@@ -34,10 +34,6 @@ class Agents {
  public:
   virtual ~Agents() = default;
 
-  /// Opens a connection for what it is told next, which says why if it cannot. Blocks, not for
-  /// long; thread-safe.
-  virtual void Connect(const AgentName& agent) = 0;
-
   /// Of this ModelService ("ns/name"), those who may be told something at any moment, in the place
   /// of who was named before: a connection to each is kept open, as far as there is room. Returns
   /// at once; thread-safe.
@@ -56,12 +52,12 @@ class HttpAgents : public Agents {
   HttpAgents(std::shared_ptr<const tls::CredentialStore> credentials,
              std::chrono::milliseconds timeout);
   ~HttpAgents() override;
-  void Connect(const AgentName& agent) override;
   void KeepConnected(const std::string& service, std::vector<AgentName> agents) override;
   Result<RoleResponse> TellRole(const AgentName& agent, const RoleRequest& request) override;
 
  private:
   Result<std::shared_ptr<http::Client>> ClientFor(const AgentName& agent);
+  void Connect(const AgentName& agent);
   void Tend();
 
   const std::shared_ptr<const tls::CredentialStore> credentials_;

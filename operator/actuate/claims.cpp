@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <future>
-#include <memory>
 #include <thread>
 
 #include "operator/api/names.h"
@@ -20,18 +18,17 @@ constexpr std::size_t kClaimThreads = 16;
 /// Others may write to a guard's pod between any two writes of a claim.
 constexpr int kClaimTries = 5;
 
-// Calls `each`, which must outlive the threads that are returned, with all numbers below `count`.
+// Calls `each` with all numbers below `count`, on threads of its own.
 template <typename Each>
-std::vector<std::jthread> SideBySide(std::size_t count, const Each& each) {
-  const auto next = std::make_shared<std::atomic<std::size_t>>(0);
+void SideBySide(std::size_t count, const Each& each) {
+  std::atomic<std::size_t> next = 0;
   std::vector<std::jthread> threads;
   for (std::size_t i = 0; i < std::min(count, kClaimThreads); ++i) {
-    threads.emplace_back([&each, next, count] {
+    threads.emplace_back([&] {
       pthread_setname_np(pthread_self(), "claim");
-      for (std::size_t mine = (*next)++; mine < count; mine = (*next)++) each(mine);
+      for (std::size_t mine = next++; mine < count; mine = next++) each(mine);
     });
   }
-  return threads;
 }
 
 Status TellToWake(const plan::ClaimGuard& action, const AgentName& agent, Agents& agents,
@@ -108,31 +105,23 @@ Json MarkedAsGuard(const std::string& uid, const plan::FailedWakes& failed) {
 
 Outcome ClaimGuards(const std::vector<const plan::ClaimGuard*>& claims, const PodWriter& pods,
                     Agents& agents, const std::function<Status()>& confirm) {
+  Outcome all;
+  if (std::any_of(claims.begin(), claims.end(), [](auto* claim) { return claim->wake; })) {
+    if (const Status leads = confirm(); !leads.ok()) {
+      all.errors.push_back(
+          leads.WithContext("no guard is woken by who may not lead any more").ToString());
+      return all;
+    }
+  }
   // Each thread writes to places of its own.
   std::vector<Outcome> outcomes(claims.size());
   std::vector<Status> told(claims.size());
-  std::promise<Status> promise;
-  const std::shared_future<Status> confirmed = promise.get_future().share();
-  const auto tell = [&](std::size_t i) {
-    if (!claims[i]->wake) return;
-    const AgentName agent = AgentOf(*claims[i], pods);
-    // Who has slept for long has no connection any more: a handshake goes beside the write.
-    agents.Connect(agent);
-    if (confirmed.get().ok()) told[i] = TellToWake(*claims[i], agent, agents, outcomes[i]);
-  };
-  {
-    const std::vector<std::jthread> threads = SideBySide(claims.size(), tell);
-    const bool any = std::any_of(claims.begin(), claims.end(), [](auto* c) { return c->wake; });
-    promise.set_value(any ? confirm() : Status());
-  }
-  Outcome all;
-  if (const Status& leads = confirmed.get(); !leads.ok()) {
-    all.errors.push_back(
-        leads.WithContext("no guard is woken by who may not lead any more").ToString());
-    return all;
-  }
-  const auto claim = [&](std::size_t i) { Claim(*claims[i], pods, told[i], outcomes[i]); };
-  SideBySide(claims.size(), claim).clear();
+  SideBySide(claims.size(), [&](std::size_t i) {
+    if (claims[i]->wake) {
+      told[i] = TellToWake(*claims[i], AgentOf(*claims[i], pods), agents, outcomes[i]);
+    }
+  });
+  SideBySide(claims.size(), [&](std::size_t i) { Claim(*claims[i], pods, told[i], outcomes[i]); });
   for (Outcome& one : outcomes) all.Add(std::move(one));
   return all;
 }

@@ -94,7 +94,7 @@ Result<std::optional<std::chrono::milliseconds>> Reconciler::Reconcile(const std
   }
   plan::AddActionErrors(plan.status, outcome.errors, now);
 
-  KeepConnected(key, *observed);
+  KeepConnected(key, service.metadata.ns, plan.sleepers);
   // Before publishing, so that a scrape shows what runs even while the API server refuses writes.
   Count(service, plan);
   const Status published = Publish(service, plan.status);
@@ -139,11 +139,11 @@ Status Reconciler::Publish(const api::ModelService& service, const api::ServiceS
 }
 
 // Whoever is woken next is told over a connection that is there already.
-void Reconciler::KeepConnected(const std::string& key, const plan::Observed& observed) {
+void Reconciler::KeepConnected(const std::string& key, const std::string& ns,
+                               const std::vector<plan::Sleeper>& sleepers) {
   std::vector<AgentName> agents;
-  for (const plan::Instance* guard : plan::Sleepers(observed, options_.clock())) {
-    agents.push_back(
-        {.ns = guard->ns, .pod = guard->name, .uid = guard->uid, .address = guard->address});
+  for (const plan::Sleeper& guard : sleepers) {
+    agents.push_back({.ns = ns, .pod = guard.pod, .uid = guard.uid, .address = guard.address});
   }
   agents_.KeepConnected(key, std::move(agents));
 }

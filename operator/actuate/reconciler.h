@@ -50,7 +50,8 @@ class Reconciler {
   Outcome Perform(const api::ModelService& service, const plan::Plan& plan);
   Status Publish(const api::ModelService& service, const api::ServiceStatus& status);
   void Count(const api::ModelService& service, const plan::Plan& plan);
-  void KeepConnected(const std::string& key, const plan::Observed& observed);
+  void KeepConnected(const std::string& key, const std::string& ns,
+                     const std::vector<plan::Sleeper>& sleepers);
 
   kube::Api& api_;
   Agents& agents_;

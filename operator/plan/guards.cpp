@@ -108,23 +108,6 @@ GuardChoice ChooseGuards(const std::vector<const Instance*>& guards,
   return choice;
 }
 
-std::vector<const Instance*> Sleepers(const Observed& observed, TimePoint now) {
-  std::vector<const Instance*> sleepers, sources;
-  for (const Instance& instance : observed.instances) {
-    if (instance.deleting || instance.leaving || instance.node_lost) continue;
-    const bool guard = instance.role == Role::kGuard;
-    if (guard && instance.agent_state == AgentState::kAsleep) sleepers.push_back(&instance);
-    sources.push_back(&instance);
-  }
-  const int all = static_cast<int>(sleepers.size());
-  std::vector<const Instance*> ordered;
-  for (const GuardClaim& claim :
-       ChooseGuards(sleepers, sources, all, observed.policy, now).claims) {
-    ordered.push_back(claim.guard);
-  }
-  return ordered;
-}
-
 std::vector<const Instance*> ChooseSurplusGuards(const std::vector<const Instance*>& guards,
                                                  int count) {
   std::vector<const Instance*> order = guards;

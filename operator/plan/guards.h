@@ -37,9 +37,6 @@ GuardChoice ChooseGuards(const std::vector<const Instance*>& guards,
 std::vector<const Instance*> ChooseSurplusGuards(const std::vector<const Instance*>& guards,
                                                  int count);
 
-/// Guards that sleep and could be woken now, in the order in which they would be.
-std::vector<const Instance*> Sleepers(const Observed& observed, TimePoint now);
-
 /// It can be had at once: it sleeps, or is about to.
 bool IsUsableGuard(const Instance& guard);
 

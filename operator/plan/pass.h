@@ -44,7 +44,9 @@ struct Pass {
   // pass_guards.cpp
   void FinishLeaving();
   void ReleaseSleepers();
+  Pointers Claimable() const;
   int ClaimGuards(int missing);
+  std::vector<Sleeper> Sleepers() const;
   void WakeAgain();
   void TendGuards();
   void TopUpGuards();

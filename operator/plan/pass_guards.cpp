@@ -109,14 +109,30 @@ bool Pass::BecomesGuard(const Instance& instance) const {
   return UsableGuards() + summary.demoted < spec.guard_replicas;
 }
 
-int Pass::ClaimGuards(int missing) {
+Pointers Pass::Claimable() const {
   Pointers current;
   for (const Instance* guard : summary.guards) {
     if (guard->revision == revision && guard->failed_wakes.count < kMaxFailedWakes) {
       current.push_back(guard);
     }
   }
-  GuardChoice choice = ChooseGuards(current, Sources(), missing, observed.policy, now);
+  return current;
+}
+
+std::vector<Sleeper> Pass::Sleepers() const {
+  Pointers asleep = Claimable();
+  std::erase_if(asleep, [](const Instance* x) { return x->agent_state != AgentState::kAsleep; });
+  const int all = static_cast<int>(asleep.size());
+  std::vector<Sleeper> ordered;
+  for (const auto& claim : ChooseGuards(asleep, Sources(), all, observed.policy, now).claims) {
+    const Instance& guard = *claim.guard;
+    ordered.push_back({.pod = guard.name, .uid = guard.uid, .address = guard.address});
+  }
+  return ordered;
+}
+
+int Pass::ClaimGuards(int missing) {
+  GuardChoice choice = ChooseGuards(Claimable(), Sources(), missing, observed.policy, now);
   for (GuardClaim& claim : choice.claims) {
     actions.push_back(ClaimGuard{.pod = claim.guard->name,
                                  .uid = claim.guard->uid,

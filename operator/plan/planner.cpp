@@ -213,6 +213,7 @@ Plan Pass::Run() {
     TendEndpoint();
   }
   Plan plan;
+  if (!observed.service.metadata.deleting) plan.sleepers = Sleepers();
   plan.status = MakeStatus(observed, summary, now);
   plan.new_scale_outs = NewScaleOuts(observed.service.status, plan.status);
   plan.notes = MakeNotes(observed, summary, plan.status, plan.new_scale_outs);

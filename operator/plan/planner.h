@@ -57,6 +57,15 @@ struct FailedStart {
   bool operator==(const FailedStart&) const = default;
 };
 
+/// A guard that sleeps and could be woken now.
+struct Sleeper {
+  std::string pod;
+  std::string uid;
+  std::string address;  ///< Its agent's.
+
+  bool operator==(const Sleeper&) const = default;
+};
+
 /// What shall happen now, what the status says, and when to look again.
 struct Plan {
   /// In the order in which to perform them; deletions come first. Empty when all is as wanted.
@@ -68,6 +77,8 @@ struct Plan {
   std::vector<api::ScaleOut> new_scale_outs;
   /// Starts whose failure the new status counts for the first time.
   std::vector<FailedStart> failed_starts;
+  /// Those that are not taken now, in the order in which a scale-out would wake them.
+  std::vector<Sleeper> sleepers;
   /// When to plan again even if nothing changes; nullopt means wait for the next change.
   std::optional<std::chrono::milliseconds> replan_after;
 

@@ -26,11 +26,6 @@ inline constexpr char kKey[] = "default/demo";
 /// Agents in memory: keeps what they are told, and answers as it is set.
 class FakeAgents : public Agents {
  public:
-  void Connect(const AgentName& agent) override {
-    const std::lock_guard lock(mutex_);
-    connected.push_back(agent);
-  }
-
   void KeepConnected(const std::string& service, std::vector<AgentName> agents) override {
     const std::lock_guard lock(mutex_);
     auto& names = kept[service];
@@ -48,7 +43,6 @@ class FakeAgents : public Agents {
   }
 
   std::vector<std::pair<AgentName, RoleRequest>> told;
-  std::vector<AgentName> connected;
   std::map<std::string, std::vector<std::string>> kept;  ///< Pods, by ModelService.
   Status answer;
   std::function<void()> on_told;  ///< Before it answers.

@@ -89,19 +89,26 @@ TEST_CASE("what guards cannot do is started, and says why they could not") {
 }
 
 TEST_CASE("who is kept ready to be told is who a scale-out would wake, in that order") {
-  State state(2, true);
-  state.Guards(4).Serving("demo-0").Guard("demo-1").Guard("demo-2").Guard("demo-3").Guard("demo-4");
+  State state(1, true);
+  state.Guards(5).Serving("demo-0");
+  for (const char* name : {"demo-1", "demo-2", "demo-3", "demo-4", "demo-5"}) state.Guard(name);
   state["demo-0"].node = "node-b";
   state["demo-1"].node = "node-c";
   state["demo-1"].decided_at -= seconds(1);
   state["demo-2"].node = "node-b";  // Where the weights are.
   state["demo-3"].agent_state = AgentState::kSleeping;
   state["demo-4"].failed_wakes = {.count = 1, .at = kNow, .reason = "x"};  // Left alone for now.
-  const Observed observed = state.Done();
-  Lines names;
-  for (const Instance* guard : Sleepers(observed, kNow)) names.push_back(guard->name);
-  CHECK(names == Lines{"demo-2", "demo-1"});
+  state["demo-5"].revision = "of another spec";
+  Observed observed = state.Done();
+  const auto asleep = [&] {
+    Lines names;
+    for (const Sleeper& guard : MakePlan(observed, kNow).sleepers) names.push_back(guard.pod);
+    return names;
+  };
+  CHECK(asleep() == Lines{"demo-2", "demo-1"});
+  observed.service.spec.replicas = 2;
   CHECK(std::get<ClaimGuard>(MakePlan(observed, kNow).actions.at(0)).pod == "demo-2");
+  CHECK(asleep() == Lines{"demo-1"});
 }
 
 TEST_CASE("while nobody serves, guards begin without weights, and are taken when they sleep") {
