@@ -30,8 +30,13 @@ ErrorCode TimedOut() {
 
 /// One connection with an event loop of its own, which runs on whichever thread waits for it.
 struct PeerClient::Connection {
-  explicit Connection(std::shared_ptr<const tls::Credentials> made_with)
-      : credentials(std::move(made_with)) {}
+  explicit Connection(const tls::ClientContext& of) : context(Shared(of)) {}
+
+  // Another owner of it. Asio changes nothing of what it is only given.
+  static SSL_CTX* Shared(const tls::ClientContext& of) {
+    SSL_CTX_up_ref(of.get());
+    return of.get();
+  }
 
   // Runs what `start` begins, until it is done or it is time to give up. `start` gets the handler
   // to pass on.
@@ -47,7 +52,7 @@ struct PeerClient::Connection {
     io.run_until(until);
     if (done) return result;
     ErrorCode ignored;
-    beast::get_lowest_layer(*stream).socket().close(ignored);
+    beast::get_lowest_layer(stream).socket().close(ignored);
     io.restart();
     io.run();  // What was under way ends at once now, and refers to this frame until then.
     return TimedOut();
@@ -55,16 +60,15 @@ struct PeerClient::Connection {
 
   // As far as the server is heard of. What it has sent unasked may be a session ticket.
   bool IsOpen() {
-    pollfd socket{.fd = beast::get_lowest_layer(*stream).socket().native_handle(),
+    pollfd socket{.fd = beast::get_lowest_layer(stream).socket().native_handle(),
                   .events = POLLRDHUP,
                   .revents = 0};
     return ::poll(&socket, 1, 0) == 0;
   }
 
-  const std::shared_ptr<const tls::Credentials> credentials;
   net::io_context io{1};
-  net::ssl::context context{net::ssl::context::tls_client};
-  std::optional<beast::ssl_stream<beast::tcp_stream>> stream;
+  net::ssl::context context;  ///< That of all connections with the same credentials.
+  beast::ssl_stream<beast::tcp_stream> stream{io, context};
   beast::flat_buffer buffer;
 };
 
@@ -87,12 +91,15 @@ Result<Response> PeerClient::Send(const Request& request, std::size_t max_body_b
 }
 
 std::unique_ptr<PeerClient::Connection> PeerClient::TakeIdle() {
-  const auto current = tls_.credentials->Get();
+  const auto current = tls_.credentials->ForClients();
   const std::lock_guard lock(mutex_);
   while (!idle_.empty()) {
     auto connection = std::move(idle_.back());
     idle_.pop_back();
-    if (connection->credentials == current && connection->IsOpen()) return connection;
+    if (current.ok() && connection->context.native_handle() == current->get() &&
+        connection->IsOpen()) {
+      return connection;
+    }
   }
   return nullptr;
 }
@@ -115,14 +122,9 @@ Status PeerClient::Connect(std::chrono::milliseconds deadline) {
 
 Result<std::unique_ptr<PeerClient::Connection>> PeerClient::Open(
     Clock::time_point until, std::chrono::milliseconds silence) {
-  auto credentials = tls_.credentials->Get();
-  if (credentials == nullptr) {
-    return Unavailable("this process has no certificate yet, and knows no authority");
-  }
-  auto connection = std::make_unique<Connection>(credentials);
-  ROUSE_RETURN_IF_ERROR(
-      tls::SetUpClient(connection->context.native_handle(), *credentials, tls_.peer));
-  connection->stream.emplace(connection->io, connection->context);
+  ROUSE_ASSIGN_OR_RETURN(const tls::ClientContext context, tls_.credentials->ForClients());
+  auto connection = std::make_unique<Connection>(context);
+  ROUSE_RETURN_IF_ERROR(tls::Expect(connection->stream.native_handle(), tls_.peer));
   ErrorCode error;
   tcp::resolver resolver(connection->io);
   const auto found =
@@ -130,16 +132,16 @@ Result<std::unique_ptr<PeerClient::Connection>> PeerClient::Open(
   if (error) return Unavailable("find " + host_ + ": " + error.message());
   const auto failed = [&](const std::string& step) {
     if (error == TimedOut()) return DeadlineExceeded(step + ": no answer in time");
-    const std::string why = tls::WhyNotBelieved(connection->stream->native_handle(), tls_.peer);
+    const std::string why = tls::WhyNotBelieved(connection->stream.native_handle(), tls_.peer);
     return Unavailable(step + ": " + (why.empty() ? error.message() : why));
   };
-  auto& lowest = beast::get_lowest_layer(*connection->stream);
+  auto& lowest = beast::get_lowest_layer(connection->stream);
   const auto soon = [&] { return std::min(until, Clock::now() + silence); };
   error = connection->Await(soon(), [&](auto handler) { lowest.async_connect(found, handler); });
   if (error) return failed("connect");
   lowest.socket().set_option(tcp::no_delay(true), error);
   error = connection->Await(soon(), [&](auto handler) {
-    connection->stream->async_handshake(net::ssl::stream_base::client, handler);
+    connection->stream.async_handshake(net::ssl::stream_base::client, handler);
   });
   if (error) return failed("TLS handshake");
   return connection;
@@ -178,7 +180,7 @@ Result<Response> PeerClient::SendOnce(const Request& request, std::size_t max_bo
   message.body() = request.body;
   message.prepare_payload();
   ErrorCode error = connection->Await(
-      soon(), [&](auto handler) { bh::async_write(*connection->stream, message, handler); });
+      soon(), [&](auto handler) { bh::async_write(connection->stream, message, handler); });
   if (error) return failed(error);
 
   bh::response_parser<bh::string_body> parser;
@@ -186,7 +188,7 @@ Result<Response> PeerClient::SendOnce(const Request& request, std::size_t max_bo
   parser.body_limit(max_body_bytes);
   while (!parser.is_done()) {  // Piece by piece: only silence ends it before the deadline.
     error = connection->Await(soon(), [&](auto handler) {
-      bh::async_read_some(*connection->stream, connection->buffer, parser, handler);
+      bh::async_read_some(connection->stream, connection->buffer, parser, handler);
     });
     *answered = *answered || parser.is_header_done();
     if (error) return failed(error);

@@ -113,6 +113,22 @@ TEST_CASE("a server that is somebody else is not spoken to, and the message says
   CHECK(stranger.requests == 0);
 }
 
+TEST_CASE("clients of one store at the same time each speak to whom they are for only") {
+  const Authority authority;
+  const auto mine = authority.StoreFor(tls::Operator());
+  Echo agent(authority.StoreFor(kPod));
+  std::atomic<int> right = 0, wrong = 0;
+  const auto ask = [&](const tls::Identity& expected, std::atomic<int>& answered) {
+    for (int i = 0; i < 20; ++i) answered += Ask(*ClientOf(agent.url(), mine, expected)).ok();
+  };
+  std::thread other([&] { ask(tls::Agent("ns", "p-0", "u-2"), wrong); });
+  ask(kPod, right);
+  other.join();
+  CHECK(right == 20);
+  CHECK(wrong == 0);
+  CHECK(agent.requests == 20);
+}
+
 TEST_CASE("new credentials count from the next request on, on both sides") {
   const Authority before("before"), after("after");
   const auto server = before.StoreFor(tls::Operator());
