@@ -4,6 +4,7 @@
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509_vfy.h>
+#include <openssl/x509v3.h>
 
 #include "common/tls/x509.h"
 
@@ -25,8 +26,11 @@ Status Fill(X509_STORE* store, const std::string& bundle) {
   for (auto end = rest.find(kEnd); end != std::string_view::npos; end = rest.find(kEnd)) {
     ROUSE_ASSIGN_OR_RETURN(const Certificate authority,
                            Certificate::FromPem(rest.substr(0, end + kEnd.size())));
-    if (X509_STORE_add_cert(store, authority.native()) != 1)
+    // What OpenSSL else finds out in the first handshake, when several may be under way.
+    if (X509_check_purpose(authority.native(), -1, 0) != 1 ||
+        X509_STORE_add_cert(store, authority.native()) != 1) {
       return ContextFailed("trust an authority");
+    }
     rest.remove_prefix(end + kEnd.size());
     ++count;
   }
