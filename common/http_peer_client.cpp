@@ -1,80 +1,31 @@
 #include "common/http_peer_client.h"
 
-#include <poll.h>
-
-#include <boost/asio/ip/tcp.hpp>
-#include <boost/asio/ssl.hpp>
-#include <boost/beast/core.hpp>
+#include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http.hpp>
-#include <boost/beast/ssl.hpp>
+#include <sstream>
 
 namespace rouse::http {
 namespace {
 
-namespace net = boost::asio;
 namespace beast = boost::beast;
 namespace bh = boost::beast::http;
-using net::ip::tcp;
 using Clock = std::chrono::steady_clock;
 using ErrorCode = boost::system::error_code;
 
 /// Connections to one server that are kept for the next request.
 constexpr std::size_t kMaxIdle = 4;
 constexpr std::uint32_t kMaxAnswerHeader = 64u << 10;
-
-ErrorCode TimedOut() {
-  return beast::error::timeout;
-}
+/// As much as TLS sends in one piece.
+constexpr std::size_t kPiece = 16u << 10;
 
 }  // namespace
 
-/// One connection with an event loop of its own, which runs on whichever thread waits for it.
-struct PeerClient::Connection {
-  explicit Connection(std::shared_ptr<const tls::Credentials> made_with)
-      : credentials(std::move(made_with)) {}
-
-  // Runs what `start` begins, until it is done or it is time to give up. `start` gets the handler
-  // to pass on.
-  template <typename Start>
-  ErrorCode Await(Clock::time_point until, const Start& start) {
-    bool done = false;
-    ErrorCode result;
-    start([&](ErrorCode error, auto&&...) {
-      result = error;
-      done = true;
-    });
-    io.restart();
-    io.run_until(until);
-    if (done) return result;
-    ErrorCode ignored;
-    beast::get_lowest_layer(*stream).socket().close(ignored);
-    io.restart();
-    io.run();  // What was under way ends at once now, and refers to this frame until then.
-    return TimedOut();
-  }
-
-  // As far as the server is heard of. What it has sent unasked may be a session ticket.
-  bool IsOpen() {
-    pollfd socket{.fd = beast::get_lowest_layer(*stream).socket().native_handle(),
-                  .events = POLLRDHUP,
-                  .revents = 0};
-    return ::poll(&socket, 1, 0) == 0;
-  }
-
-  const std::shared_ptr<const tls::Credentials> credentials;
-  net::io_context io{1};
-  net::ssl::context context{net::ssl::context::tls_client};
-  std::optional<beast::ssl_stream<beast::tcp_stream>> stream;
-  beast::flat_buffer buffer;
-};
-
 PeerClient::PeerClient(std::string host, std::uint16_t port, std::string what, std::string prefix,
                        MutualTls tls)
-    : host_(std::move(host)),
-      port_(port),
+    : server_{.host = std::move(host), .port = port, .identity = tls.peer},
       what_(std::move(what)),
       prefix_(std::move(prefix)),
-      tls_(std::move(tls)) {}
+      credentials_(std::move(tls.credentials)) {}
 
 PeerClient::~PeerClient() = default;
 
@@ -86,18 +37,20 @@ Result<Response> PeerClient::Send(const Request& request, std::size_t max_body_b
   return SendOnce(request, max_body_bytes, until, true, &answered);
 }
 
-std::unique_ptr<PeerClient::Connection> PeerClient::TakeIdle() {
-  const auto current = tls_.credentials->Get();
+std::unique_ptr<tls::Connection> PeerClient::TakeIdle() {
+  const auto current = credentials_->ForClients();
   const std::lock_guard lock(mutex_);
   while (!idle_.empty()) {
     auto connection = std::move(idle_.back());
     idle_.pop_back();
-    if (connection->credentials == current && connection->IsOpen()) return connection;
+    if (current.ok() && connection->context() == *current && connection->IsOpen()) {
+      return connection;
+    }
   }
   return nullptr;
 }
 
-void PeerClient::Keep(std::unique_ptr<Connection> connection) {
+void PeerClient::Keep(std::unique_ptr<tls::Connection> connection) {
   const std::lock_guard lock(mutex_);
   if (idle_.size() < kMaxIdle) idle_.push_back(std::move(connection));
 }
@@ -113,36 +66,10 @@ Status PeerClient::Connect(std::chrono::milliseconds deadline) {
   return {};
 }
 
-Result<std::unique_ptr<PeerClient::Connection>> PeerClient::Open(
-    Clock::time_point until, std::chrono::milliseconds silence) {
-  auto credentials = tls_.credentials->Get();
-  if (credentials == nullptr) {
-    return Unavailable("this process has no certificate yet, and knows no authority");
-  }
-  auto connection = std::make_unique<Connection>(credentials);
-  ROUSE_RETURN_IF_ERROR(
-      tls::SetUpClient(connection->context.native_handle(), *credentials, tls_.peer));
-  connection->stream.emplace(connection->io, connection->context);
-  ErrorCode error;
-  tcp::resolver resolver(connection->io);
-  const auto found =
-      resolver.resolve(host_, std::to_string(port_), tcp::resolver::numeric_service, error);
-  if (error) return Unavailable("find " + host_ + ": " + error.message());
-  const auto failed = [&](const std::string& step) {
-    if (error == TimedOut()) return DeadlineExceeded(step + ": no answer in time");
-    const std::string why = tls::WhyNotBelieved(connection->stream->native_handle(), tls_.peer);
-    return Unavailable(step + ": " + (why.empty() ? error.message() : why));
-  };
-  auto& lowest = beast::get_lowest_layer(*connection->stream);
-  const auto soon = [&] { return std::min(until, Clock::now() + silence); };
-  error = connection->Await(soon(), [&](auto handler) { lowest.async_connect(found, handler); });
-  if (error) return failed("connect");
-  lowest.socket().set_option(tcp::no_delay(true), error);
-  error = connection->Await(soon(), [&](auto handler) {
-    connection->stream->async_handshake(net::ssl::stream_base::client, handler);
-  });
-  if (error) return failed("TLS handshake");
-  return connection;
+Result<std::unique_ptr<tls::Connection>> PeerClient::Open(Clock::time_point until,
+                                                          std::chrono::milliseconds silence) {
+  ROUSE_ASSIGN_OR_RETURN(tls::ClientContext context, credentials_->ForClients());
+  return tls::Connection::Open(server_, std::move(context), until, silence);
 }
 
 Result<Response> PeerClient::SendOnce(const Request& request, std::size_t max_body_bytes,
@@ -155,12 +82,8 @@ Result<Response> PeerClient::SendOnce(const Request& request, std::size_t max_bo
     connection = *std::move(made);
   }
   const auto soon = [&] { return std::min(until, Clock::now() + request.timeout); };
-  const auto failed = [&](const ErrorCode& error) -> Status {
-    if (error == bh::error::body_limit) {
-      return Status(StatusCode::kResourceExhausted, what + ": body is over the limit of " +
-                                                        std::to_string(max_body_bytes) + " bytes");
-    }
-    if (error != TimedOut()) return Unavailable(what + ": " + error.message());
+  const auto failed = [&](const Status& why) -> Status {
+    if (why.code() != StatusCode::kDeadlineExceeded) return why.WithContext(what);
     if (Clock::now() < until) {
       return DeadlineExceeded(what + ": nothing came for " +
                               std::to_string(request.timeout.count()) + " ms");
@@ -169,27 +92,27 @@ Result<Response> PeerClient::SendOnce(const Request& request, std::size_t max_bo
                             std::to_string(request.deadline.count()) + " ms");
   };
 
-  bh::request<bh::string_body> message(bh::verb::unknown, prefix_ + request.target, 11);
-  message.method_string(request.method);
-  const bool v6 = host_.find(':') != std::string::npos;
-  message.set(bh::field::host, (v6 ? "[" + host_ + "]" : host_) + ":" + std::to_string(port_));
-  if (!request.body.empty()) message.set(bh::field::content_type, "application/json");
-  for (const auto& [name, value] : request.headers) message.set(name, value);
-  message.body() = request.body;
-  message.prepare_payload();
-  ErrorCode error = connection->Await(
-      soon(), [&](auto handler) { bh::async_write(*connection->stream, message, handler); });
-  if (error) return failed(error);
-
+  if (const Status sent = connection->Write(ToText(request), soon()); !sent.ok()) {
+    return failed(sent);
+  }
   bh::response_parser<bh::string_body> parser;
   parser.header_limit(kMaxAnswerHeader);
   parser.body_limit(max_body_bytes);
+  beast::flat_buffer buffer;
+  ErrorCode error = bh::error::need_more;
   while (!parser.is_done()) {  // Piece by piece: only silence ends it before the deadline.
-    error = connection->Await(soon(), [&](auto handler) {
-      bh::async_read_some(*connection->stream, connection->buffer, parser, handler);
-    });
+    if (error == bh::error::need_more || buffer.size() == 0) {
+      const auto got = connection->Read(buffer.prepare(kPiece).data(), kPiece, soon());
+      if (!got.ok()) return failed(got.status());
+      buffer.commit(*got);
+    }
+    buffer.consume(parser.put(buffer.data(), error));
     *answered = *answered || parser.is_header_done();
-    if (error) return failed(error);
+    if (error == bh::error::body_limit) {
+      return Status(StatusCode::kResourceExhausted, what + ": body is over the limit of " +
+                                                        std::to_string(max_body_bytes) + " bytes");
+    }
+    if (error && error != bh::error::need_more) return failed(Unavailable(error.message()));
   }
   Response response;
   response.status = static_cast<int>(parser.get().result_int());
@@ -197,8 +120,24 @@ Result<Response> PeerClient::SendOnce(const Request& request, std::size_t max_bo
     response.headers[std::string(field.name_string())] = std::string(field.value());
   }
   response.body = std::move(parser.get().body());
-  if (parser.get().keep_alive()) Keep(std::move(connection));
+  // What came after the answer would be taken for the next one.
+  if (parser.get().keep_alive() && buffer.size() == 0) Keep(std::move(connection));
   return response;
+}
+
+std::string PeerClient::ToText(const Request& request) const {
+  bh::request<bh::string_body> message(bh::verb::unknown, prefix_ + request.target, 11);
+  message.method_string(request.method);
+  const bool v6 = server_.host.find(':') != std::string::npos;
+  message.set(bh::field::host,
+              (v6 ? "[" + server_.host + "]" : server_.host) + ":" + std::to_string(server_.port));
+  if (!request.body.empty()) message.set(bh::field::content_type, "application/json");
+  for (const auto& [name, value] : request.headers) message.set(name, value);
+  message.body() = request.body;
+  message.prepare_payload();
+  std::ostringstream text;
+  text << message;
+  return std::move(text).str();
 }
 
 }  // namespace rouse::http

@@ -1,4 +1,4 @@
-// The client among ourselves: HTTP over mutual TLS, blocking, over Boost.Beast. Private to
+// The client among ourselves: HTTP over mutual TLS, blocking, by Boost.Beast. Private to
 // rouse_http; common/http.h has the contract.
 
 #pragma once
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/http.h"
+#include "common/tls/connection.h"
 
 namespace rouse::http {
 
@@ -22,23 +23,21 @@ class PeerClient {
   Status Connect(std::chrono::milliseconds deadline);
 
  private:
-  struct Connection;
-
   Result<Response> SendOnce(const Request& request, std::size_t max_body_bytes,
                             std::chrono::steady_clock::time_point until, bool fresh,
                             bool* answered);
-  Result<std::unique_ptr<Connection>> Open(std::chrono::steady_clock::time_point until,
-                                           std::chrono::milliseconds silence);
-  std::unique_ptr<Connection> TakeIdle();
-  void Keep(std::unique_ptr<Connection> connection);
+  Result<std::unique_ptr<tls::Connection>> Open(std::chrono::steady_clock::time_point until,
+                                                std::chrono::milliseconds silence);
+  std::string ToText(const Request& request) const;
+  std::unique_ptr<tls::Connection> TakeIdle();
+  void Keep(std::unique_ptr<tls::Connection> connection);
 
-  const std::string host_;
-  const std::uint16_t port_;
+  const tls::Server server_;
   const std::string what_;
   const std::string prefix_;
-  const MutualTls tls_;
+  const std::shared_ptr<const tls::CredentialStore> credentials_;
   std::mutex mutex_;
-  std::vector<std::unique_ptr<Connection>> idle_;  ///< Guarded by mutex_.
+  std::vector<std::unique_ptr<tls::Connection>> idle_;  ///< Guarded by mutex_.
 };
 
 }  // namespace rouse::http

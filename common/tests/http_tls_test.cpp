@@ -10,6 +10,7 @@
 
 #include "common/http.h"
 #include "common/tests/tls_authority.h"
+#include "common/tls/connection.h"
 
 namespace rouse::http {
 namespace {
@@ -113,6 +114,22 @@ TEST_CASE("a server that is somebody else is not spoken to, and the message says
   CHECK(stranger.requests == 0);
 }
 
+TEST_CASE("clients of one store at the same time each speak to whom they are for only") {
+  const Authority authority;
+  const auto mine = authority.StoreFor(tls::Operator());
+  Echo agent(authority.StoreFor(kPod));
+  std::atomic<int> right = 0, wrong = 0;
+  const auto ask = [&](const tls::Identity& expected, std::atomic<int>& answered) {
+    for (int i = 0; i < 20; ++i) answered += Ask(*ClientOf(agent.url(), mine, expected)).ok();
+  };
+  std::thread other([&] { ask(tls::Agent("ns", "p-0", "u-2"), wrong); });
+  ask(kPod, right);
+  other.join();
+  CHECK(right == 20);
+  CHECK(wrong == 0);
+  CHECK(agent.requests == 20);
+}
+
 TEST_CASE("new credentials count from the next request on, on both sides") {
   const Authority before("before"), after("after");
   const auto server = before.StoreFor(tls::Operator());
@@ -190,6 +207,65 @@ TEST_CASE("a connection that the server has ended is not taken for open") {
   REQUIRE(Ask(*client).ok());
   first.reset();
   CHECK(client->Connect(5s).code() == StatusCode::kUnavailable);
+}
+
+TEST_CASE("what is written to a server that has ended is an error, and ends nobody") {
+  const Authority authority;
+  auto echo = std::make_unique<Echo>(authority.StoreFor(kPod));
+  const auto store = authority.StoreFor(tls::Operator());
+  const auto soon = [] { return std::chrono::steady_clock::now() + 5s; };
+  const auto connection = Must(tls::Connection::Open({"127.0.0.1", echo->server->port(), kPod},
+                                                     Must(store->ForClients()), soon(), 5s));
+  CHECK(connection->IsOpen());
+  echo.reset();
+  CHECK_FALSE(connection->IsOpen());
+  Status status;
+  for (int i = 0; i < 100 && status.ok(); ++i) {  // The first ones may still be taken.
+    status = connection->Write(std::string(1'000, 'x'), soon());
+    std::this_thread::sleep_for(1ms);
+  }
+  CHECK(status.code() == StatusCode::kUnavailable);
+  char byte;
+  CHECK(connection->Read(&byte, 1, soon()).status().code() == StatusCode::kUnavailable);
+}
+
+TEST_CASE("nothing passes through a connection once it is time, whatever has come") {
+  const Authority authority;
+  Echo echo(authority.StoreFor(kPod));
+  const auto store = authority.StoreFor(tls::Operator());
+  const auto after = [](auto time) { return std::chrono::steady_clock::now() + time; };
+  const std::string request = "GET / HTTP/1.1\r\n\r\n";
+  const auto connection = Must(tls::Connection::Open({"127.0.0.1", echo.server->port(), kPod},
+                                                     Must(store->ForClients()), after(5s), 5s));
+  REQUIRE(connection->Write(request, after(5s)).ok());
+  while (echo.requests == 0) std::this_thread::sleep_for(5ms);
+  std::this_thread::sleep_for(50ms);  // For the answer.
+  char byte;
+  CHECK(connection->Read(&byte, 1, after(-1ms)).status().code() == StatusCode::kDeadlineExceeded);
+  CHECK(connection->Write(request, after(-1ms)).code() == StatusCode::kDeadlineExceeded);
+}
+
+TEST_CASE("a server that takes connections and says nothing is given up in time") {
+  const Authority authority;
+  const int silent = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  REQUIRE(::bind(silent, reinterpret_cast<sockaddr*>(&address), size) == 0);
+  REQUIRE(::listen(silent, 10) == 0);
+  REQUIRE(::getsockname(silent, reinterpret_cast<sockaddr*>(&address), &size) == 0);
+  const auto client = ClientOf("https://127.0.0.1:" + std::to_string(ntohs(address.sin_port)),
+                               authority.StoreFor(tls::Operator()));
+  const auto began = std::chrono::steady_clock::now();
+  const Status status = client->Connect(200ms);
+  CHECK(status.code() == StatusCode::kDeadlineExceeded);
+  CHECK_THAT(status.message(), Catch::Contains("TLS handshake: no answer in time"));
+  // Silence ends it before the deadline of the whole.
+  CHECK(client->Send({.target = "/", .timeout = 200ms, .deadline = 60s}).status().code() ==
+        StatusCode::kDeadlineExceeded);
+  CHECK(std::chrono::steady_clock::now() - began < 10s);
+  ::close(silent);
 }
 
 TEST_CASE("who speaks plain HTTP to a port with TLS, or nothing at all, harms nobody") {

@@ -4,6 +4,7 @@
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509_vfy.h>
+#include <openssl/x509v3.h>
 
 #include "common/tls/x509.h"
 
@@ -25,8 +26,11 @@ Status Fill(X509_STORE* store, const std::string& bundle) {
   for (auto end = rest.find(kEnd); end != std::string_view::npos; end = rest.find(kEnd)) {
     ROUSE_ASSIGN_OR_RETURN(const Certificate authority,
                            Certificate::FromPem(rest.substr(0, end + kEnd.size())));
-    if (X509_STORE_add_cert(store, authority.native()) != 1)
+    // What OpenSSL else finds out in the first handshake, when several may be under way.
+    if (X509_check_purpose(authority.native(), -1, 0) != 1 ||
+        X509_STORE_add_cert(store, authority.native()) != 1) {
       return ContextFailed("trust an authority");
+    }
     rest.remove_prefix(end + kEnd.size());
     ++count;
   }
@@ -58,38 +62,76 @@ Status SetUp(SSL_CTX* context, const Credentials& credentials) {
   return {};
 }
 
-// Lives as long as the context, as its ex data.
+// Lives as long as the connection, as its ex data.
 void FreeExpected(void*, void* expected, CRYPTO_EX_DATA*, int, long, void*) {
   delete static_cast<Identity*>(expected);
 }
 int ExpectedIndex() {
-  static const int index = SSL_CTX_get_ex_new_index(0, nullptr, nullptr, nullptr, &FreeExpected);
+  static const int index = SSL_get_ex_new_index(0, nullptr, nullptr, nullptr, &FreeExpected);
   return index;
 }
 
+const Identity* ExpectedBy(X509_STORE_CTX* chain) {
+  const void* const connection =
+      X509_STORE_CTX_get_ex_data(chain, SSL_get_ex_data_X509_STORE_CTX_idx());
+  if (connection == nullptr) return nullptr;
+  return static_cast<const Identity*>(
+      SSL_get_ex_data(static_cast<const SSL*>(connection), ExpectedIndex()));
+}
+
 // Called in a client's handshake: the chain first, by OpenSSL, then who it is.
-int Verify(X509_STORE_CTX* chain, void* expected) {
+int Verify(X509_STORE_CTX* chain, void*) {
   if (X509_verify_cert(chain) != 1) return 0;
   X509* const leaf = X509_STORE_CTX_get0_cert(chain);
   X509_up_ref(leaf);
   const auto found =
       Certificate(std::shared_ptr<X509>(leaf, [](X509* x) { X509_free(x); })).identity();
-  if (found.ok() && Matches(*static_cast<const Identity*>(expected), *found)) return 1;
+  const Identity* const expected = ExpectedBy(chain);
+  if (expected != nullptr && found.ok() && Matches(*expected, *found)) return 1;
   X509_STORE_CTX_set_error(chain, X509_V_ERR_APPLICATION_VERIFICATION);
   return 0;
 }
 
 }  // namespace
 
+Result<ClientContext> MakeClientContext(const Credentials& credentials) {
+  ClientContext context(SSL_CTX_new(TLS_client_method()), &SSL_CTX_free);
+  if (context == nullptr) return ContextFailed("a context for connections");
+  ROUSE_RETURN_IF_ERROR(SetUp(context.get(), credentials));
+  SSL_CTX_set_verify(context.get(), SSL_VERIFY_PEER, nullptr);
+  SSL_CTX_set_cert_verify_callback(context.get(), &Verify, nullptr);
+  return context;
+}
+
+Status Expect(SSL* connection, const Identity& expected) {
+  if (auto* const before = static_cast<Identity*>(SSL_get_ex_data(connection, ExpectedIndex()))) {
+    *before = expected;
+    return {};
+  }
+  auto kept = std::make_unique<Identity>(expected);
+  if (SSL_set_ex_data(connection, ExpectedIndex(), kept.get()) != 1) {
+    return ContextFailed("keep whom a connection is for");
+  }
+  static_cast<void>(kept.release());
+  return {};
+}
+
 void CredentialStore::Set(Credentials credentials) {
   auto shared = std::make_shared<const Credentials>(std::move(credentials));
+  auto for_clients = MakeClientContext(*shared);
   const std::lock_guard lock(mutex_);
   current_ = std::move(shared);
+  for_clients_ = std::move(for_clients);
 }
 
 std::shared_ptr<const Credentials> CredentialStore::Get() const {
   const std::lock_guard lock(mutex_);
   return current_;
+}
+
+Result<ClientContext> CredentialStore::ForClients() const {
+  const std::lock_guard lock(mutex_);
+  return for_clients_;
 }
 
 Status SetUpServer(SSL_CTX* context, const Credentials& credentials, ClientCertificate client) {
@@ -102,18 +144,6 @@ Status SetUpServer(SSL_CTX* context, const Credentials& credentials, ClientCerti
       SSL_VERIFY_PEER |
           (client == ClientCertificate::kRequired ? SSL_VERIFY_FAIL_IF_NO_PEER_CERT : 0),
       nullptr);
-  return {};
-}
-
-Status SetUpClient(SSL_CTX* context, const Credentials& credentials, const Identity& expected) {
-  ROUSE_RETURN_IF_ERROR(SetUp(context, credentials));
-  auto kept = std::make_unique<Identity>(expected);
-  SSL_CTX_set_verify(context, SSL_VERIFY_PEER, nullptr);
-  SSL_CTX_set_cert_verify_callback(context, &Verify, kept.get());
-  if (SSL_CTX_set_ex_data(context, ExpectedIndex(), kept.get()) != 1) {
-    return ContextFailed("keep whom a connection is for");
-  }
-  static_cast<void>(kept.release());
   return {};
 }
 

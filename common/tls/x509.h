@@ -1,5 +1,5 @@
-// Keys, certificates and requests for them. OpenSSL is wrapped here and in context.h; its types are
-// named nowhere else but where a connection is made.
+// Keys, certificates and requests for them. OpenSSL is wrapped here, in context.h and in
+// connection.h; its types are named nowhere else but where a server takes a connection.
 //
 // All keys are EC P-256, all certificates X.509 v3, all text PEM. Values: cheap to move, and safe
 // to read from several threads.

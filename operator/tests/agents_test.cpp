@@ -112,9 +112,8 @@ struct World {
                   .headers = {},
                   .body = json::Dump(ToJson(RoleResponse{.state = AgentState::kWaking}))};
             },
-            {.tls =
-                 http::ServerTls{.credentials = authority.StoreFor(tls::Agent("ns", "p-0", "u-1")),
-                                 .client = tls::ClientCertificate::kRequired}}))),
+            {.tls = http::ServerTls{.credentials = credentials,
+                                    .client = tls::ClientCertificate::kRequired}}))),
         door(agent->port()),
         agents(authority.StoreFor(tls::Operator()), 5s) {}
 
@@ -122,7 +121,17 @@ struct World {
     return {.ns = "ns", .pod = "p-0", .uid = uid, .address = door.url()};
   }
 
+  /// Others for the key that connections are kept by, and the same to the agent.
+  AgentName Name(int i, const std::string& url) const {
+    AgentName name = Name();
+    name.address = url + "/" + std::to_string(i);
+    return name;
+  }
+  std::string url() const { return "https://127.0.0.1:" + std::to_string(agent->port()); }
+
   const Authority authority;
+  const std::shared_ptr<tls::CredentialStore> credentials =
+      authority.StoreFor(tls::Agent("ns", "p-0", "u-1"));
   const std::unique_ptr<http::Server> agent;
   CountingDoor door;
   HttpAgents agents;
@@ -160,6 +169,27 @@ TEST_CASE(
   SECTION("when it is told") {
     CHECK(world.agents.TellRole(world.Name(), {.role = Role::kActive}).ok());
     CHECK(world.door.count == 2);
+  }
+}
+
+TEST_CASE("a hundred guards of one service are kept connected beside those of many others") {
+  World world;
+  int made = 0;
+  const auto some = [&](int count) {
+    std::vector<AgentName> names;
+    for (int i = 0; i < count; ++i) names.push_back(world.Name(++made, world.url()));
+    return names;
+  };
+  for (int i = 0; i < 25; ++i) world.agents.KeepConnected("ns/p" + std::to_string(i), some(8));
+  std::vector<AgentName> hundred = some(99);
+  hundred.push_back(world.Name(++made, world.door.url()));  // The last of all.
+  world.agents.KeepConnected("ns/wide", hundred);
+  REQUIRE(Eventually([&] { return world.door.count == 1; }));
+  std::this_thread::sleep_for(200ms);                                     // For the handshake.
+  world.credentials->Set({.trusted = "", .certificate = "", .key = ""});  // No new one can be made.
+  for (const AgentName& agent : hundred) {
+    INFO(agent.address);
+    CHECK(world.agents.TellRole(agent, {.role = Role::kActive}).ok());
   }
 }
 
