@@ -22,6 +22,7 @@ from rouse_e2e.cluster import Cluster, Object
 from tests.operator.fake_role_agents import Agent, FakeRoleAgents
 
 REPORTERS = 3
+WAKE_S = 0.5  # A real agent tells of no wake that is over before.
 
 
 class ManyAgents(FakeRoleAgents):
@@ -134,6 +135,8 @@ class ManyAgents(FakeRoleAgents):
 
     def _report(self, agent: Agent, wait: float = 0) -> bool:
         """By one of the reporters, then."""
+        if agent.state == "Waking":
+            wait = max(wait, WAKE_S)
         address, at = agent.pod["status"]["podIP"], time.monotonic() + wait
         with self._changed:
             self._next[address] = at

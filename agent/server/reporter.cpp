@@ -15,6 +15,9 @@ using std::chrono::milliseconds;
 constexpr milliseconds kReportTimeout{5'000};
 /// Changes that come in a burst make one report.
 constexpr milliseconds kGather{10};
+/// A wake is told by the answer to its command. Most are over before a report of one would be kept,
+/// which is a write to the API server.
+constexpr milliseconds kWake{500};
 
 }  // namespace
 
@@ -57,12 +60,25 @@ std::optional<LiveKeepers> Reporter::keepers() const {
                      .copies = static_cast<std::size_t>(assignment_.state_copies)};
 }
 
-Status Reporter::Send() {
-  AgentReport report = hooks_.make();
-  {
-    const std::scoped_lock lock(mutex_);
-    report.keepers_digest = assignment_.keepers_digest;
+AgentReport Reporter::Make(const std::stop_token& stop) {
+  const auto latest = std::chrono::steady_clock::now() + kWake;
+  for (;;) {
+    {
+      const std::scoped_lock lock(mutex_);
+      pending_ = false;
+    }
+    AgentReport report = hooks_.make();
+    std::unique_lock lock(mutex_);
+    const bool wakes = report.state == AgentState::kWaking && told_ != report.state;
+    if (!wakes || std::chrono::steady_clock::now() >= latest || stop.stop_requested()) {
+      report.keepers_digest = assignment_.keepers_digest;
+      return report;
+    }
+    changed_.wait_until(lock, stop, latest, [this] { return pending_; });
   }
+}
+
+Status Reporter::Send(const AgentReport& report) {
   ROUSE_ASSIGN_OR_RETURN(const http::Response answer,
                          client_->Send({.method = "POST",
                                         .target = "/v1/agents/report",
@@ -78,6 +94,7 @@ Status Reporter::Send() {
   KeepKnown(assignment, assignment_);
   assignment_ = std::move(assignment);
   answered_ = true;
+  told_ = report.state;
   return Status();
 }
 
@@ -87,11 +104,7 @@ void Reporter::Run(const std::stop_token& stop) {
   int failures = 0;
   std::string last_error;
   while (!stop.stop_requested()) {
-    {
-      const std::scoped_lock lock(mutex_);
-      pending_ = false;
-    }
-    const Status sent = Send();
+    const Status sent = Send(Make(stop));
     if (stop.stop_requested()) return;
     hooks_.on_sent(sent);
     failures = sent.ok() ? 0 : failures + 1;

@@ -49,7 +49,8 @@ class Reporter {
 
  private:
   void Run(const std::stop_token& stop);
-  Status Send();
+  AgentReport Make(const std::stop_token& stop);
+  Status Send(const AgentReport& report);
 
   const std::unique_ptr<http::Client> client_;
   const Hooks hooks_;
@@ -57,6 +58,7 @@ class Reporter {
   std::condition_variable_any changed_;
   bool pending_ = true;
   bool answered_ = false;
+  std::optional<AgentState> told_;  ///< What the operator knows.
   Assignment assignment_;
   std::jthread thread_;
 };
