@@ -185,7 +185,7 @@ TEST_CASE("a hundred guards of one service are kept connected beside those of ma
   hundred.push_back(world.Name(++made, world.door.url()));  // The last of all.
   world.agents.KeepConnected("ns/wide", hundred);
   REQUIRE(Eventually([&] { return world.door.count == 1; }));
-  std::this_thread::sleep_for(200ms);                                     // For the handshake.
+  std::this_thread::sleep_for(1s);                                        // For the handshake.
   world.credentials->Set({.trusted = "", .certificate = "", .key = ""});  // No new one can be made.
   for (const AgentName& agent : hundred) {
     INFO(agent.address);
