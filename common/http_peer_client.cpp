@@ -27,8 +27,6 @@ PeerClient::PeerClient(std::string host, std::uint16_t port, std::string what, s
       prefix_(std::move(prefix)),
       credentials_(std::move(tls.credentials)) {}
 
-PeerClient::~PeerClient() = default;
-
 Result<Response> PeerClient::Send(const Request& request, std::size_t max_body_bytes) {
   const Clock::time_point until = Clock::now() + request.deadline;
   bool answered = false;

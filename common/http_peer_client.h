@@ -17,7 +17,6 @@ class PeerClient {
   /// `what` is what messages call the server, `prefix` comes before each target.
   PeerClient(std::string host, std::uint16_t port, std::string what, std::string prefix,
              MutualTls tls);
-  ~PeerClient();
 
   Result<Response> Send(const Request& request, std::size_t max_body_bytes);
   Status Connect(std::chrono::milliseconds deadline);

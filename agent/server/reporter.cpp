@@ -50,12 +50,12 @@ bool Reporter::expecting() const {
 
 std::optional<std::vector<Sibling>> Reporter::siblings() const {
   const std::scoped_lock lock(mutex_);
-  return answered_ ? std::optional(assignment_.siblings) : std::nullopt;
+  return told_ ? std::optional(assignment_.siblings) : std::nullopt;
 }
 
 std::optional<LiveKeepers> Reporter::keepers() const {
   const std::scoped_lock lock(mutex_);
-  if (!answered_) return std::nullopt;
+  if (!told_) return std::nullopt;
   return LiveKeepers{.keepers = assignment_.keepers,
                      .copies = static_cast<std::size_t>(assignment_.state_copies)};
 }
@@ -93,7 +93,6 @@ Status Reporter::Send(const AgentReport& report) {
   const std::scoped_lock lock(mutex_);
   KeepKnown(assignment, assignment_);
   assignment_ = std::move(assignment);
-  answered_ = true;
   told_ = report.state;
   return Status();
 }

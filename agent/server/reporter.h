@@ -57,8 +57,7 @@ class Reporter {
   mutable std::mutex mutex_;
   std::condition_variable_any changed_;
   bool pending_ = true;
-  bool answered_ = false;
-  std::optional<AgentState> told_;  ///< What the operator knows.
+  std::optional<AgentState> told_;  ///< What the operator knows; nullopt before its first answer.
   Assignment assignment_;
   std::jthread thread_;
 };

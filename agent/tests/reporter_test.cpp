@@ -61,6 +61,8 @@ class ListeningOperator {
 
 /// An agent that is in the state that it is set to.
 struct Told {
+  Told() { REQUIRE(op.Hears(AgentState::kAsleep, 1)); }
+
   ListeningOperator op;
   std::atomic<AgentState> state{AgentState::kAsleep};
   Reporter reporter{op.Client(),
@@ -78,39 +80,35 @@ struct Told {
     state = now;
     reporter.Changed();
   }
+  void BecomeAndTell(AgentState now, int reports) {
+    Become(now);
+    REQUIRE(op.Hears(now, reports));
+  }
 };
 
 }  // namespace
 
 TEST_CASE("a wake that is soon over is told when it is") {
   Told told;
-  REQUIRE(told.op.Hears(AgentState::kAsleep, 1));
   told.Become(AgentState::kWaking);
   std::this_thread::sleep_for(50ms);  // Whatever else has changed would have been told by now.
-  told.Become(AgentState::kServing);
-  REQUIRE(told.op.Hears(AgentState::kServing, 2));
+  told.BecomeAndTell(AgentState::kServing, 2);
   CHECK(told.op.Heard().size() == 2);
 }
 
 TEST_CASE("a wake that takes its time is told, once, and what it comes to") {
   Told told;
-  REQUIRE(told.op.Hears(AgentState::kAsleep, 1));
-  told.Become(AgentState::kWaking);
-  REQUIRE(told.op.Hears(AgentState::kWaking, 2));
-  told.Become(AgentState::kFailed);
-  REQUIRE(told.op.Hears(AgentState::kFailed, 3));
+  told.BecomeAndTell(AgentState::kWaking, 2);
+  told.BecomeAndTell(AgentState::kFailed, 3);
   CHECK(told.op.Heard().size() == 3);
 }
 
 TEST_CASE("who keeps caches is known on from the first answer, and asked for once") {
   Told told;
-  REQUIRE(told.op.Hears(AgentState::kAsleep, 1));
-  told.Become(AgentState::kServing);
-  REQUIRE(told.op.Hears(AgentState::kServing, 2));
+  told.BecomeAndTell(AgentState::kServing, 2);
   CHECK(told.op.Heard()[0].keepers_digest.empty());
   CHECK(told.op.Heard()[1].keepers_digest == "1");
-  told.Become(AgentState::kAsleep);  // The answer to the second has been read then.
-  REQUIRE(told.op.Hears(AgentState::kAsleep, 3));
+  told.BecomeAndTell(AgentState::kAsleep, 3);  // The answer to the second has been read then.
   const auto live = told.reporter.keepers();
   REQUIRE(live);
   CHECK(live->keepers == std::vector<Keeper>{{.pod = "a", .node = "n"}});

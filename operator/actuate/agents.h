@@ -30,6 +30,12 @@ struct AgentName {
   bool operator==(const AgentName&) const = default;
 };
 
+/// The agent that an action, or a plan's sleeper, of this namespace names.
+template <typename Named>
+AgentName AgentOf(const std::string& ns, const Named& named) {
+  return {.ns = ns, .pod = named.pod, .uid = named.uid, .address = named.address};
+}
+
 class Agents {
  public:
   virtual ~Agents() = default;

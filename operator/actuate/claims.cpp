@@ -118,7 +118,8 @@ Outcome ClaimGuards(const std::vector<const plan::ClaimGuard*>& claims, const Po
   std::vector<Status> told(claims.size());
   SideBySide(claims.size(), [&](std::size_t i) {
     if (claims[i]->wake) {
-      told[i] = TellToWake(*claims[i], AgentOf(*claims[i], pods), agents, outcomes[i]);
+      const AgentName agent = AgentOf(pods.Name(claims[i]->pod).ns, *claims[i]);
+      told[i] = TellToWake(*claims[i], agent, agents, outcomes[i]);
     }
   });
   SideBySide(claims.size(), [&](std::size_t i) { Claim(*claims[i], pods, told[i], outcomes[i]); });

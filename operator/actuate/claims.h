@@ -26,13 +26,4 @@ Outcome ClaimGuards(const std::vector<const plan::ClaimGuard*>& claims, const Po
 /// The metadata of a pod that is a guard again, or still, since it could not be woken.
 Json MarkedAsGuard(const std::string& uid, const plan::FailedWakes& failed);
 
-/// Whom the command of `action` is for.
-template <typename Action>
-AgentName AgentOf(const Action& action, const PodWriter& pods) {
-  return {.ns = pods.Name(action.pod).ns,
-          .pod = action.pod,
-          .uid = action.uid,
-          .address = action.address};
-}
-
 }  // namespace rouse::actuate

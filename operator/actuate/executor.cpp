@@ -99,7 +99,8 @@ struct Executor::Run {
   }
 
   void Do(const plan::PutToSleep& action) {
-    const auto told = self.agents_.TellRole(AgentOf(action, writer), {.role = Role::kGuard});
+    const auto told =
+        self.agents_.TellRole(AgentOf(service.metadata.ns, action), {.role = Role::kGuard});
     if (told.ok()) return;
     log::Info(
         "guard not asleep yet",

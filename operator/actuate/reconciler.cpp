@@ -143,7 +143,7 @@ void Reconciler::KeepConnected(const std::string& key, const std::string& ns,
                                const std::vector<plan::Sleeper>& sleepers) {
   std::vector<AgentName> agents;
   for (const plan::Sleeper& guard : sleepers) {
-    agents.push_back({.ns = ns, .pod = guard.pod, .uid = guard.uid, .address = guard.address});
+    agents.push_back(AgentOf(ns, guard));
   }
   agents_.KeepConnected(key, std::move(agents));
 }

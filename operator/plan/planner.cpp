@@ -197,6 +197,7 @@ void Pass::ScaleOut() {
 }
 
 Plan Pass::Run() {
+  Plan plan;
   Sort();
   CountFailures();
   if (!observed.service.metadata.deleting) {
@@ -211,9 +212,8 @@ Plan Pass::Run() {
     TopUpGuards();
     SetGates();
     TendEndpoint();
+    plan.sleepers = Sleepers();
   }
-  Plan plan;
-  if (!observed.service.metadata.deleting) plan.sleepers = Sleepers();
   plan.status = MakeStatus(observed, summary, now);
   plan.new_scale_outs = NewScaleOuts(observed.service.status, plan.status);
   plan.notes = MakeNotes(observed, summary, plan.status, plan.new_scale_outs);
