@@ -50,11 +50,12 @@ def register() -> None:
     from vllm.device_allocator.sleep_mode_backend import SleepModeBackendFactory
     from vllm.model_executor.model_loader import register_model_loader
 
-    from rouse_vllm import checkpoint_tensors, device_memory, fork
+    from rouse_vllm import checkpoint_tensors, device_memory, fork, whole_artifact
     from rouse_vllm.loader import RouseModelLoader
     from rouse_vllm.patches import wrap
 
     register_model_loader(LOAD_FORMAT)(RouseModelLoader)
+    whole_artifact.install()
     fork.install()
     SleepModeBackendFactory.register_backend(
         LOAD_FORMAT, "rouse_vllm.sleep_backend", "RouseSleepBackend"

@@ -199,6 +199,7 @@ def _watch_aot(original: Callable[..., Any]) -> Callable[..., Any]:
             cache_key.environment()
             | cache_key.configuration(model.vllm_config)
             | cache_key.function(model.forward)
+            | cache_key.compiler()
         )
         _recorder.keys[path.parent] = parts
         if was_there:
