@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -24,7 +25,11 @@ from servers import LAUNCH, free_port, processes_below  # noqa: E402
 
 VLLM_COLD = "vLLM as shipped, cold caches"
 VLLM_WARM = "vLLM as shipped, warm caches"
-STORAGE = "Rouse, first instance: storage read by the agent, warm caches"
+#: vLLM told by hand what the plugin tells it (rouse_vllm/whole_artifact.py); of one run.
+VLLM_WHOLE_COLD = "vLLM with VLLM_USE_MEGA_AOT_ARTIFACT=1, cold caches"
+VLLM_WHOLE_WARM = "vLLM with VLLM_USE_MEGA_AOT_ARTIFACT=1, warm caches"
+FIRST = "Rouse, first instance: storage read by the agent, cold caches"
+STORAGE = "Rouse, first instance: storage read by the agent, warm caches"  # of older runs
 PEER = "peer weights"
 SHARED = "peer weights, caches on a volume shared with the first instance (tmpfs)"
 STATE = "+ state reuse"
@@ -51,7 +56,9 @@ class Bench:
         #: Of the slow starts, cold and warm: what all others are compared with.
         self.tokens: dict[str, list[list[int]]] = {}
         self.cache_folder: Path | None = None
-        self._kept_cache: Path | None = None  # of the first start
+        #: What a cold start left, for warm ones: of vLLM as shipped, and of Rouse, which has vLLM keep
+        #: what it compiles in another form.
+        self._kept_caches: dict[str, Path] = {}
         self._source_cache: Path | None = None  # of the instance whose weights others take
         self._cache_folders = 0
         self._operator = FakeOperator()
@@ -80,27 +87,32 @@ class Bench:
             out["PYTHONPATH"] = f"{plugin}:{os.environ.get('PYTHONPATH', '')}"
         return out
 
-    def caches(self, warm: bool, shared: bool = False) -> None:
-        """A folder of its own for each start, empty or as the first start left it, if any; or the folder
-        that the source uses too. The path that engines know it by is the same for all, as it is in
-        every pod."""
+    def caches(self, kept: str = "", shared: bool = False) -> None:
+        """A folder of its own for each start, empty or with what keep_caches() kept by that name; or the
+        folder that the source uses too. The path that engines know it by is the same for all, as it is
+        in every pod."""
         self._cache_folders += 1
         before, folder = self.cache_folder, self.work / f"cache-{self._cache_folders}"
-        if before is not None and self._kept_cache is None:
-            self._kept_cache = before
         if shared:
             assert self._source_cache is not None
             folder = self._source_cache
-        elif warm and self._kept_cache is not None:
-            shutil.copytree(self._kept_cache, folder, symlinks=True)
+        elif kept in self._kept_caches:
+            shutil.copytree(self._kept_caches[kept], folder, symlinks=True)
         else:
             folder.mkdir()
         path = self.work / "cache"
         path.unlink(missing_ok=True)
         path.symlink_to(folder.name)
         self.cache_folder = folder
-        if before is not None and before not in (self._kept_cache, self._source_cache):
+        if before is not None and before != self._source_cache:
             shutil.rmtree(before)
+
+    def keep_caches(self, name: str) -> None:
+        """As the last start has left them."""
+        assert self.cache_folder is not None
+        kept = self.work / f"kept-{name}"
+        shutil.copytree(self.cache_folder, kept, symlinks=True)
+        self._kept_caches[name] = kept
 
     def state(self) -> tuple[str, ...]:
         """An agent's flags: it has its instance's caches from peers, and gives them to peers."""
@@ -156,7 +168,7 @@ class Bench:
     ) -> None:
         """Notes a start, and whether it is as good as the first one."""
         tokens = server.tokens()
-        if not self.tokens or row == VLLM_WARM:
+        if not self.tokens or row in (VLLM_WARM, FIRST):
             self.tokens.setdefault(row, tokens)
         # A start that compiles may choose other kernels than the one before: a start with warm caches
         # has to answer as vLLM itself does with those.
@@ -165,7 +177,10 @@ class Bench:
             "row": row,
             "seconds": round(seconds, 4),
             "differingTokens": _differing(tokens, slow),
+            "tokensDigest": hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16],
         }
+        if row in self.tokens:  # How often an engine differs from itself.
+            sample["differingFromItself"] = _differing(server.tokens(), tokens)
         sample |= {
             "differingFrom": {x: _differing(tokens, y) for x, y in self.tokens.items()},
             **server.compiled(),
@@ -179,14 +194,16 @@ class Bench:
     # ---- the rows ----
 
     def vllm(self, row: str) -> None:
-        self.caches(warm=row == VLLM_WARM)
+        self.caches("vllm" if row == VLLM_WARM else "")
         with self.stock("vllm") as server:
             self.measured(row, server, server.first_token(), speed=row == VLLM_WARM)
+        if "vllm" not in self._kept_caches:
+            self.keep_caches("vllm")
 
     @contextlib.contextmanager
     def first_instance(self) -> Iterator[None]:
         """An instance that serves, whose weights others take; the weight files are out of reach then."""
-        self.caches(warm=True)
+        self.caches()
         self._source_cache = self.cache_folder
         port = free_port()
         asked = ("--engine-url", f"http://127.0.0.1:{port}", "--served-model", str(self.model))
@@ -195,9 +212,10 @@ class Bench:
             self._await_start(agent)
             server = self.rouse("source", agent, began, port=port)
             try:
-                self.measured(STORAGE, server, server.first_token())
+                self.measured(FIRST, server, server.first_token())
                 self._operator.wait("demo-0", lambda r: (r["weights"] or {}).get("servable", False))
                 self._await_published(agent)
+                self.keep_caches("rouse")
                 hidden = self.work / "weights"
                 hidden.mkdir()
                 for file in self.model.glob("*.safetensors"):
@@ -231,7 +249,7 @@ class Bench:
 
     def peer(self, row: str, **how: Any) -> None:
         """A second instance beside the first, by its weights."""
-        self.caches(warm=row not in (PEER, STATE), shared=row == SHARED)
+        self.caches("" if row in (PEER, STATE) else "rouse", shared=row == SHARED)
         lazy = row in (LAZY, FORK, PRELOADED)
         with self._second(row, lazy, LAUNCH if row in (FORK, PRELOADED) else None, **how):
             pass
@@ -300,7 +318,7 @@ class Bench:
 
     def killed(self) -> None:
         """kill -9 of the engine's processes; the launcher forks a new one, the agent has the weights."""
-        self.caches(warm=True)
+        self.caches("rouse")
         with self._second(FORK, True, LAUNCH, speed=False) as (agent, server):
             killed = time.monotonic()
             for pid in processes_below(server.process.pid):
@@ -311,7 +329,7 @@ class Bench:
 
     def preloaded(self) -> None:
         """The launcher has imported all when it is asked for an engine; the agent has nothing yet."""
-        self.caches(warm=True)
+        self.caches("rouse")
         with self._second(FORK, True, LAUNCH, speed=False) as (agent, server):
             agent.restart()  # It knows nothing of the weights any more.
             self._operator.reports.pop("demo-1", None)
@@ -328,7 +346,7 @@ class Bench:
 
     def wakes(self, rounds: int) -> None:
         """A guard is put to sleep and woken, by its agent."""
-        self.caches(warm=True)
+        self.caches("rouse")
         port = free_port()
         others = settled_gpu_used()
         with self._second("guard's start", False, None, port, speed=False) as (agent, server):
@@ -356,7 +374,7 @@ class Bench:
 
     def vllm_sleep(self, rounds: int) -> None:
         """What vLLM itself offers, with the checkpoint in tmpfs."""
-        self.caches(warm=True)
+        self.caches("vllm")
         others = settled_gpu_used()
         with self.stock("vllm-sleep", "--enable-sleep-mode") as server:
             server.first_token()

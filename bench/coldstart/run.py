@@ -78,6 +78,7 @@ def main() -> int:
         "machine": f"one {gpu()}, {figures.machine()}, vLLM {vllm()}",
         "weightBytes": written,
         "kvGib": options.kv_gib or kv_gib,
+        "wholeArtifact": True,  # the plugin has vLLM keep compiled code as one (table.py)
         "samples": bench.samples,
         "failures": [],
     }

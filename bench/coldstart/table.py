@@ -26,6 +26,9 @@ import figures  # noqa: E402
 ORDER = [
     rows.VLLM_COLD,
     rows.VLLM_WARM,
+    rows.VLLM_WHOLE_COLD,
+    rows.VLLM_WHOLE_WARM,
+    rows.FIRST,
     rows.STORAGE,
     rows.PEER,
     rows.SHARED,
@@ -38,6 +41,27 @@ ORDER = [
     rows.WAKE,
 ]
 EVERYTHING = (rows.PRELOADED, rows.FORK, rows.LAZY, rows.STATE)
+
+
+#: Starts of Rouse that find compiled code, which the plugin has vLLM keep in another form since.
+REUSING = (rows.STORAGE, rows.SHARED, rows.STATE, rows.LAZY, rows.FORK, rows.PRELOADED, rows.KILLED)
+#: Starts of vLLM that find compiled code: what others are compared with in the runs that have one.
+WARM = (rows.VLLM_WARM, rows.VLLM_WHOLE_WARM)
+
+
+def of_document(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Its samples, each with what of its run decides how it counts."""
+    present = document.get("wholeArtifact", False)
+    run = {"present": present, "warm": any(x["row"] in WARM for x in document["samples"])}
+    return [x | run for x in document["samples"]]
+
+
+def without_superseded(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a row that was measured with the present form of compiled code, only those samples."""
+    present = {x["row"] for x in samples if x["present"]}
+    return [
+        x for x in samples if x["present"] or x["row"] not in REUSING or x["row"] not in present
+    ]
 
 
 def median_of(samples: list[dict[str, Any]], row: str) -> tuple[float, int] | None:
@@ -150,22 +174,25 @@ def main() -> int:
     options = parser.parse_args()
     by_model: dict[str, list[dict[str, Any]]] = {}
     machines = set()
+    tokens: list[figures.Figure] = []
     for file in options.samples:
         document = json.loads(file.read_text())
-        by_model.setdefault(document["model"], []).extend(document["samples"])
+        by_model.setdefault(document["model"], []).extend(of_document(document))
         machines.add(document["machine"])
+    for judged, what in (
+        (True, "differing tokens over all rows"),
+        (False, "differing tokens, runs in which vLLM started with cold caches only"),
+    ):
+        compared = [
+            x["differingTokens"]
+            for samples in by_model.values()
+            for x in samples
+            if "differingTokens" in x and x["warm"] == judged
+        ]
+        tokens.append(figures.Figure(what, sum(compared), "", f"{len(compared)} starts compared"))
+    by_model = {model: without_superseded(samples) for model, samples in by_model.items()}
     found = [figure for model, samples in by_model.items() for figure in of_model(model, samples)]
-    compared = [
-        x["differingTokens"]
-        for samples in by_model.values()
-        for x in samples
-        if "differingTokens" in x
-    ]
-    found.append(
-        figures.Figure(
-            "differing tokens over all rows", sum(compared), "", f"{len(compared)} starts compared"
-        )
-    )
+    found += tokens
     where = "; ".join(sorted(machines))
     figures.write("coldstart-h200", found, options.out, where)
     if reused := state_figures.of_all(by_model):

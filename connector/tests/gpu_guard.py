@@ -9,7 +9,8 @@ be a guard, and to be active again; a request that came meanwhile is answered by
 how long its parts took and the GPU's memory asleep, and compares the greedy tokens of 16 prompts with those before any
 sleep, and the checksum of every parameter and buffer with the source's. (The source's tokens are the same only if it
 found compiled code as the guard does: who compiles may choose other kernels. It is reported.) Fails when any differs,
-when a sleeping engine holds more memory than --asleep-gib, or when descriptors or memory are lost from round to round.
+when a sleeping engine holds more of a GPU than --asleep-gib, or when descriptors or memory are lost from round to
+round.
 With --draft a second model drafts tokens, whose weight files the guard has not either. With --begin-without the guard
 has no weights before it is woken for the first time.
 Run it by hand: PYTHONPATH has vLLM, ROUSE_TEST_PLUGIN and ROUSE_TEST_AGENT name what was built. The model's folder
@@ -286,8 +287,8 @@ class Harness:
             self.expect(later[-1] <= later[0] + 2, f"{name} grow: {later}")
         asleep = [r["asleepGiB"] for r in rounds if r["asleepGiB"] is not None]
         if asleep:
-            most = max(asleep)
-            self.expect(most <= self.options.asleep_gib, f"asleep it holds {most} GiB")
+            most = max(asleep) / self.options.tensor_parallel
+            self.expect(most <= self.options.asleep_gib, f"asleep it holds {most} GiB of each GPU")
             self.expect(asleep[-1] <= asleep[0] + 0.1, f"memory asleep grows: {asleep}")
         for name in ("sleepSeconds", "firstTokenSeconds", "servingSeconds"):
             self.report[name] = {
