@@ -73,7 +73,7 @@ test-plugin: build-release ## The plugin's tests inside the engine image's vLLM
 	  "$$python" connector/tests/run.py --packages "$$packages" --build build/release -n 2 \
 	    --deselect test_state.py::$(CACHE_KEYS)
 
-test-cache-keys: build-release ## What differs in a compile cache's key has its name: four compilations (not part of `make test`)
+test-cache-keys: build-release ## What differs in a compile cache's key has its name: five compilations (not part of `make test`)
 	@python=$$(e2e/install.sh) && packages=$$(cd e2e && "$$python" -m rouse_e2e packages) && \
 	  "$$python" connector/tests/run.py --packages "$$packages" --build build/release test_state.py -k $(CACHE_KEYS)
 
