@@ -28,6 +28,9 @@ VLLM_WARM = "vLLM as shipped, warm caches"
 #: vLLM told by hand what the plugin tells it (rouse_vllm/whole_artifact.py); of one run.
 VLLM_WHOLE_COLD = "vLLM with VLLM_USE_MEGA_AOT_ARTIFACT=1, cold caches"
 VLLM_WHOLE_WARM = "vLLM with VLLM_USE_MEGA_AOT_ARTIFACT=1, warm caches"
+#: ModelExpress' starts (model_express.py).
+MODELEXPRESS_FIRST = "ModelExpress, first instance: storage, cold caches"
+MODELEXPRESS = "ModelExpress, weights and caches from its first instance"
 FIRST = "Rouse, first instance: storage read by the agent, cold caches"
 STORAGE = "Rouse, first instance: storage read by the agent, warm caches"  # of older runs
 PEER = "peer weights"
@@ -59,7 +62,8 @@ class Bench:
         #: What a cold start left, for warm ones: of vLLM as shipped, and of Rouse, which has vLLM keep
         #: what it compiles in another form.
         self._kept_caches: dict[str, Path] = {}
-        self._source_cache: Path | None = None  # of the instance whose weights others take
+        #: Of the instance that serves while others take its weights.
+        self._source_cache: Path | None = None
         self._cache_folders = 0
         self._operator = FakeOperator()
         self._count = 0
@@ -107,6 +111,10 @@ class Bench:
         if before is not None and before != self._source_cache:
             shutil.rmtree(before)
 
+    def hold_caches(self) -> None:
+        """The folder of the last start stays: its instance serves on, and others take from it."""
+        self._source_cache = self.cache_folder
+
     def keep_caches(self, name: str) -> None:
         """As the last start has left them."""
         assert self.cache_folder is not None
@@ -126,9 +134,14 @@ class Bench:
         return self.work / f"{name}-{self._count}"
 
     @contextlib.contextmanager
-    def stock(self, name: str, *more: str) -> Iterator[Server]:
+    def stock(
+        self, name: str, *more: str, environment: dict[str, str] | None = None, port: int = 0
+    ) -> Iterator[Server]:
         log = self.logs / f"{self._folder(name).name}.log"
-        server = Server(name, self.model, [*self._arguments, *more], self.environment(), log)
+        server = Server(
+            name, self.model, [*self._arguments, *more], self.environment() | (environment or {}), log,
+            port=port,
+        )  # fmt: skip
         try:
             yield server
         finally:
@@ -168,7 +181,7 @@ class Bench:
     ) -> None:
         """Notes a start, and whether it is as good as the first one."""
         tokens = server.tokens()
-        if not self.tokens or row in (VLLM_WARM, FIRST):
+        if not self.tokens or row in (VLLM_WARM, FIRST, MODELEXPRESS_FIRST):
             self.tokens.setdefault(row, tokens)
         # A start that compiles may choose other kernels than the one before: a start with warm caches
         # has to answer as vLLM itself does with those.
@@ -204,7 +217,7 @@ class Bench:
     def first_instance(self) -> Iterator[None]:
         """An instance that serves, whose weights others take; the weight files are out of reach then."""
         self.caches()
-        self._source_cache = self.cache_folder
+        self.hold_caches()
         port = free_port()
         asked = ("--engine-url", f"http://127.0.0.1:{port}", "--served-model", str(self.model))
         began = time.monotonic()

@@ -20,6 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import model_express
 import models
 import rows
 
@@ -52,7 +53,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=models.MODELS, required=True)
     parser.add_argument(
-        "--rows", default="cold,warm,peer,state,lazy,fork,preloaded,killed,wake,sleep"
+        "--rows",
+        default="cold,warm,modelexpress,peer,state,lazy,fork,preloaded,killed,wake,sleep",
+    )
+    parser.add_argument(
+        "--modelexpress",
+        type=Path,
+        help="where ModelExpress, NIXL and bin/modelexpress-server are, for its row alone",
     )
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--kv-gib", type=float)
@@ -66,6 +73,9 @@ def main() -> int:
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # No engine may outlive us.
     chosen = options.rows.split(",")
+    if "modelexpress" in chosen and (lack := model_express.missing(options.modelexpress)):
+        print(f"no row modelexpress: {lack}", flush=True)
+        chosen.remove("modelexpress")
     kv_gib, share = ROOM[options.model]
     logs = options.logs or options.work / "logs"
     shutil.rmtree(options.work, ignore_errors=True)
@@ -103,6 +113,7 @@ def main() -> int:
         for _ in range(options.repeat):
             row("cold", lambda: bench.vllm(rows.VLLM_COLD))
             row("warm", lambda: bench.vllm(rows.VLLM_WARM))
+            row("modelexpress", lambda: model_express.measure(bench, options.modelexpress))
         if set(chosen) & set(rows.ROWS):
             with contextlib.ExitStack() as stack:
                 chosen.append("source")

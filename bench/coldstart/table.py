@@ -28,6 +28,8 @@ ORDER = [
     rows.VLLM_WARM,
     rows.VLLM_WHOLE_COLD,
     rows.VLLM_WHOLE_WARM,
+    rows.MODELEXPRESS_FIRST,
+    rows.MODELEXPRESS,
     rows.FIRST,
     rows.STORAGE,
     rows.PEER,
@@ -143,7 +145,7 @@ def chart(by_model: dict[str, list[dict[str, Any]]]) -> str:
                 continue
             seconds, count = measured
             length = max(2.0, (math.log10(max(seconds, 0.011)) + 2) / 5 * width)
-            colour = "#8c8c8c" if "vLLM" in row else "#2a6fbb"
+            colour = "#8c8c8c" if row.startswith(("vLLM", "ModelExpress")) else "#2a6fbb"
             parts += [
                 f'<text x="{left - 8}" y="{y + 15}" text-anchor="end" font-size="12">{html.escape(row)}</text>',
                 f'<rect x="{left}" y="{y + 3}" width="{length:.1f}" height="{height - 6}" fill="{colour}"/>',
