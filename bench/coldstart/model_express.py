@@ -61,6 +61,16 @@ def _server_program(packages: Path | None) -> str | None:
     return shutil.which("modelexpress-server", path=_paths(packages).get("PATH"))
 
 
+def _versions(packages: Path | None) -> dict[str, str]:
+    program = _server_program(packages)
+    assert program is not None
+    environment = os.environ | _paths(packages)
+    server = subprocess.run(
+        [program, "--version"], env=environment, capture_output=True, text=True, check=True
+    )
+    return {"version": _probe(packages).stdout.strip(), "server": server.stdout.strip()}
+
+
 def _probe(packages: Path | None) -> subprocess.CompletedProcess[str]:
     environment = os.environ | _paths(packages)
     command = [sys.executable, "-c", PROBE]
@@ -75,24 +85,34 @@ def missing(packages: Path | None) -> str:
     return "" if probe.returncode == 0 else probe.stderr.strip().rpartition("\n")[2]
 
 
+def _listens(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1):
+            return True
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def _metadata_server(bench: Bench, packages: Path | None) -> Iterator[str]:
     program, port = _server_program(packages), free_port()
     assert program is not None
+    environment = os.environ | _paths(packages) | {"MX_METADATA_BACKEND": "memory"}
     with (bench.logs / "modelexpress-server.log").open("w") as log:
         process = subprocess.Popen(
             [
                 program, "--host", "127.0.0.1", "--port", str(port), "--metrics-port", "0",
                 "--cache-directory", str(bench.work / "modelexpress-cache"),
             ],
-            env=os.environ | {"MX_METADATA_BACKEND": "memory"}, stdout=log, stderr=subprocess.STDOUT,
+            env=environment, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
-        for _ in range(1000):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            if process.poll() is not None:
-                raise RuntimeError(f"modelexpress-server ended with {process.returncode}")
+        deadline = time.monotonic() + 60
+        while not _listens(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"modelexpress-server: {process.returncode or 'does not listen'}"
+                )
             time.sleep(0.01)
         yield f"127.0.0.1:{port}"
     finally:
@@ -165,7 +185,7 @@ def _said(server: Server) -> dict[str, Any]:
 
 def measure(bench: Bench, packages: Path | None) -> None:
     """An instance that reads storage and compiles, and one beside it that has all of it from the first."""
-    version = _probe(packages).stdout.strip()
+    versions = _versions(packages)
     with _metadata_server(bench, packages) as address:
         bench.caches()
         with _instance(bench, "mx-source", address, packages) as source:
@@ -176,7 +196,7 @@ def measure(bench: Bench, packages: Path | None) -> None:
                 source,
                 seconds,
                 speed=False,
-                version=version,
+                **versions,
                 **_said(source),
             )
             bench.hold_caches()
@@ -188,4 +208,4 @@ def measure(bench: Bench, packages: Path | None) -> None:
                 said = _said(target)
                 if "weights" not in said:
                     raise RuntimeError(f"weights did not come from the first instance: {said}")
-                bench.measured(rows.MODELEXPRESS, target, seconds, version=version, **said)
+                bench.measured(rows.MODELEXPRESS, target, seconds, **versions, **said)
