@@ -68,7 +68,7 @@ def _versions(packages: Path | None) -> dict[str, str]:
     server = subprocess.run(
         [program, "--version"], env=environment, capture_output=True, text=True, check=True
     )
-    return {"version": _probe(packages).stdout.strip(), "server": server.stdout.strip()}
+    return {"version": _probe(packages).stdout.strip(), "metadataServer": server.stdout.strip()}
 
 
 def _probe(packages: Path | None) -> subprocess.CompletedProcess[str]:
