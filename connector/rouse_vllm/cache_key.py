@@ -107,6 +107,12 @@ def compiler() -> Parts:
     return parts
 
 
+def common(vllm_config: Any) -> Parts:
+    """What every cache's key is made of. (The compiler is in the outermost one's only if that is the
+    whole artefact; what differs in it, differs in the ones below in any case.)"""
+    return environment() | configuration(vllm_config) | compiler()
+
+
 def differences(ours: Parts, theirs: Parts) -> list[str]:
     """Names of what differs; of a part and its fields only the fields."""
     names = sorted(

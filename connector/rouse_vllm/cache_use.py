@@ -195,12 +195,7 @@ def _watch_aot(original: Callable[..., Any]) -> Callable[..., Any]:
         if loaded is not None:
             _recorder.hit("aot_compile", path.parent)
             return loaded
-        parts = (
-            cache_key.environment()
-            | cache_key.configuration(model.vllm_config)
-            | cache_key.function(model.forward)
-            | cache_key.compiler()
-        )
+        parts = cache_key.common(model.vllm_config) | cache_key.function(model.forward)
         _recorder.keys[path.parent] = parts
         if was_there:
             why = said[-1].partition("reason: ")[2] if said else "the engine's log says why"
@@ -228,12 +223,7 @@ def _watch_folder(original: Callable[..., Any]) -> Callable[..., Any]:
         if folder in before:
             _recorder.hit("torch_compile_cache", folder)
             return result
-        parts = (
-            cache_key.environment()
-            | cache_key.configuration(self.vllm_config)
-            | cache_key.code(traced)
-            | cache_key.compiler()
-        )
+        parts = cache_key.common(self.vllm_config) | cache_key.code(traced)
         _recorder.keys[folder] = parts
         inside = folder.relative_to(folder.parents[1])  # rank_0_0/backbone
         others = [path for path in root.glob(f"*/{inside}/{cache_key.FILE_NAME}")]
