@@ -50,37 +50,36 @@ SAID = {
 }
 
 
-def _paths(packages: Path | None) -> dict[str, str]:
-    if packages is None:
-        return {}
+def _paths(packages: Path) -> dict[str, str]:
     before = {"PYTHONPATH": packages, "PATH": packages / "bin"}
     return {name: f"{path}:{os.environ.get(name, '')}" for name, path in before.items()}
 
 
-def _server_program(packages: Path | None) -> str | None:
-    return shutil.which("modelexpress-server", path=_paths(packages).get("PATH"))
-
-
-def _versions(packages: Path | None) -> dict[str, str]:
-    program = _server_program(packages)
-    assert program is not None
+def _run(packages: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | _paths(packages)
-    server = subprocess.run(
-        [program, "--version"], env=environment, capture_output=True, text=True, check=True
-    )
-    return {"version": _probe(packages).stdout.strip(), "metadataServer": server.stdout.strip()}
-
-
-def _probe(packages: Path | None) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | _paths(packages)
-    command = [sys.executable, "-c", PROBE]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def _probe(packages: Path) -> subprocess.CompletedProcess[str]:
+    return _run(packages, sys.executable, "-c", PROBE)
+
+
+def _server_program(packages: Path) -> Path:
+    return packages / "bin" / "modelexpress-server"
+
+
+def _versions(packages: Path) -> dict[str, str]:
+    server = _run(packages, _server_program(packages), "--version")
+    server.check_returncode()
+    return {"version": _probe(packages).stdout.strip(), "metadataServer": server.stdout.strip()}
 
 
 def missing(packages: Path | None) -> str:
     """What the row lacks, empty for nothing."""
-    if _server_program(packages) is None:
-        return "no modelexpress-server on PATH"
+    if packages is None:
+        return "--modelexpress names no folder"
+    if not os.access(_server_program(packages), os.X_OK):
+        return f"{_server_program(packages)} is no program"
     probe = _probe(packages)
     return "" if probe.returncode == 0 else probe.stderr.strip().rpartition("\n")[2]
 
@@ -94,14 +93,13 @@ def _listens(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def _metadata_server(bench: Bench, packages: Path | None) -> Iterator[str]:
-    program, port = _server_program(packages), free_port()
-    assert program is not None
+def _metadata_server(bench: Bench, packages: Path) -> Iterator[str]:
+    port = free_port()
     environment = os.environ | _paths(packages) | {"MX_METADATA_BACKEND": "memory"}
     with (bench.logs / "modelexpress-server.log").open("w") as log:
         process = subprocess.Popen(
             [
-                program, "--host", "127.0.0.1", "--port", str(port), "--metrics-port", "0",
+                _server_program(packages), "--host", "127.0.0.1", "--port", str(port), "--metrics-port", "0",
                 "--cache-directory", str(bench.work / "modelexpress-cache"),
             ],
             env=environment, stdout=log, stderr=subprocess.STDOUT,
@@ -121,7 +119,7 @@ def _metadata_server(bench: Bench, packages: Path | None) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _instance(bench: Bench, name: str, address: str, packages: Path | None) -> Iterator[Server]:
+def _instance(bench: Bench, name: str, address: str, packages: Path) -> Iterator[Server]:
     """With ports and a folder for temporary files of its own, as a pod has them: what it has tried to
     get and what it offers is noted there."""
     port, temporary = free_port(), bench.work / name
@@ -183,7 +181,7 @@ def _said(server: Server) -> dict[str, Any]:
     return out
 
 
-def measure(bench: Bench, packages: Path | None) -> None:
+def measure(bench: Bench, packages: Path) -> None:
     """An instance that reads storage and compiles, and one beside it that has all of it from the first."""
     versions = _versions(packages)
     with _metadata_server(bench, packages) as address:
