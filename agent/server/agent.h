@@ -117,6 +117,7 @@ class Agent final : private EngineHost {
   Status WireGraphs();
   Status ReadyToSleep() const;
   Status PullToWake(const std::vector<Peer>& peers, const std::stop_token& stop);
+  void RecordCanary();
   CanaryResult AskCanary();
   void KeepRole();
   Status KeepUnfit(bool unfit);

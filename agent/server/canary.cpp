@@ -1,5 +1,8 @@
 #include "agent/server/canary.h"
 
+#include <algorithm>
+#include <thread>
+
 #include "agent/server/clock.h"
 #include "common/json.h"
 
@@ -7,6 +10,11 @@ namespace rouse::agent {
 namespace {
 
 constexpr int kTokens = 4;
+constexpr int kTimesToRecord = 3;
+constexpr int kTimesToCheck = 5;
+/// Before a check's second question; twice as long before each further one.
+constexpr std::chrono::milliseconds kPause{20};
+constexpr std::size_t kMaxAnswers = 8;
 constexpr std::size_t kMaxTold = 200;
 constexpr std::string_view kData = "data: ";
 
@@ -52,30 +60,56 @@ Result<Canary::Answer> Canary::Ask() {
   return answer;
 }
 
-Status Canary::Record() {
-  ROUSE_ASSIGN_OR_RETURN(Answer answer, Ask());
+bool Canary::Given(const std::string& answer) const {
   const std::scoped_lock lock(mutex_);
-  answer_ = std::move(answer.text);
+  return std::ranges::find(answers_, answer) != answers_.end();
+}
+
+void Canary::Keep(std::string answer) {
+  const std::scoped_lock lock(mutex_);
+  answers_.push_back(std::move(answer));
+  if (answers_.size() > kMaxAnswers) answers_.pop_front();
+}
+
+Status Canary::Record() {
+  for (int asked = 0; asked < kTimesToRecord; ++asked) {
+    ROUSE_ASSIGN_OR_RETURN(Answer answer, Ask());
+    if (Given(answer.text)) break;
+    Keep(std::move(answer.text));
+  }
   return {};
 }
 
 bool Canary::known() const {
   const std::scoped_lock lock(mutex_);
-  return answer_.has_value();
+  return !answers_.empty();
+}
+
+Status Canary::Another(const std::string& answer) const {
+  const auto quoted = [](const std::string& text) {
+    return "\"" + text.substr(0, kMaxTold) + "\"";
+  };
+  std::string before;
+  const std::scoped_lock lock(mutex_);
+  for (const std::string& given : answers_) {
+    before += (before.empty() ? "" : " or ") + quoted(given);
+  }
+  return DataLoss("the engine answers " + quoted(answer) + ", before it slept it answered " +
+                  before);
 }
 
 CanaryResult Canary::Check() {
-  const auto answer = Ask();
-  if (!answer.ok()) return {.status = answer.status()};
-  const std::scoped_lock lock(mutex_);
-  CanaryResult result{.status = {}, .first_token_us = answer->first_token_us};
-  if (!answer_) answer_ = answer->text;
-  if (answer->text != *answer_) {
-    result.status =
-        DataLoss("the engine answers \"" + answer->text.substr(0, kMaxTold) +
-                 "\", before it slept it answered \"" + answer_->substr(0, kMaxTold) + "\"");
+  auto pause = kPause;
+  for (int asked = 1;; ++asked, pause *= 2) {
+    const auto answer = Ask();
+    if (!answer.ok()) return {.status = answer.status()};
+    if (!known()) Keep(answer->text);
+    if (Given(answer->text)) {
+      return {.status = {}, .first_token_us = answer->first_token_us};
+    }
+    if (asked == kTimesToCheck) return {.status = Another(answer->text)};
+    std::this_thread::sleep_for(pause);
   }
-  return result;
 }
 
 }  // namespace rouse::agent

@@ -1,6 +1,9 @@
 // The canary of a wake: what the engine answers a fixed prompt before it sleeps and after it woke.
 //
-// Greedy and alone in its batch both times, so the answers are equal if the weights are.
+// Greedy, so the answers are equal if the weights are, but for what the engine computes them with:
+// requests that happen to be in the same batch, and graphs captured since, choose other kernels,
+// whose last bits differ. So each answer that the engine gave while it had its weights counts, and
+// whoever asks and gets another one asks again.
 //
 // Threads: any, one Record or Check at a time.
 
@@ -8,9 +11,9 @@
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 
 #include "agent/server/role_driver.h"
@@ -25,11 +28,13 @@ class Canary {
          std::chrono::milliseconds timeout)
       : engine_(std::move(engine)), served_model_(std::move(served_model)), timeout_(timeout) {}
 
-  /// Asks, and keeps the answer: while the engine serves.
+  /// While the engine serves: asks until it answers as before, three times at most, and keeps what
+  /// is new.
   Status Record();
   bool known() const;
-  /// Asks again. DataLoss, with both answers, when it is another one. The first answer of all is
-  /// kept: an engine that began without weights had none to give before it slept.
+  /// Asks until the engine answers as before. DataLoss, with the answers, when it does not within
+  /// some tenths of a second. The first answer of all is kept: an engine that began without weights
+  /// had none to give before it slept.
   CanaryResult Check();
 
  private:
@@ -38,12 +43,15 @@ class Canary {
     std::int64_t first_token_us = 0;
   };
   Result<Answer> Ask();
+  bool Given(const std::string& answer) const;
+  void Keep(std::string answer);
+  Status Another(const std::string& answer) const;
 
   const std::unique_ptr<http::Client> engine_;
   const std::string served_model_;
   const std::chrono::milliseconds timeout_;
   mutable std::mutex mutex_;
-  std::optional<std::string> answer_;
+  std::deque<std::string> answers_;  ///< Guarded by mutex_. The oldest first, no two equal.
 };
 
 }  // namespace rouse::agent

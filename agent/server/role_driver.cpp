@@ -122,6 +122,8 @@ void RoleDriver::Perform(RoleAction action, const std::stop_token& stop) {
       if (begun.ok()) store_.EndLeases(settings_.leases, stop);
       return Apply(role_event::LeasesEnded{begun});
     }
+    case RoleAction::kRecordCanary:
+      return hooks_.record_canary();
     case RoleAction::kSleepEngine:
       return Command(CommandKind::kSleep, settings_.drain);
     case RoleAction::kFreeWeights:

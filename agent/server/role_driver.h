@@ -41,6 +41,8 @@ struct RoleHooks {
   std::function<Status()> ready_to_wake;
   /// Brings all weights from these peers into the store.
   std::function<Status(const std::vector<Peer>&, const std::stop_token&)> pull;
+  /// Before it sleeps; what goes wrong is the hook's to tell.
+  std::function<void()> record_canary;
   std::function<CanaryResult()> ask_canary;
   /// State or message may have changed.
   std::function<void()> on_change;

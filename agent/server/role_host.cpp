@@ -28,6 +28,7 @@ void Agent::WireRole() {
           .ready_to_sleep = [this] { return ReadyToSleep(); },
           .ready_to_wake = [this] { return commands_.Ready(); },
           .pull = [this](const auto& peers, const auto& stop) { return PullToWake(peers, stop); },
+          .record_canary = [this] { RecordCanary(); },
           .ask_canary = [this] { return AskCanary(); },
           .on_change =
               [this] {
@@ -162,14 +163,20 @@ CanaryResult Agent::AskCanary() {
   return canary_->Check();
 }
 
+void Agent::RecordCanary() {
+  if (canary_ == nullptr || store_->HasPlaceholders()) return;
+  const Status recorded = canary_->Record();
+  if (recorded.ok()) {
+    log::Info("canary's answer recorded");
+  } else {
+    log::Warning("canary's answer not recorded", {{"error", recorded.ToString()}});
+  }
+}
+
 void Agent::OnServing(bool anew) {
   if (state_ != nullptr) state_->SetServing(true);
   if (store_->HasPlaceholders()) return NotifyWork();  // See FallAsleepWithoutWeights.
-  if (canary_ == nullptr || !role_->active() || (!anew && canary_->known())) return;
-  const Status recorded = canary_->Record();
-  if (!recorded.ok()) {
-    log::Warning("canary's answer not recorded", {{"error", recorded.ToString()}});
-  }
+  if (role_->active() && canary_ != nullptr && (anew || !canary_->known())) RecordCanary();
 }
 
 http::Response Agent::HandleRole(const std::string& body) {

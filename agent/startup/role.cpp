@@ -74,6 +74,7 @@ void RoleMachine::On(const role_event::LeasesEnded& happened) {
   if (state_ != RoleState::kSleeping || leases_ended_) return;
   if (!happened.status.ok()) return Fail(happened.status.message());
   leases_ended_ = true;
+  actions_.push_back(RoleAction::kRecordCanary);
   actions_.push_back(RoleAction::kSleepEngine);
 }
 

@@ -9,8 +9,8 @@
 // TakeActions says. Time is an argument. Not thread-safe.
 //
 // What is waited for:
-//   Sleeping  peers' leases ended -> the command Sleep done and every rank's arena released ->
-//             the memory given back
+//   Sleeping  peers' leases ended -> the canary asked once more -> the command Sleep done and every
+//             rank's arena released -> the memory given back
 //   Waking    side by side: the command Wake done, all weights here -> the canary's answer right
 // Failed is for good: half an engine's memory may be gone, so only a new instance helps. But an
 // engine that says that it cannot sleep before it has given anything up, and answers the canary as
@@ -44,11 +44,12 @@ std::int64_t WakeBegan(std::int64_t decided_us, std::int64_t now_us);
 
 /// What the shell shall do; each is asked for once.
 enum class RoleAction {
-  kEndLeases,    ///< Offer nothing to peers any more, and end their leases.
-  kSleepEngine,  ///< The command Sleep.
-  kFreeWeights,  ///< Every rank has let go: give the memory back.
-  kWakeEngine,   ///< The command Wake...
-  kPull,         ///< ...and the weights from peers, at the same time.
+  kEndLeases,     ///< Offer nothing to peers any more, and end their leases.
+  kRecordCanary,  ///< What it answers now, which its wake is judged by...
+  kSleepEngine,   ///< ...and then the command Sleep.
+  kFreeWeights,   ///< Every rank has let go: give the memory back.
+  kWakeEngine,    ///< The command Wake...
+  kPull,          ///< ...and the weights from peers, at the same time.
   kAskCanary,
   kGiveUp,  ///< Failed: end what is under way.
 };

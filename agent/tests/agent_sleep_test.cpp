@@ -383,6 +383,21 @@ TEST_CASE("A wake that does not work out fails with its reason") {
   }
 }
 
+TEST_CASE("A canary that was answered among other requests does not fail a wake") {
+  Pair pair;
+  SECTION("when it was recorded first") {
+    // As it answers alone, and with the graphs that it has by now.
+    pair.http_engine.SetText("y");
+    pair.FallAsleep();
+  }
+  SECTION("when it woke") {
+    pair.FallAsleep();
+    pair.http_engine.SetTextFor(3, "y");
+  }
+  REQUIRE(pair.Wake().status == 202);
+  CHECK(pair.fake_operator.WaitForState("demo-0", AgentState::kServing));
+}
+
 TEST_CASE("A guard wakes with no other weights than those that it slept with") {
   Pair pair;
   pair.FallAsleep();

@@ -181,6 +181,13 @@ http::Response FakeEngineHttp::Handle(const http::Request& request) {
   if (!asked.is_object() || !asked.value("stream", false)) {
     return http::JsonResponse(json::Dump({{"choices", {{{"text", text}}}}}));
   }
+  {
+    const std::scoped_lock lock(mutex_);
+    if (other_times_ > 0) {
+      --other_times_;
+      text = other_text_;
+    }
+  }
   std::string events;
   for (int i = 0; i < asked.value("max_tokens", 1); ++i) {
     events += "data: " + json::Dump({{"choices", {{{"text", text}}}}}) + "\n\n";
@@ -193,6 +200,12 @@ http::Response FakeEngineHttp::Handle(const http::Request& request) {
 void FakeEngineHttp::SetText(const std::string& text) {
   const std::scoped_lock lock(mutex_);
   text_ = text;
+}
+
+void FakeEngineHttp::SetTextFor(int times, const std::string& text) {
+  const std::scoped_lock lock(mutex_);
+  other_times_ = times;
+  other_text_ = text;
 }
 
 std::string FakeEngineHttp::last_canary() const {

@@ -90,6 +90,8 @@ class FakeEngineHttp {
   void SetAnswers(bool answers) { answers_ = answers; }
   /// What completions say from now on.
   void SetText(const std::string& text);
+  /// What the next `times` streamed ones say instead.
+  void SetTextFor(int times, const std::string& text);
   /// What its metrics say of requests under way.
   void SetRequests(int requests) { requests_ = requests; }
   int canaries() const { return canaries_; }
@@ -105,6 +107,8 @@ class FakeEngineHttp {
   mutable std::mutex mutex_;
   std::string last_canary_;
   std::string text_ = "x";
+  int other_times_ = 0;
+  std::string other_text_;
   std::unique_ptr<http::Server> server_;
 };
 

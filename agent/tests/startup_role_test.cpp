@@ -52,7 +52,7 @@ TEST_CASE("An instance goes to sleep step by step") {
   CHECK(machine.Sleep(kReady, kNow).ok());
   CHECK(machine.TakeActions().empty());
   machine.Apply(role_ev::LeasesEnded{});
-  CHECK(machine.TakeActions() == Actions{RoleAction::kSleepEngine});
+  CHECK(machine.TakeActions() == Actions{RoleAction::kRecordCanary, RoleAction::kSleepEngine});
   CHECK(machine.message() == "waiting for the engine to go to sleep");
   // In either order.
   const bool command_first = GENERATE(true, false);
