@@ -1,6 +1,7 @@
 """Sleep and wake of one rank: its weights and its KV cache go, and come back at the same addresses.
 
-Everything else (buffers, workspaces, compiled code, captured graphs) stays as it is. The functions run
+So does what holds nothing while no request is under way (request_slots). Everything else (buffers,
+workspaces, compiled code, captured graphs) stays as it is. The functions run
 in the worker's main thread, between steps, and take vLLM's worker (or its wrapper) because that is
 what a collective call passes.
 """
@@ -20,6 +21,7 @@ from rouse_vllm import capture, library
 from rouse_vllm.errors import RouseError, Unsupported
 from rouse_vllm.link import Link
 from rouse_vllm.reprocess import Unprocessed
+from rouse_vllm.request_slots import RequestSlots
 
 logger = init_logger("vllm.rouse")
 
@@ -106,6 +108,8 @@ class Rank:
     #: Why the KV cache is not in the pool, on a GPU.
     kv_problem: str = ""
     has_kv: bool = True
+    #: On a GPU, once it has slept.
+    slots: RequestSlots | None = None
     #: What each thread on the GPU has for a stack while this rank is awake, known while it is not.
     stack: int | None = None
 
@@ -147,6 +151,14 @@ class Rank:
             library.gpu_pool_restore()
             self.has_kv = True
 
+    def give_up_slots(self) -> None:
+        if self.slots is not None:
+            self.slots.give_up()
+
+    def take_slots_back(self) -> None:
+        if self.slots is not None:
+            self.slots.take_back()
+
     def shrink_stacks(self) -> None:
         """The stacks are most of what CUDA itself takes of the GPU, and nothing runs on them now."""
         if self.on_gpu and self.stack is None:
@@ -162,6 +174,7 @@ class Rank:
         for model in self.models:
             model.let_go()
         self.release_kv()
+        self.give_up_slots()
         self.shrink_stacks()
 
 
@@ -203,6 +216,9 @@ def sleep(worker: Any) -> dict[str, float]:
         model.release()
     used = 0
     if rank.on_gpu:
+        if rank.slots is None:
+            rank.slots = RequestSlots(worker.model_runner)
+        rank.give_up_slots()
         gc.collect()
         torch.cuda.empty_cache()
         rank.shrink_stacks()
@@ -223,6 +239,7 @@ def wake(_: Any) -> dict[str, float]:
         mapped_s = sum(model.map_new() for model in rank.models)
         begun = time.monotonic()
         rank.restore_kv()
+        rank.take_slots_back()
         kv_s = time.monotonic() - begun
         for model in rank.models:
             model.await_new()
