@@ -225,7 +225,9 @@ class Bench:
             self._await_start(agent)
             server = self.rouse("source", agent, began, port=port)
             try:
-                self.measured(FIRST, server, server.first_token())
+                seconds = server.first_token()
+                agent.wait_for_canary()  # Else it is in a batch with what is asked for the tokens.
+                self.measured(FIRST, server, seconds)
                 self._operator.wait("demo-0", lambda r: (r["weights"] or {}).get("servable", False))
                 self._await_published(agent)
                 self.keep_caches("rouse")
@@ -298,6 +300,8 @@ class Bench:
                 try:
                     seconds = server.first_token()
                     report = self._operator.wait("demo-1", lambda r: r["bytesBySource"]["peer"] > 0)
+                    if port:
+                        agent.wait_for_canary()
                     graphs = self._graphs(agent, server) if lazy and speed else {}
                     graphs["cacheLookups"] = agent.cache_lookups()
                     if reused:

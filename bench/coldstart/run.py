@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--model", choices=models.MODELS, required=True)
     parser.add_argument(
         "--rows",
-        default="cold,warm,modelexpress,peer,state,lazy,fork,preloaded,killed,wake,sleep",
+        default="cold,warm,modelexpress,sleep,peer,state,lazy,fork,preloaded,killed,wake",
     )
     parser.add_argument(
         "--modelexpress",
@@ -114,6 +114,7 @@ def main() -> int:
             row("cold", lambda: bench.vllm(rows.VLLM_COLD))
             row("warm", lambda: bench.vllm(rows.VLLM_WARM))
             row("modelexpress", lambda: model_express.measure(bench, options.modelexpress))
+        row("sleep", lambda: bench.vllm_sleep(3))
         if set(chosen) & set(rows.ROWS):
             with contextlib.ExitStack() as stack:
                 chosen.append("source")
@@ -122,7 +123,6 @@ def main() -> int:
                     for name in [x for x in chosen if x in rows.ROWS]:
                         measure = rows.ROWS[name]
                         row(name, lambda measure=measure: measure(bench))
-        row("sleep", lambda: bench.vllm_sleep(3))
     finally:
         bench.close()
         shutil.rmtree(options.work, ignore_errors=True)

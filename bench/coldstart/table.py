@@ -47,8 +47,9 @@ EVERYTHING = (rows.PRELOADED, rows.FORK, rows.LAZY, rows.STATE)
 
 #: Starts of Rouse that find compiled code, which the plugin has vLLM keep in another form since.
 REUSING = (rows.STORAGE, rows.SHARED, rows.STATE, rows.LAZY, rows.FORK, rows.PRELOADED, rows.KILLED)
-#: Starts of vLLM that find compiled code: what others are compared with in the runs that have one.
+#: Starts of vLLM that find compiled code: what others are compared with in older runs.
 WARM = (rows.VLLM_WARM, rows.VLLM_WHOLE_WARM)
+COLD = (rows.VLLM_COLD, rows.VLLM_WHOLE_COLD)
 
 
 def of_document(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -64,6 +65,49 @@ def without_superseded(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         x for x in samples if x["present"] or x["row"] not in REUSING or x["row"] not in present
     ]
+
+
+#: Each compilation may choose other kernels, whose last bits differ: tokens are judged by those of the
+#: start that compiled the code, where there is one.
+DIFFERING = "differing tokens over all rows"
+DIFFERING_COMPILED = "differing tokens, starts of Rouse that compiled for themselves"
+DIFFERING_VLLM = "differing tokens, further starts of vLLM"
+DIFFERING_MODELEXPRESS = "differing tokens, ModelExpress"
+DIFFERING_UNJUDGED = "differing tokens, older runs in which vLLM started with cold caches only"
+
+
+def differing(sample: dict[str, Any]) -> tuple[str, int] | None:
+    """Under which name its differing tokens count, and how many they are."""
+    row, of = sample["row"], sample.get("differingFrom", {})
+    if row in COLD or "differingTokens" not in sample:
+        return None
+    cold = next((of[x] for x in COLD if x in of), sample["differingTokens"])
+    if row in (*WARM, rows.VLLM_SLEEP):
+        return DIFFERING_VLLM, cold
+    if row in (rows.MODELEXPRESS_FIRST, rows.MODELEXPRESS):
+        return DIFFERING_MODELEXPRESS, of[rows.MODELEXPRESS_FIRST]
+    if row in (rows.FIRST, rows.PEER):
+        return DIFFERING_COMPILED, cold
+    if rows.FIRST in of:
+        return DIFFERING, of[rows.FIRST]
+    return DIFFERING if sample["warm"] else DIFFERING_UNJUDGED, sample["differingTokens"]
+
+
+def token_figures(samples: list[dict[str, Any]]) -> list[figures.Figure]:
+    against = {
+        DIFFERING: "the start that compiled the code, or vLLM, warm caches",
+        DIFFERING_MODELEXPRESS: "its first instance",
+    }
+    counted: dict[str, list[int]] = {DIFFERING: []}
+    for name, count in filter(None, map(differing, samples)):
+        counted.setdefault(name, []).append(count)
+    return [
+        figures.Figure(
+            f"{name}{'' if name == DIFFERING else f', {len(counts)} starts'}", sum(counts), "",
+            against.get(name, "vLLM cold"),
+        )
+        for name, counts in counted.items()
+    ]  # fmt: skip
 
 
 def median_of(samples: list[dict[str, Any]], row: str) -> tuple[float, int] | None:
@@ -176,22 +220,11 @@ def main() -> int:
     options = parser.parse_args()
     by_model: dict[str, list[dict[str, Any]]] = {}
     machines = set()
-    tokens: list[figures.Figure] = []
     for file in options.samples:
         document = json.loads(file.read_text())
         by_model.setdefault(document["model"], []).extend(of_document(document))
         machines.add(document["machine"])
-    for judged, what in (
-        (True, "differing tokens over all rows"),
-        (False, "differing tokens, runs in which vLLM started with cold caches only"),
-    ):
-        compared = [
-            x["differingTokens"]
-            for samples in by_model.values()
-            for x in samples
-            if "differingTokens" in x and x["warm"] == judged
-        ]
-        tokens.append(figures.Figure(what, sum(compared), "", f"{len(compared)} starts compared"))
+    tokens = token_figures([x for samples in by_model.values() for x in samples])
     by_model = {model: without_superseded(samples) for model, samples in by_model.items()}
     found = [figure for model, samples in by_model.items() for figure in of_model(model, samples)]
     found += tokens

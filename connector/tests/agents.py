@@ -182,6 +182,14 @@ class Agent:
                 raise AssertionError(f"the agent is {now}, not {state}")
             time.sleep(0.01)
 
+    def wait_for_canary(self, limit_s: float = 60) -> None:
+        """Waits until it has asked its engine what wakes are judged by, after the engine's first token."""
+        deadline = time.monotonic() + limit_s
+        while all(x["message"] != "canary's answer recorded" for x in self.messages()):
+            if time.monotonic() > deadline:
+                raise AssertionError("the canary's answer is not recorded")
+            time.sleep(0.02)
+
     def wait_for_graphs(self, limit_s: float = 90) -> None:
         """Waits until its engine has captured all the graphs that its start left out."""
         deadline = time.monotonic() + limit_s
@@ -191,9 +199,9 @@ class Agent:
             time.sleep(0.1)
 
     def messages(self) -> list[dict[str, Any]]:
-        """What it has logged."""
-        lines = self.log_path.read_text().splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
+        """What it has logged; it may be writing a line just now."""
+        lines = self.log_path.read_text().splitlines(keepends=True)
+        return [json.loads(x) for x in lines if x.startswith("{") and x.endswith("\n")]
 
     def metrics(self) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
