@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import rows
-from rows import Bench
+import row_names
+from bench import Bench
 from server import Server
 from servers import free_port
 
@@ -190,7 +190,7 @@ def measure(bench: Bench, packages: Path) -> None:
             seconds = source.first_token()
             _await_published(source)
             bench.measured(
-                rows.MODELEXPRESS_FIRST,
+                row_names.MODELEXPRESS_FIRST,
                 source,
                 seconds,
                 speed=False,
@@ -206,4 +206,4 @@ def measure(bench: Bench, packages: Path) -> None:
                 said = _said(target)
                 if "weights" not in said:
                     raise RuntimeError(f"weights did not come from the first instance: {said}")
-                bench.measured(rows.MODELEXPRESS, target, seconds, **versions, **said)
+                bench.measured(row_names.MODELEXPRESS, target, seconds, **versions, **said)

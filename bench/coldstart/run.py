@@ -22,6 +22,7 @@ from typing import Any
 
 import model_express
 import models
+import row_names
 import rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -54,7 +55,7 @@ def main() -> int:
     parser.add_argument("--model", choices=models.MODELS, required=True)
     parser.add_argument(
         "--rows",
-        default="cold,warm,modelexpress,sleep,peer,state,lazy,fork,preloaded,killed,wake",
+        default="cold,warm,modelexpress,sleep,peer,state,lazy,fork,preloaded,killed,wake,storage",
     )
     parser.add_argument(
         "--modelexpress",
@@ -82,7 +83,7 @@ def main() -> int:
     logs.mkdir(parents=True, exist_ok=True)
     written = models.write(options.model, options.work / "model")
     print(f"{written / 1e9:.1f} GB written in {time.monotonic() - began:.1f} s", flush=True)
-    bench = rows.Bench(options.work, options.kv_gib or kv_gib, share, logs)
+    bench = rows.Rows(options.work, options.kv_gib or kv_gib, share, logs)
     document: dict[str, Any] = {
         "model": options.model,
         "machine": f"one {gpu()}, {figures.machine()}, vLLM {vllm()}",
@@ -111,11 +112,11 @@ def main() -> int:
 
     try:
         for _ in range(options.repeat):
-            row("cold", lambda: bench.vllm(rows.VLLM_COLD))
-            row("warm", lambda: bench.vllm(rows.VLLM_WARM))
+            row("cold", lambda: bench.vllm(row_names.VLLM_COLD))
+            row("warm", lambda: bench.vllm(row_names.VLLM_WARM))
             row("modelexpress", lambda: model_express.measure(bench, options.modelexpress))
         row("sleep", lambda: bench.vllm_sleep(3))
-        if set(chosen) & set(rows.ROWS):
+        if set(chosen) & {*rows.ROWS, "storage"}:
             with contextlib.ExitStack() as stack:
                 chosen.append("source")
                 row("source", lambda: stack.enter_context(bench.first_instance()))
@@ -123,6 +124,7 @@ def main() -> int:
                     for name in [x for x in chosen if x in rows.ROWS]:
                         measure = rows.ROWS[name]
                         row(name, lambda measure=measure: measure(bench))
+            row("storage", bench.storage)
     finally:
         bench.close()
         shutil.rmtree(options.work, ignore_errors=True)

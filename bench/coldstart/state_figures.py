@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-import rows
+import row_names as rows
 
 import figures
 

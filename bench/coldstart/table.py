@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import rows  # noqa: E402
+import row_names as rows  # noqa: E402
 import state_figures  # noqa: E402
 
 import figures  # noqa: E402
