@@ -1,10 +1,12 @@
 #include <cpprest/http_client.h>
+#include <openssl/ssl.h>
 #include <pplx/threadpool.h>
 #include <boost/asio/ssl.hpp>
 
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
+#include <new>
 #include <optional>
 
 #include "common/http.h"
@@ -45,7 +47,13 @@ void SetUpTls(boost::asio::ssl::context& context, const TlsOptions& tls) {
   context.set_options(boost::asio::ssl::context::default_workarounds |
                       boost::asio::ssl::context::no_sslv2 | boost::asio::ssl::context::no_sslv3 |
                       boost::asio::ssl::context::no_tlsv1 | boost::asio::ssl::context::no_tlsv1_1);
-  if (!tls.ca_file.empty()) context.load_verify_file(tls.ca_file);
+  if (!tls.ca_file.empty()) {
+    // The library has the context trust the system's authorities before it is ours to set up.
+    X509_STORE* const none = ::X509_STORE_new();
+    if (none == nullptr) throw std::bad_alloc();
+    ::SSL_CTX_set_cert_store(context.native_handle(), none);  // Takes it.
+    context.load_verify_file(tls.ca_file);
+  }
   if (!tls.certificate_file.empty()) {
     context.use_certificate_chain_file(tls.certificate_file);
     context.use_private_key_file(tls.key_file, boost::asio::ssl::context::pem);

@@ -6,6 +6,9 @@
 
 #include <atomic>
 #include <catch2/catch.hpp>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "common/http.h"
@@ -331,6 +334,30 @@ TEST_CASE(
           StatusCode::kInvalidArgument);
   }
   CHECK(Ask(*ClientOf("https://127.0.0.1:1", store)).status().code() == StatusCode::kUnavailable);
+}
+
+TEST_CASE("who names a file of authorities trusts none of the system's") {
+  const Authority named("named");
+  const Authority systems("the system's");
+  const auto folder =
+      std::filesystem::temp_directory_path() / ("rouse-authorities-" + std::to_string(::getpid()));
+  std::filesystem::create_directory(folder);
+  const auto file = [&](const std::string& name, const Authority& authority) {
+    std::ofstream(folder / name) << authority.pem();
+    return (folder / name).string();
+  };
+  REQUIRE(::setenv("SSL_CERT_FILE", file("system", systems).c_str(), 1) == 0);
+  Echo echo(systems.StoreFor(tls::Operator()), tls::ClientCertificate::kOptional);
+  const auto asked = [&](const std::string& ca_file) {
+    const auto client = Must(Client::Create(
+        echo.url(), TlsOptions{.ca_file = ca_file, .certificate_file = "", .key_file = ""}));
+    return Ask(*client).status().code();
+  };
+  CHECK(asked("") == StatusCode::kOk);
+  CHECK(asked(file("same", systems)) == StatusCode::kOk);
+  CHECK(asked(file("named", named)) == StatusCode::kUnavailable);
+  ::unsetenv("SSL_CERT_FILE");
+  std::filesystem::remove_all(folder);
 }
 
 }  // namespace rouse::http
