@@ -94,6 +94,10 @@ class World:
             return [json.loads(line) for line in file if line.endswith("\n")]
 
 
+#: Which has no authorities: to read a system's takes a processor 0.07 s for each client.
+AS_IN_ITS_IMAGE = {"SSL_CERT_FILE": "/nonexistent", "SSL_CERT_DIR": "/nonexistent"}
+
+
 class Operator:
     """rouse-operator as a process that is started anew when it ends, as a kubelet would."""
 
@@ -146,6 +150,7 @@ class Operator:
                 stderr=log,
                 env=os.environ
                 | {"POD_NAME": self.name, "POD_NAMESPACE": SYSTEM, "POD_IP": "127.0.0.1"}
+                | AS_IN_ITS_IMAGE
                 | self.environment,
             )
 
