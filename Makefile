@@ -29,7 +29,7 @@ export LANG := C.UTF-8
 unexport LC_ALL LC_CTYPE LC_MESSAGES
 
 .PHONY: help all build deps kubectl-rouse test demo bench e2e chaos fuzz lint format references pictures clean images images-arm64 sbom reproduce \
-  test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-gpu test-rdma test-keda test-plugin test-cache-keys
+  test-release test-debug test-asan test-tsan build-release build-debug build-asan build-tsan test-gpu test-rdma test-keda test-plugin
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,16 +66,9 @@ test-rdma: build-release ## Pulls over real RDMA verbs, in a virtual machine wit
 test-keda: build-release ## KEDA itself and an HPA scale a ModelService (not part of `make test`: KEDA is built first, ten minutes)
 	@python=$$(e2e/install.sh) && cd e2e && "$$python" -m pytest -n0 tests/operator/real_keda.py $(ARGS)
 
-CACHE_KEYS = test_without_one_of_the_canonical_values_the_miss_has_its_name
-
 test-plugin: build-release ## The plugin's tests inside the engine image's vLLM
 	@python=$$(e2e/install.sh) && packages=$$(cd e2e && "$$python" -m rouse_e2e packages) && \
-	  "$$python" connector/tests/run.py --packages "$$packages" --build build/release -n 2 \
-	    --deselect test_state.py::$(CACHE_KEYS)
-
-test-cache-keys: build-release ## What differs in a compile cache's key has its name: five compilations (not part of `make test`)
-	@python=$$(e2e/install.sh) && packages=$$(cd e2e && "$$python" -m rouse_e2e packages) && \
-	  "$$python" connector/tests/run.py --packages "$$packages" --build build/release test_state.py -k $(CACHE_KEYS)
+	  "$$python" connector/tests/run.py --packages "$$packages" --build build/release -n 2
 
 # One worker more than processors: half of the tests mostly wait.
 e2e: build-release ## End-to-end tests (ARGS="-k story" chooses, ARGS="-n0 -s" shows progress)
