@@ -2,8 +2,9 @@
 
 Its sampler has rows for each request that may run at a time, the largest a count for each word of the
 vocabulary: 0.6 GiB with 1,024 requests and 151,936 words. While no request is under way nothing in
-them is of use, since vLLM writes or clears a row's parts when it gives the row to a request that reads
-them (PenaltiesState.apply_staged_writes, StagedWriteTensor). vLLM's own sleep mode drops them too.
+them is of use: vLLM writes or clears a row's parts when it gives the row to a request that reads them
+(PenaltiesState.apply_staged_writes, StagedWriteTensor), and writes masks of grammars in each step
+(StructuredOutputsWorker). vLLM's own sleep mode drops them too.
 """
 
 from __future__ import annotations
@@ -19,8 +20,17 @@ logger = init_logger("vllm.rouse")
 
 #: What is smaller is not worth an allocation of its own.
 _LEAST_BYTES = 1 << 20
+_MASKS = "structured_outputs_worker"
 _STATES = ("penalties_state", "logit_bias_state", "bad_words_state", "logprob_token_ids_state")
-_ADD_REQUEST = ("self, req_idx, prompt_len, sampling_params",)
+_KNOWN = {
+    "add_request": ("self, req_idx, prompt_len, sampling_params",),
+    "apply_grammar_bitmask": ("self, logits, input_batch, grammar_req_ids, grammar_bitmask",),
+}
+
+
+def _known(owner: Any, method: str) -> bool:
+    function = getattr(type(owner), method, None)
+    return function is not None and patches.parameters(function) in _KNOWN[method]
 
 
 def _tensors(state: Any) -> list[torch.Tensor]:
@@ -33,25 +43,24 @@ class RequestSlots:
     """Those of one model runner. give_up() and take_back() may be called again after a failure."""
 
     def __init__(self, runner: Any) -> None:
-        sampler = getattr(runner, "sampler", None)
-        states = [getattr(sampler, name, None) for name in _STATES]
         self._given: list[tuple[torch.Tensor, int]] = []
         self._tensors: list[torch.Tensor] = []
-        if all(state is None for state in states):
+        sampler, masks = getattr(runner, "sampler", None), getattr(runner, _MASKS, None)
+        holders = [getattr(sampler, name, None) for name in _STATES]
+        if all(holder is None for holder in holders):
             return  # The first model runner has them in the host's memory.
-        if patches.parameters(type(sampler).add_request) not in _ADD_REQUEST:
+        if not (_known(sampler, "add_request") and _known(masks, "apply_grammar_bitmask")):
             return logger.info(
                 "Rouse: this vLLM's sampler is another one than this plugin knows, so a guard holds "
                 "its memory while it sleeps"
             )
-        slots = runner.max_num_reqs
         self._tensors = [
             tensor
-            for state in states
-            for tensor in ([] if state is None else _tensors(state))
+            for holder in [*holders, masks]
+            for tensor in ([] if holder is None else _tensors(holder))
             if tensor.device == runner.device
             and tensor.dim() == 2
-            and tensor.shape[0] == slots
+            and tensor.shape[0] % runner.max_num_reqs == 0
             and tensor.untyped_storage().resizable()  # Not the host's memory, seen from the GPU.
             and tensor.untyped_storage().nbytes() == tensor.nbytes >= _LEAST_BYTES
         ]

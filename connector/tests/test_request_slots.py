@@ -10,6 +10,7 @@ import pytest
 import torch
 from vllm.v1.worker.gpu.sample import penalties
 from vllm.v1.worker.gpu.sample.sampler import Sampler
+from vllm.v1.worker.gpu.structured_outputs import StructuredOutputsWorker
 
 from rouse_vllm import patches, request_slots
 from rouse_vllm.request_slots import RequestSlots
@@ -32,12 +33,26 @@ class StandInSampler:
     def add_request(self, req_idx: int, prompt_len: int, sampling_params: Any) -> None: ...
 
 
-def runner(sampler: Any) -> Any:
-    return SimpleNamespace(sampler=sampler, max_num_reqs=SLOTS, device=torch.device("cpu"))
+class StandInMasks:
+    def __init__(self) -> None:
+        # Three tokens a request may be drafted.
+        self.grammar_bitmask = torch.ones(SLOTS * 4, 1 << 12, dtype=torch.int32)
+
+    def apply_grammar_bitmask(
+        self, logits: Any, input_batch: Any, grammar_req_ids: Any, grammar_bitmask: Any
+    ) -> None: ...
 
 
-def held(sampler: StandInSampler) -> dict[str, int]:
-    tensors = {
+def runner(sampler: Any, masks: Any = None) -> Any:
+    return SimpleNamespace(
+        sampler=sampler, structured_outputs_worker=masks or StandInMasks(), max_num_reqs=SLOTS,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def held(sampler: StandInSampler, masks: StandInMasks | None = None) -> dict[str, int]:
+    tensors = {} if masks is None else {"masks": masks.grammar_bitmask}
+    tensors |= {
         "counts": sampler.penalties_state.output_bin_counts,
         "mask": sampler.penalties_state.prompt_bin_mask,
         "words": sampler.bad_words_state.bad_word_token_ids.gpu,
@@ -47,18 +62,18 @@ def held(sampler: StandInSampler) -> dict[str, int]:
 
 
 def test_they_go_and_come_back_cleared() -> None:
-    sampler = StandInSampler()
+    sampler, masks = StandInSampler(), StandInMasks()
     counts = sampler.penalties_state.output_bin_counts
     row = counts[3]
-    before = held(sampler)
-    slots = RequestSlots(runner(sampler))
+    before = held(sampler, masks)
+    slots = RequestSlots(runner(sampler, masks))
     for _ in range(2):
         slots.give_up()
         slots.give_up()
-        assert held(sampler) == before | {"counts": 0, "words": 0}
+        assert held(sampler, masks) == before | {"counts": 0, "words": 0, "masks": 0}
         slots.take_back()
         slots.take_back()
-        assert held(sampler) == before
+        assert held(sampler, masks) == before
         assert not counts.any() and counts.shape == (SLOTS, WORDS)
         counts[3, 7] = 5
         assert row[7] == 5  # Whoever has a part of one still has it.
@@ -78,7 +93,10 @@ def test_those_that_are_no_memory_of_the_gpu_stay() -> None:
 
 
 def test_the_first_model_runner_has_none() -> None:
-    slots = RequestSlots(runner(SimpleNamespace(topk_topp_sampler=None)))
+    first = SimpleNamespace(
+        sampler=SimpleNamespace(topk_topp_sampler=None), max_num_reqs=SLOTS, device="cpu"
+    )
+    slots = RequestSlots(first)
     slots.give_up()
     slots.take_back()
 
@@ -91,8 +109,10 @@ def test_those_of_an_unknown_sampler_stay(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(request_slots.logger, "info", said.append)
     sampler = Other()
     before = held(sampler)
-    RequestSlots(runner(sampler)).give_up()
-    assert held(sampler) == before and "another one than this plugin knows" in said[0]
+    for other in (runner(sampler), runner(StandInSampler(), SimpleNamespace())):
+        RequestSlots(other).give_up()
+        assert "another one than this plugin knows" in said.pop()
+    assert held(sampler) == before
 
 
 def test_vllm_clears_a_row_before_it_counts_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,4 +127,8 @@ def test_vllm_clears_a_row_before_it_counts_in_it(monkeypatch: pytest.MonkeyPatc
         torch.tensor([1, 3], dtype=torch.int32), tokens, length, length, rows, counts, 1
     )
     assert rows.any(1).tolist() == counts.any(1).tolist() == [True, False, True, False]
-    assert patches.parameters(Sampler.add_request) in request_slots._ADD_REQUEST
+
+
+def test_the_classes_of_vllm_are_the_ones_that_are_known() -> None:
+    for owner, method in ((Sampler, "add_request"), (StructuredOutputsWorker, "apply_grammar_bitmask")):
+        assert patches.parameters(getattr(owner, method)) in request_slots._KNOWN[method]
