@@ -54,7 +54,7 @@ def step(worker: Any, budget_s: float = 0.0) -> tuple[int, int]:
 
     Returns how many were captured and how many are left; (0, 0) where nothing is captured late.
     """
-    worker = _unwrapped(worker)
+    worker = unwrapped(worker)
     graphs = graphs_of(worker)
     if graphs is None:
         return 0, 0
@@ -65,14 +65,14 @@ def step(worker: Any, budget_s: float = 0.0) -> tuple[int, int]:
 
 def finish(worker: Any) -> None:
     """Captures all that are left, on all ranks, as step() does."""
-    graphs = graphs_of(_unwrapped(worker))
+    graphs = graphs_of(unwrapped(worker))
     if graphs is not None:
         graphs.finish()
 
 
 def status(worker: Any) -> dict[str, int]:
     """How many graphs are captured, are left, and could not be captured; and the bytes held."""
-    graphs = graphs_of(_unwrapped(worker))
+    graphs = graphs_of(unwrapped(worker))
     if graphs is None:
         return {}
     return {
@@ -106,7 +106,7 @@ def facts(vllm_config: VllmConfig) -> Facts:
     )
 
 
-def _unwrapped(worker: Any) -> Any:
+def unwrapped(worker: Any) -> Any:
     """collective_rpc hands functions the wrapper of the worker that executors have."""
     return getattr(worker, "worker", worker)
 

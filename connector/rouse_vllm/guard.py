@@ -217,7 +217,7 @@ def sleep(worker: Any) -> dict[str, float]:
     used = 0
     if rank.on_gpu:
         if rank.slots is None:
-            rank.slots = RequestSlots(worker.model_runner)
+            rank.slots = RequestSlots(capture.unwrapped(worker).model_runner)
         rank.give_up_slots()
         gc.collect()
         torch.cuda.empty_cache()

@@ -68,7 +68,31 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("empty cache"))
     monkeypatch.setattr(capture, "finish", lambda worker: done.append(f"capture {worker}"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 << 30, 80 << 30))
+
+    class FakeSlots:
+        def __init__(self, runner: str) -> None:
+            assert runner == "the model runner"
+
+        def give_up(self) -> None:
+            done.append("give up slots")
+
+        def take_back(self) -> None:
+            done.append("take slots back")
+
+    monkeypatch.setattr(guard, "RequestSlots", FakeSlots)
     return done
+
+
+class FakeWorker:
+    model_runner = "the model runner"
+
+    def __str__(self) -> str:
+        return "worker"
+
+
+WORKER = FakeWorker()
+#: As vLLM passes it.
+WRAPPER = SimpleNamespace(worker=WORKER)
 
 
 @pytest.fixture
@@ -80,13 +104,13 @@ def link(done: list[str], monkeypatch: pytest.MonkeyPatch) -> FakeLink:
 
 def test_the_kv_cache_comes_back_while_weights_arrive(link: FakeLink, done: list[str]) -> None:
     assert guard.problem(None) == ""
-    assert guard.sleep("worker") == {"kvBytes": KV_BYTES, "gpuUsedBytes": 4 << 30}
+    assert guard.sleep(WORKER) == {"kvBytes": KV_BYTES, "gpuUsedBytes": 4 << 30}
     assert done == [
-        "capture worker", "release kv", "unmap", "release", "empty cache", "stack 16",
+        "capture worker", "release kv", "unmap", "release", "give up slots", "empty cache", "stack 16",
     ]  # fmt: skip
     done.clear()
     assert guard.wake(None)["mapSeconds"] == 0.25
-    assert done == ["stack 1024", "map", "restore kv", "await", "synchronize"]
+    assert done == ["stack 1024", "map", "restore kv", "take slots back", "await", "synchronize"]
     done.clear()
     guard.wake(None)
     assert done == []
@@ -96,21 +120,21 @@ def test_the_kv_cache_comes_back_while_weights_arrive(link: FakeLink, done: list
 def test_what_came_of_a_wake_that_failed_goes_again(
     link: FakeLink, done: list[str], step: str
 ) -> None:
-    guard.sleep(None)
+    guard.sleep(WRAPPER)
     link.failing[step] = ManifestError("another layout")
     with pytest.raises(ManifestError):
         guard.wake(None)
-    assert done[-3:] == ["unmap", "release kv", "stack 16"]
+    assert done[-4:] == ["unmap", "release kv", "give up slots", "stack 16"]
     guard.wake(None)
-    assert done[-5:] == ["stack 1024", "map", "restore kv", "await", "synchronize"]
+    assert done[-5:] == ["map", "restore kv", "take slots back", "await", "synchronize"]
 
 
 def test_a_sleep_that_failed_can_be_asked_for_again(link: FakeLink, done: list[str]) -> None:
     link.failing["release"] = AgentUnreachable("gone")
     with pytest.raises(AgentUnreachable):
-        guard.sleep(None)
-    guard.sleep(None)
-    guard.sleep(None)
+        guard.sleep(WORKER)
+    guard.sleep(WORKER)
+    guard.sleep(WORKER)
     assert done.count("release") == 2  # it failed once, and was not needed the third time
 
 
@@ -159,12 +183,12 @@ def test_vllms_own_sleep_mode_does_not_wake_what_the_agent_has_asleep(
 ) -> None:
     backend = RouseSleepBackend()
     backend.suspend(2)
-    guard.sleep("worker")
+    guard.sleep(WORKER)
     with pytest.raises(Unsupported, match="only it can wake it"):
         backend.resume()
     assert "map kept" not in done
-    guard.wake("worker")
-    assert done[-4:] == ["map", "restore kv", "await", "synchronize"]
+    guard.wake(WORKER)
+    assert done[-5:] == ["map", "restore kv", "take slots back", "await", "synchronize"]
 
 
 def test_a_draft_model_sleeps_and_wakes_with_the_served_one(
@@ -173,17 +197,20 @@ def test_a_draft_model_sleeps_and_wakes_with_the_served_one(
     draft = FakeLink(done)
     guard.add(guard.Model(draft))  # type: ignore[arg-type]
     assert guard.problem(None) == ""
-    guard.sleep("worker")
+    guard.sleep(WORKER)
     assert done == [
-        "capture worker", "release kv", "unmap", "release", "unmap", "release", "empty cache", "stack 16",
+        "capture worker", "release kv", "unmap", "release", "unmap", "release", "give up slots",
+        "empty cache", "stack 16",
     ]  # fmt: skip
     done.clear()
     draft.failing["await"] = AgentUnreachable("gone")
     with pytest.raises(AgentUnreachable):
         guard.wake(None)
-    assert done[-4:] == ["unmap", "unmap", "release kv", "stack 16"]
+    assert done[-5:] == ["unmap", "unmap", "release kv", "give up slots", "stack 16"]
     done.clear()
     assert guard.wake(None)["mapSeconds"] == 0.5
-    assert done == ["stack 1024", "map", "map", "restore kv", "await", "await", "synchronize"]
+    assert done == [
+        "stack 1024", "map", "map", "restore kv", "take slots back", "await", "await", "synchronize",
+    ]  # fmt: skip
     draft.mapped = None
     assert "memory of its own" in guard.problem(None)
