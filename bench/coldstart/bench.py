@@ -49,9 +49,6 @@ class Bench:
             # What has to be free when a start begins: several engines are on one GPU.
             *("--gpu-memory-utilization", str(share), "--disable-log-stats"),
         ]
-        self.source: Agent | None = None
-
-    # ---- what a row is made of ----
 
     def environment(self, plugin: Path | None = None) -> dict[str, str]:
         cache = self.work / "cache"

@@ -1,6 +1,6 @@
 """What vLLM's second model runner holds for requests goes while an engine sleeps, and comes back empty.
 
-Its sampler cannot be made without a GPU: the classes here stand in for its own, which the last test reads.
+Its sampler cannot be made without a GPU: the classes here stand in for its own, which the last two tests read.
 """
 
 from types import SimpleNamespace
