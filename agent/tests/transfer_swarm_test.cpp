@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <bit>
 #include <catch2/catch.hpp>
 #include <chrono>
 #include <cstring>
@@ -37,15 +38,14 @@ struct Target {
         arena(EmptyArena(Must(ucx::Context::Create()), described.arena_bytes, 3 * kMiB)),
         available(Must(Availability::Create(described.chunk_digests.size()))) {}
 
-  /// `on_moving` is called once, when so many bytes have been verified.
-  Result<PullReport> Pull(PullOptions options = {}, std::function<void()> on_moving = nullptr,
-                          std::uint64_t moving_bytes = 1) {
+  /// `on_moving` is called once, when something has been verified.
+  Result<PullReport> Pull(PullOptions options = {}, std::function<void()> on_moving = nullptr) {
     options.seed = 7;
     return PullFromMany(manifest, sources, *arena, *available, options, stop.get_token(),
                         {.on_progress =
                              [&](const PullProgress& now) {
                                verified = now.counters.bytes_verified;
-                               if (now.counters.bytes_verified >= moving_bytes && on_moving) {
+                               if (now.counters.bytes_verified > 0 && on_moving) {
                                  std::exchange(on_moving, nullptr)();
                                }
                              },
@@ -55,6 +55,12 @@ struct Target {
                                if (when_aside) when_aside();
                              },
                          .on_end = [&](const auto& all) { shares = all; }});
+  }
+  /// Any thread.
+  std::uint64_t Chunks() const {
+    std::uint64_t chunks = 0;
+    for (const std::uint64_t word : available->Words()) chunks += std::popcount(word);
+    return chunks;
   }
   std::uint64_t From(const std::string& name) const {
     for (const SourceShare& share : shares) {
@@ -132,9 +138,15 @@ TEST_CASE("a source that dies costs the chunks in flight and no more", "[swarm]"
   const auto id = target.sources.Add(PeerOf(dying.answer(), "dying"));
   target.sources.Add(PeerOf(living.answer(), "living"));
   constexpr std::uint32_t kWindow = 2;
+  // Progress is told ten times a second, by when all may be there.
+  const std::jthread killer([&](const std::stop_token& stop) {
+    while (target.Chunks() < kBytes / kChunk / 4 && !stop.stop_requested()) {
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
+    dying.SignalGroup(SIGKILL);
+  });
   const auto report = target.Pull(
-      {.piece_bytes = 64 << 10, .window = kWindow, .progress_deadline = milliseconds(2'000)},
-      [&] { dying.SignalGroup(SIGKILL); }, kBytes / 4);
+      {.piece_bytes = 64 << 10, .window = kWindow, .progress_deadline = milliseconds(2'000)});
   REQUIRE(report.status().ToString() == Status().ToString());
   REQUIRE(SameBytes(target.arena->arena(), *RandomArena(kBytes, 8 * kMiB, 8)));
   REQUIRE(target.aside.contains(id));
