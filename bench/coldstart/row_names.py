@@ -17,5 +17,6 @@ LAZY = "+ lazy capture"
 FORK = "+ fork"
 PRELOADED = "+ preloaded parent"
 KILLED = "engine killed to serving again"
+GUARD = "guard's start"  # no row of its own
 WAKE = "guard wake to first token"
 VLLM_SLEEP = "vLLM's sleep level 2, wake, reload from tmpfs"

@@ -15,6 +15,7 @@ from bench import Bench
 from row_names import (
     FIRST,
     FORK,
+    GUARD,
     KILLED,
     LAZY,
     PEER,
@@ -212,7 +213,7 @@ class Rows(Bench):
         self.caches("rouse")
         port = free_port()
         others = settled_gpu_used()
-        with self._second("guard's start", False, None, port, speed=False) as (agent, server):
+        with self._second(GUARD, False, None, port, speed=False) as (agent, server):
             self._operator.wait("demo-1", lambda r: r["state"] == "Serving")
             for i in range(rounds):
                 server.forget()

@@ -90,6 +90,7 @@ def main() -> int:
         "weightBytes": written,
         "kvGib": options.kv_gib or kv_gib,
         "wholeArtifact": True,  # the plugin has vLLM keep compiled code as one (table.py)
+        "slotsGivenUp": True,  # by a guard that sleeps (rouse_vllm/request_slots.py)
         "samples": bench.samples,
         "failures": [],
     }

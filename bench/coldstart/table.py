@@ -46,7 +46,9 @@ EVERYTHING = (rows.PRELOADED, rows.FORK, rows.LAZY, rows.STATE)
 
 
 #: Starts of Rouse that find compiled code, which the plugin has vLLM keep in another form since.
-REUSING = (rows.STORAGE, rows.SHARED, rows.STATE, rows.LAZY, rows.FORK, rows.PRELOADED, rows.KILLED)
+REUSING = (
+    rows.STORAGE, rows.SHARED, rows.STATE, rows.LAZY, rows.FORK, rows.PRELOADED, rows.KILLED, rows.GUARD,
+)  # fmt: skip
 #: Starts of vLLM that find compiled code: what others are compared with in older runs.
 WARM = (rows.VLLM_WARM, rows.VLLM_WHOLE_WARM)
 COLD = (rows.VLLM_COLD, rows.VLLM_WHOLE_COLD)
@@ -55,7 +57,8 @@ COLD = (rows.VLLM_COLD, rows.VLLM_WHOLE_COLD)
 def of_document(document: dict[str, Any]) -> list[dict[str, Any]]:
     """Its samples, each with what of its run decides how it counts."""
     present = document.get("wholeArtifact", False)
-    run = {"present": present, "warm": any(x["row"] in WARM for x in document["samples"])}
+    warm = any(x["row"] in WARM for x in document["samples"])
+    run = {"present": present, "warm": warm, "slots": document.get("slotsGivenUp", False)}
     return [x | run for x in document["samples"]]
 
 
@@ -87,7 +90,8 @@ def differing(sample: dict[str, Any]) -> tuple[str, int] | None:
     if row in (rows.MODELEXPRESS_FIRST, rows.MODELEXPRESS):
         return DIFFERING_MODELEXPRESS, of[rows.MODELEXPRESS_FIRST]
     if row in (rows.FIRST, rows.PEER):
-        return DIFFERING_COMPILED, cold
+        compared = not of or any(x in of for x in COLD)
+        return (DIFFERING_COMPILED, cold) if compared else None
     if rows.FIRST in of:
         return DIFFERING, of[rows.FIRST]
     return DIFFERING if sample["warm"] else DIFFERING_UNJUDGED, sample["differingTokens"]
@@ -108,6 +112,14 @@ def token_figures(samples: list[dict[str, Any]]) -> list[figures.Figure]:
         )
         for name, counts in counted.items()
     ]  # fmt: skip
+
+
+def held_asleep(samples: list[dict[str, Any]], row: str) -> float | None:
+    """GiB; of a guard, if any was measured that gives up what they do by now, only of those."""
+    asleep = [x for x in samples if x["row"] == row and "gpuHeldAsleep" in x]
+    if row == rows.WAKE and any(x["slots"] for x in asleep):
+        asleep = [x for x in asleep if x["slots"]]
+    return statistics.median(x["gpuHeldAsleep"] for x in asleep) / 2**30 if asleep else None
 
 
 def median_of(samples: list[dict[str, Any]], row: str) -> tuple[float, int] | None:
@@ -146,13 +158,11 @@ def of_model(model: str, samples: list[dict[str, Any]]) -> list[figures.Figure]:
                     "vLLM, warm caches" if against else "", round(value / against, 4) if against else None,
                 )
             )  # fmt: skip
-    held = {
-        row: statistics.median(x["gpuHeldAsleep"] for x in asleep) / 2**30
-        for row in (rows.VLLM_SLEEP, rows.WAKE)
-        if (asleep := [x for x in samples if x["row"] == row and "gpuHeldAsleep" in x])
-    }
-    for row, gib in held.items():
-        base_gib = held.get(rows.VLLM_SLEEP) if row == rows.WAKE else None
+    for row in (rows.VLLM_SLEEP, rows.WAKE):
+        gib = held_asleep(samples, row)
+        if gib is None:
+            continue
+        base_gib = held_asleep(samples, rows.VLLM_SLEEP) if row == rows.WAKE else None
         name = "a guard, its agent included" if row == rows.WAKE else "vLLM, sleep level 2"
         out.append(
             figures.Figure(
@@ -224,10 +234,9 @@ def main() -> int:
         document = json.loads(file.read_text())
         by_model.setdefault(document["model"], []).extend(of_document(document))
         machines.add(document["machine"])
-    tokens = token_figures([x for samples in by_model.values() for x in samples])
     by_model = {model: without_superseded(samples) for model, samples in by_model.items()}
     found = [figure for model, samples in by_model.items() for figure in of_model(model, samples)]
-    found += tokens
+    found += token_figures([x for samples in by_model.values() for x in samples])
     where = "; ".join(sorted(machines))
     figures.write("coldstart-h200", found, options.out, where)
     if reused := state_figures.of_all(by_model):
