@@ -28,8 +28,11 @@ def _differing(ours: list[list[int]], theirs: list[list[int]]) -> int:
 class Bench:
     """One model on one GPU. Every folder is below `work`, which is in tmpfs."""
 
-    def __init__(self, work: Path, kv_gib: float, share: float, logs: Path) -> None:
+    def __init__(
+        self, work: Path, kv_gib: float, share: float, logs: Path, speeds: bool = True
+    ) -> None:
         self.work = work
+        self.speeds = speeds
         self.model = work / "model"
         self.logs = logs
         self.samples: list[dict[str, Any]] = []
@@ -173,7 +176,7 @@ class Bench:
             **server.compiled(),
             **more,
         }
-        if speed:
+        if speed and self.speeds:
             sample["speed"] = {name: round(value, 6) for name, value in server.speed().items()}
         self.samples.append(sample)
         print("SAMPLE", json.dumps(sample), flush=True)

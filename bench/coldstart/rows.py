@@ -176,9 +176,12 @@ class Rows(Bench):
     def _graphs(self, agent: Agent, server: Server) -> dict[str, Any]:
         """Speed just after the first token, as who calls at once finds it, and when nothing is left that
         the start had put off: what is measured after this is of then."""
-        early = {name: round(value, 6) for name, value in server.speed(1).items()}
+        early = {}
+        if self.speeds:
+            speed = {name: round(value, 6) for name, value in server.speed(1).items()}
+            early = {"speedBeforeGraphs": speed}
         agent.wait_for_graphs()
-        return {"speedBeforeGraphs": early}
+        return early
 
     def killed(self) -> None:
         """kill -9 of the engine's processes; the launcher forks a new one, the agent has the weights."""

@@ -66,6 +66,7 @@ def main() -> int:
     parser.add_argument("--kv-gib", type=float)
     parser.add_argument("--work", type=Path, default=Path("/dev/shm/rouse-coldstart"))
     parser.add_argument("--logs", type=Path, help="keep the servers' and agents' logs here")
+    parser.add_argument("--no-speed", action="store_true", help="starts and tokens alone")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
         "--seconds", type=float, default=560, help="begin no further row after so long"
@@ -83,7 +84,7 @@ def main() -> int:
     logs.mkdir(parents=True, exist_ok=True)
     written = models.write(options.model, options.work / "model")
     print(f"{written / 1e9:.1f} GB written in {time.monotonic() - began:.1f} s", flush=True)
-    bench = rows.Rows(options.work, options.kv_gib or kv_gib, share, logs)
+    bench = rows.Rows(options.work, options.kv_gib or kv_gib, share, logs, not options.no_speed)
     document: dict[str, Any] = {
         "model": options.model,
         "machine": f"one {gpu()}, {figures.machine()}, vLLM {vllm()}",
