@@ -5,6 +5,7 @@
 
 #include "agent/cuda/device.h"
 #include "agent/cuda/gpus.h"
+#include "agent/nccl/nccl_broadcaster.h"
 #include "agent/server/clock.h"
 #include "common/version.h"
 
@@ -17,6 +18,7 @@ struct Raw {
   std::string fallback = "Storage";
   std::string pod_ip;
   std::string gpu_weights = "Auto";
+  std::string nccl_library;
   std::string log_level = "info";
   std::int64_t slab_mib = 1024;
   std::int64_t peer_deadline_s = 120;
@@ -131,6 +133,10 @@ void AddTuning(CLI::App& app, ProgramOptions& options, Raw& raw) {
       ->envname("ROUSE_GPU_WEIGHTS")
       ->check(CLI::IsMember({"Auto", "Never"}))
       ->capture_default_str();
+  app.add_option("--nccl-library", raw.nccl_library,
+                 "libnccl.so.2, for weights that go from a GPU to several others of the node at "
+                 "once, where that is expected to be faster than pulls. Empty: never")
+      ->envname("ROUSE_NCCL_LIBRARY");
   app.add_option("--digest-threads", agent.weights.digest_threads, "Threads that take digests")
       ->envname("ROUSE_DIGEST_THREADS")
       ->check(CLI::Range(1, 64))
@@ -291,6 +297,9 @@ std::variant<ProgramOptions, int> ParseOptions(int argc, const char* const* argv
   // Without a node folder nobody could read them there.
   if (raw.gpu_weights == "Auto" && !agent.publisher.node_folder.empty()) {
     agent.weights.gpus = cuda::Gpus();
+    if (!raw.nccl_library.empty()) {
+      agent.publisher.broadcasting = nccl::NcclBroadcasting(raw.nccl_library);
+    }
   }
   agent.weights.slab_bytes = static_cast<std::uint64_t>(raw.slab_mib) << 20;
   agent.picker.deadline = std::chrono::seconds(raw.peer_deadline_s);

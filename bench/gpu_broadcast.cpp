@@ -161,7 +161,7 @@ int Target(const Options& options, const std::string& folder, const Line& line, 
   for (const std::uint64_t bytes : arena->SlabBytes()) rank.slabs.push_back({.bytes = bytes});
   const transfer::NodeSource from{"bench/source", folder + "/source.sock", std::to_string(number)};
   const transfer::BroadcastPullOptions fetch{
-      .self = {nccl::BroadcastDomain(), device->uuid()},
+      .self = {nccl::DomainName(), device->uuid()},
       .broadcast = {.setup_deadline = std::chrono::seconds(30)}};
   for (;;) {
     const json::Json command = line.Hear();

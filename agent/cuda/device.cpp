@@ -59,6 +59,16 @@ std::vector<std::string> DeviceNames() {
   return names;
 }
 
+Result<std::shared_ptr<const Device>> Device::Open(const std::string& uuid) {
+  ROUSE_ASSIGN_OR_RETURN(const int count, DeviceCount());
+  for (int ordinal = 0; ordinal < count; ++ordinal) {
+    ROUSE_ASSIGN_OR_RETURN(const std::string candidate, DeviceUuid(ordinal));
+    if (candidate == uuid) return Open(ordinal);
+  }
+  return NotFound("none of the " + std::to_string(count) + " GPUs that the agent sees is " +
+                  uuid.substr(0, 64) + ": give its container the GPUs of the engine's");
+}
+
 Result<std::shared_ptr<const Device>> Device::Open(int ordinal) {
   ROUSE_ASSIGN_OR_RETURN(const Driver* const found, Driver::Get());
   const Driver& driver = *found;

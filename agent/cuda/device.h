@@ -35,6 +35,8 @@ std::vector<std::string> DeviceNames();
 class Device {
  public:
   static Result<std::shared_ptr<const Device>> Open(int ordinal);
+  /// The one with this UUID. NotFound when this process does not see it.
+  static Result<std::shared_ptr<const Device>> Open(const std::string& uuid);
   ~Device();
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;

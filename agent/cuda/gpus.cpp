@@ -16,15 +16,8 @@ class DriversGpus final : public memory::Gpus {
   Result<std::shared_ptr<const memory::Memory>> MemoryOf(const std::string& uuid) override {
     const std::lock_guard lock(mutex_);
     if (const auto known = opened_.find(uuid); known != opened_.end()) return known->second;
-    ROUSE_ASSIGN_OR_RETURN(const int count, DeviceCount());
-    for (int ordinal = 0; ordinal < count; ++ordinal) {
-      ROUSE_ASSIGN_OR_RETURN(const std::string candidate, DeviceUuid(ordinal));
-      if (candidate != uuid) continue;
-      ROUSE_ASSIGN_OR_RETURN(auto device, Device::Open(ordinal));
-      return opened_.emplace(uuid, DeviceMemory(std::move(device))).first->second;
-    }
-    return NotFound("none of the " + std::to_string(count) + " GPUs that the agent sees is " +
-                    uuid.substr(0, 64) + ": give its container the GPUs of the engine's");
+    ROUSE_ASSIGN_OR_RETURN(auto device, Device::Open(uuid));
+    return opened_.emplace(uuid, DeviceMemory(std::move(device))).first->second;
   }
 
  private:

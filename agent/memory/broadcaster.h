@@ -14,7 +14,9 @@
 #include <array>
 #include <chrono>
 #include <cstddef>
+#include <memory>
 #include <stop_token>
+#include <string>
 
 #include "agent/memory/arena.h"
 #include "common/result.h"
@@ -64,6 +66,26 @@ class Broadcaster {
                                        const BroadcastOptions& options) = 0;
   virtual Result<BroadcastReport> Receive(const BroadcastSeat& seat, Arena& arena,
                                           const BroadcastOptions& options) = 0;
+};
+
+/// What a broadcast cannot leave.
+struct BroadcastDomain {
+  std::string name;      ///< Equal for all that can reach each other; empty: unknown.
+  std::size_t gpus = 0;  ///< In it: no broadcast can have more ranks.
+};
+
+/// Makes broadcasters; of rouse_nccl, or a test's. Threads: any.
+class Broadcasting {
+ public:
+  virtual ~Broadcasting() = default;
+
+  /// Ok where there can be broadcasts; else Unavailable says why not. The first call may take some
+  /// hundred milliseconds.
+  virtual Status Check() = 0;
+  virtual Result<BroadcastDomain> Domain() = 0;
+  /// For arenas in the memory of the GPU with this UUID. NotFound when this process does not see
+  /// it.
+  virtual Result<std::unique_ptr<Broadcaster>> On(const std::string& gpu) = 0;
 };
 
 }  // namespace rouse::memory

@@ -7,6 +7,8 @@
 #include <array>
 #include <cstring>
 #include <fstream>
+#include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -20,6 +22,9 @@ using Clock = std::chrono::steady_clock;
 using memory::BroadcastOptions;
 using memory::BroadcastReport;
 using memory::BroadcastSeat;
+
+/// A tenth of what NVLink brought, and several times what networks bring between two processes.
+constexpr double kLeastBytesPerSecond = 20e9;
 
 double Since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -96,6 +101,7 @@ class Broadcaster final : public memory::Broadcaster {
       ROUSE_CUDA_RETURN_IF_ERROR(driver, cuEventRecord(event.get(), stream), "record an event");
       arrived.push_back(std::move(event));
     }
+    const Clock::time_point first = last;
     last = Clock::now();
     for (std::size_t next = 0; next < arrived.size();) {
       const CUresult answer = driver.cuEventQuery(arrived[next].get());
@@ -108,6 +114,7 @@ class Broadcaster final : public memory::Broadcaster {
         return cuda::ToStatus(driver, answer, "broadcast on " + device_->name());
       }
       ROUSE_RETURN_IF_ERROR(communicator.Check());
+      ROUSE_RETURN_IF_ERROR(CheckRate(next * kBroadcastPieceBytes, Since(first)));
       if (options.stop.stop_requested()) {
         return Status(StatusCode::kCancelled, "the broadcast was cancelled");
       }
@@ -124,6 +131,39 @@ class Broadcaster final : public memory::Broadcaster {
   const Library library_;
 };
 
+class EveryGpu final : public memory::Broadcasting {
+ public:
+  explicit EveryGpu(std::string path) : path_(std::move(path)) {}
+
+  Status Check() override {
+    ROUSE_RETURN_IF_ERROR(Opened().status());
+    return cuda::DeviceCount().status();
+  }
+
+  Result<memory::BroadcastDomain> Domain() override {
+    ROUSE_ASSIGN_OR_RETURN(const int gpus, cuda::DeviceCount());
+    return memory::BroadcastDomain{.name = DomainName(), .gpus = static_cast<std::size_t>(gpus)};
+  }
+
+  Result<std::unique_ptr<memory::Broadcaster>> On(const std::string& gpu) override {
+    ROUSE_ASSIGN_OR_RETURN(const Library library, Opened());
+    ROUSE_ASSIGN_OR_RETURN(auto device, cuda::Device::Open(gpu));
+    return std::unique_ptr<memory::Broadcaster>(
+        std::make_unique<Broadcaster>(std::move(device), library));
+  }
+
+ private:
+  Result<Library> Opened() {
+    const std::scoped_lock lock(mutex_);
+    if (!library_) library_ = Library::Open(path_);
+    return *library_;
+  }
+
+  const std::string path_;
+  std::mutex mutex_;
+  std::optional<Result<Library>> library_;
+};
+
 }  // namespace
 
 Result<std::unique_ptr<memory::Broadcaster>> NcclBroadcaster(
@@ -133,16 +173,29 @@ Result<std::unique_ptr<memory::Broadcaster>> NcclBroadcaster(
       std::make_unique<Broadcaster>(std::move(device), opened));
 }
 
-std::string BroadcastDomain() {
+std::shared_ptr<memory::Broadcasting> NcclBroadcasting(const std::string& library) {
+  return std::make_shared<EveryGpu>(library);
+}
+
+std::string DomainName() {
   std::array<char, 65> host{};
   struct stat network {};
+  struct stat shared_memory {};
   std::string boot;
   std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), boot);
   if (::gethostname(host.data(), host.size() - 1) != 0 || boot.empty() ||
-      ::stat("/proc/self/ns/net", &network) != 0) {
+      ::stat("/proc/self/ns/net", &network) != 0 || ::stat("/dev/shm", &shared_memory) != 0) {
     return "";
   }
-  return std::string(host.data()) + "/" + boot + "/" + std::to_string(network.st_ino);
+  return std::string(host.data()) + "/" + boot + "/" + std::to_string(network.st_ino) + "/" +
+         std::to_string(shared_memory.st_dev);
+}
+
+Status CheckRate(std::uint64_t bytes, double seconds) {
+  const double rate = static_cast<double>(bytes) / seconds;
+  if (seconds < 1 || rate >= kLeastBytesPerSecond) return {};
+  return DeadlineExceeded("a broadcast at " + std::to_string(rate / 1e9) +
+                          " GB/s: NCCL does not use NVLink (NCCL_DEBUG=INFO says what it uses)");
 }
 
 }  // namespace rouse::nccl

@@ -61,6 +61,12 @@ Status Agent::Wire() {
   log::Info(
       "network for weights",
       {{"ucx", ucx::LibraryVersion()}, {"rails", host.rails.ports}, {"reason", host.rails.reason}});
+  if (auto& broadcasting = options_.publisher.broadcasting; broadcasting != nullptr) {
+    if (const Status status = broadcasting->Check(); !status.ok()) {
+      log::Warning("no broadcasts: peers pull", {{"error", status.ToString()}});
+      broadcasting.reset();
+    }
+  }
   ROUSE_ASSIGN_OR_RETURN(auto publisher, transfer::Publisher::Create(options_.publisher));
   store_ = std::make_unique<WeightStore>(std::move(host.ucx), std::move(publisher),
                                          options_.weights, WhyNone(options_.plan));

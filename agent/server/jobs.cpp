@@ -104,7 +104,8 @@ PeerPullSettings Agent::PullSettings() const {
           .dial = [this](const Peer& peer) { return ToPeer(peer); },
           .picker = options_.picker,
           .transfer = options_.transfer,
-          .node_folder = options_.publisher.node_folder};
+          .node_folder = options_.publisher.node_folder,
+          .broadcasting = options_.publisher.broadcasting};
 }
 
 PeerPullHooks Agent::PullHooks(std::function<void(const Peer&)> on_opened) {

@@ -7,6 +7,7 @@
 
 #include "agent/server/lease.h"
 #include "agent/server/peer_swarm.h"
+#include "agent/transfer/broadcast_pull.h"
 #include "agent/transfer/node_protocol.h"
 #include "agent/transfer/node_pull.h"
 #include "agent/transfer/source.h"
@@ -68,18 +69,30 @@ bool NothingThere(const transfer::Availability& available) {
 
 /// The short way to a peer of this node that has everything. What it brought stays, whatever the
 /// outcome.
-Result<transfer::PullReport> CopyWithinNode(const transfer::NodeSource& node,
-                                            const RemoteRank& rank,
-                                            const WeightStore::Arriving& arriving,
-                                            const transfer::PullOptions& options,
-                                            std::stop_token stop,
-                                            const transfer::ProgressCallback& on_progress) {
+Result<transfer::PullReport> FetchWithinNode(const transfer::NodeSource& node,
+                                             const RemoteRank& rank,
+                                             const WeightStore::Arriving& arriving,
+                                             const PeerPullSettings& settings,
+                                             const std::stop_token& stop,
+                                             const transfer::ProgressCallback& on_progress) {
   const auto& memory = arriving.arena->arena().shared_memory();
-  ROUSE_ASSIGN_OR_RETURN(const auto imported,
-                         transfer::ImportFromNode(node, rank, memory, kNodeDeadline));
-  ROUSE_ASSIGN_OR_RETURN(const auto engine, memory->NewCopyEngine(options.digest_threads));
-  return transfer::CopyFromNode(node, rank.manifest, *imported, arriving.arena->arena(), *engine,
-                                options, std::move(stop), on_progress, arriving.available.get());
+  transfer::BroadcastPullOptions options{
+      .self = {}, .broadcast = {}, .pull = settings.transfer, .node_deadline = kNodeDeadline};
+  ROUSE_ASSIGN_OR_RETURN(const auto engine, memory->NewCopyEngine(options.pull.digest_threads));
+  std::unique_ptr<memory::Broadcaster> broadcaster;
+  if (settings.broadcasting != nullptr && !memory->gpu().empty()) {
+    auto domain = settings.broadcasting->Domain();
+    auto made = settings.broadcasting->On(memory->gpu());
+    if (const Status& why = domain.ok() ? made.status() : domain.status(); !why.ok()) {
+      log::Warning("no broadcast to this GPU: pulling", {{"error", why.ToString()}});
+    } else {
+      broadcaster = *std::move(made);
+      options.self = {std::move(domain->name), memory->gpu()};
+    }
+  }
+  return transfer::FetchFromNode(node, rank, arriving.arena->arena(), memory, *engine,
+                                 broadcaster.get(), options, stop, on_progress,
+                                 arriving.available.get());
 }
 
 /// "demo-1, demo-2 and 3 more", those that gave most first; empty when nobody gave anything.
@@ -219,8 +232,7 @@ Status Attempt::PullRank(const RemoteRank& rank, const WeightStore::Arriving& ar
   const bool has_other_way = has_keys || transfer::CanBeStaged(rank);
   // What an earlier attempt has brought may be being read: it must not be written again.
   if (node_ && NothingThere(*arriving.available)) {
-    pulled = CopyWithinNode(*node_, rank, arriving, settings_.transfer, give_up_.get_token(),
-                            on_progress);
+    pulled = FetchWithinNode(*node_, rank, arriving, settings_, give_up_.get_token(), on_progress);
     if (!pulled.ok() && has_other_way && !give_up_.stop_requested()) {
       log::Warning("a peer of this node is read over the network",
                    {{"peer", node_->name}, {"error", pulled.status().ToString()}});

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "agent/memory/broadcaster.h"
 #include "agent/server/weights.h"
 #include "agent/startup/peer_picker.h"
 #include "agent/transfer/pull.h"
@@ -29,6 +30,8 @@ struct PeerPullSettings {
   /// The folder that all agents of this node have; empty: none. A peer whose socket is there is
   /// copied from directly, others are read over the network.
   std::string node_folder;
+  /// Null: no broadcasts.
+  std::shared_ptr<memory::Broadcasting> broadcasting;
 };
 
 struct PeerPullHooks {

@@ -181,6 +181,16 @@ TEST_CASE("A node folder that is not there costs nothing but the short way") {
   CHECK_THAT(agent.log(), Catch::Contains("there is no folder /nonexistent"));
 }
 
+TEST_CASE("An NCCL that is not there costs nothing but broadcasts") {
+  FakeOperator fake_operator;
+  const TempFolder node;
+  AgentProcess agent("demo-0", fake_operator.url(),
+                     {{"ROUSE_NODE_FOLDER", node.path()}, {"ROUSE_NCCL_LIBRARY", "libnone.so.2"}});
+  PublishOn(agent, fake_operator, "demo-0", TestBytes(kArenaBytes, 11));
+  CHECK_THAT(agent.log(), Catch::Contains("no broadcasts: peers pull") &&
+                              Catch::Contains("no NCCL: libnone.so.2"));
+}
+
 TEST_CASE("Weights survive a crash of the engine") {
   FakeOperator fake_operator;
   const std::string bytes = TestBytes(kArenaBytes, 2);

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "agent/memory/chunk_digest.h"
@@ -40,9 +41,11 @@ class FakeGpuEngine final : public memory::CopyEngine {
 /// Memory that says it is a GPU's.
 class FakeGpuMemory final : public memory::Memory {
  public:
+  explicit FakeGpuMemory(std::string gpu = kGpu) : gpu_(std::move(gpu)) {}
+
   std::string name() const override { return "cuda:7"; }
   bool on_host() const override { return false; }
-  std::string gpu() const override { return kGpu; }
+  std::string gpu() const override { return gpu_; }
   std::uint64_t granularity() const override { return 2 * kMiB; }
   Result<std::byte*> Reserve(std::uint64_t bytes) const override {
     return memory::HostMemory()->Reserve(bytes);
@@ -80,18 +83,24 @@ class FakeGpuMemory final : public memory::Memory {
   bool full = false;
   mutable std::atomic<int> created = 0;  ///< Slabs.
   bool cannot_import = false;
+
+ private:
+  const std::string gpu_;
 };
 
+/// One of them.
 class FakeGpus final : public memory::Gpus {
  public:
+  explicit FakeGpus(const std::string& gpu = kGpu) : memory(std::make_shared<FakeGpuMemory>(gpu)) {}
+
   Status Check() override { return check; }
   Result<std::shared_ptr<const memory::Memory>> MemoryOf(const std::string& uuid) override {
-    if (uuid != kGpu) return NotFound("no such GPU");
+    if (uuid != memory->gpu()) return NotFound("no such GPU");
     return std::shared_ptr<const memory::Memory>(memory);
   }
 
   Status check;
-  std::shared_ptr<FakeGpuMemory> memory = std::make_shared<FakeGpuMemory>();
+  const std::shared_ptr<FakeGpuMemory> memory;
 };
 
 }  // namespace rouse::testing

@@ -2,8 +2,15 @@
 // since NCCL itself needs GPUs (gpu_test.cpp).
 
 #include <dlfcn.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <catch2/catch.hpp>
+#include <functional>
+#include <string>
 
 #include "agent/cuda/device.h"
 #include "agent/nccl/communicator.h"
@@ -145,10 +152,57 @@ TEST_CASE("a broadcast or an end that fails aborts too", "[nccl]") {
   REQUIRE(fake.destroyed == 0);
 }
 
-TEST_CASE("processes of one network namespace and host are one domain", "[nccl]") {
-  REQUIRE_FALSE(BroadcastDomain().empty());
-  REQUIRE(BroadcastDomain() == BroadcastDomain());
-  REQUIRE(BroadcastDomain().size() <= 256);
+TEST_CASE("a broadcast that cannot be going over NVLink is given up", "[nccl]") {
+  REQUIRE(CheckRate(0, 0.9) == Status());
+  REQUIRE(CheckRate(std::uint64_t{30} << 30, 1.5) == Status());
+  const Status slow = CheckRate(std::uint64_t{4} << 30, 1.01);
+  REQUIRE(slow.code() == StatusCode::kDeadlineExceeded);
+  REQUIRE_THAT(slow.message(), Catch::Contains("4.25") && Catch::Contains("NVLink"));
+  REQUIRE_FALSE(CheckRate(0, 1.01).ok());
+}
+
+// The domain that a process has after it has done `apart`.
+std::string DomainAfter(const std::function<bool()>& apart) {
+  int ends[2];
+  REQUIRE(::pipe(ends) == 0);
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    const std::string name = apart() ? DomainName() : "not apart";
+    ::_exit(::write(ends[1], name.data(), name.size()) == static_cast<ssize_t>(name.size()) ? 0
+                                                                                            : 1);
+  }
+  ::close(ends[1]);
+  std::string name(512, '\0');
+  name.resize(static_cast<std::size_t>(std::max<ssize_t>(::read(ends[0], name.data(), 512), 0)));
+  ::close(ends[0]);
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  REQUIRE(status == 0);
+  return name;
+}
+
+TEST_CASE("processes that NCCL takes for those of one machine are one domain", "[nccl]") {
+  const std::string here = DomainName();
+  REQUIRE_FALSE(here.empty());
+  REQUIRE(here.size() <= 256);
+  REQUIRE(DomainAfter([] { return true; }) == here);
+  REQUIRE(DomainAfter([] { return ::unshare(CLONE_NEWIPC | CLONE_NEWNS) == 0; }) == here);
+
+  const std::string network = DomainAfter([] { return ::unshare(CLONE_NEWNET) == 0; });
+  const std::string name =
+      DomainAfter([] { return ::unshare(CLONE_NEWUTS) == 0 && ::sethostname("another", 7) == 0; });
+  // Every container has a /dev/shm of its own, on the host's network too.
+  const std::string shared_memory = DomainAfter([] {
+    return ::unshare(CLONE_NEWNS) == 0 &&
+           ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+           ::mount("none", "/dev/shm", "tmpfs", 0, nullptr) == 0;
+  });
+  for (const std::string& other : {network, name, shared_memory}) {
+    REQUIRE_THAT(other, !Catch::Contains("not apart"));
+    REQUIRE_FALSE(other.empty());
+    REQUIRE(other != here);
+  }
 }
 
 }  // namespace

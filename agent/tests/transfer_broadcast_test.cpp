@@ -3,79 +3,31 @@
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
-#include <condition_variable>
-#include <cstring>
 #include <filesystem>
-#include <mutex>
 #include <set>
 #include <thread>
 
 #include "agent/memory/chunk_digest.h"
 #include "agent/socket/seqpacket.h"
+#include "agent/tests/fake_broadcaster.h"
+#include "agent/tests/fake_gpu.h"
+#include "agent/tests/paths.h"
+#include "agent/tests/temp_folder.h"
 #include "agent/tests/transfer_fixture.h"
 #include "agent/transfer/broadcast_pull.h"
 #include "agent/transfer/broadcast_source.h"
 #include "agent/transfer/node_share.h"
+#include "agent/transfer/publisher.h"
 
 namespace rouse::transfer {
 namespace {
 
-using memory::BroadcastId;
-using memory::BroadcastOptions;
-using memory::BroadcastReport;
 using memory::BroadcastSeat;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-// What the fakes of one test share in place of a network: who is there, and whose bytes.
-struct Hub {
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::vector<std::byte> bytes;
-  std::vector<BroadcastSeat> seats;
-  bool full = false;
-};
-
-// Not NCCL: copies from the root's arena once every rank is there. Fails or damages when told so.
-class FakeBroadcaster final : public memory::Broadcaster {
- public:
-  enum class Mode { kWorks, kNoId, kFails, kFlipsAByte, kAbsent };
-  FakeBroadcaster(Hub& hub, Mode mode) : hub_(hub), mode_(mode) {}
-
-  Result<BroadcastId> NewId() override {
-    if (mode_ == Mode::kNoId) return Internal("no id from the fake");
-    BroadcastId id{};
-    id[7] = std::byte{42};
-    return id;
-  }
-  Result<BroadcastReport> Send(const BroadcastSeat& seat, const memory::Arena& arena,
-                               const BroadcastOptions&) override {
-    if (seat.rank != 0) return InvalidArgument("only rank 0 sends");
-    const std::scoped_lock lock(hub_.mutex);
-    hub_.bytes.assign(arena.span().begin(), arena.span().end());
-    hub_.changed.notify_all();
-    return BroadcastReport{};
-  }
-  Result<BroadcastReport> Receive(const BroadcastSeat& seat, memory::Arena& arena,
-                                  const BroadcastOptions& options) override {
-    std::unique_lock lock(hub_.mutex);
-    hub_.seats.push_back(seat);
-    if (seat.ranks - 1 == static_cast<int>(hub_.seats.size())) hub_.full = true;
-    hub_.changed.notify_all();
-    if (mode_ == Mode::kFails) return Unavailable("the fake's ring broke");
-    if (!hub_.changed.wait_for(lock, options.setup_deadline,
-                               [&] { return hub_.full && !hub_.bytes.empty(); })) {
-      return DeadlineExceeded("the fake waited for all ranks");
-    }
-    std::memcpy(arena.span().data(), hub_.bytes.data(), hub_.bytes.size());
-    if (mode_ == Mode::kFlipsAByte) arena.span()[5 * kChunkBytes + 3] ^= std::byte{1};
-    return BroadcastReport{};
-  }
-
- private:
-  Hub& hub_;
-  const Mode mode_;
-};
+using testing::FakeBroadcaster;
+using testing::Hub;
 using Mode = FakeBroadcaster::Mode;
 
 // A source that offers its arena by descriptor and by broadcast, to leases "lease-...".
@@ -237,6 +189,50 @@ TEST_CASE("waiting for a seat ends when it is stopped, or at its deadline", "[br
   guessing.lease = "guessed";
   REQUIRE(AwaitSeat(guessing, 0, {"node", "GPU-1"}, seconds(5), {}).status().code() ==
           StatusCode::kNotFound);
+}
+
+TEST_CASE("a broadcast ends with the leases of what was withdrawn", "[broadcast]") {
+  Hub hub;
+  const agent::TempFolder folder;
+  const auto broadcasting = std::make_shared<testing::FakeBroadcasting>(hub, Mode::kSendsForever);
+  RosterOptions roster{.window = milliseconds(1), .silence = seconds(10)};
+  roster.rates.setup_seconds = 0;
+  const auto publisher = Must(Publisher::Create({.leases = {},
+                                                 .program = kTransferPeerProgram,
+                                                 .node_folder = folder.path(),
+                                                 .node_socket = "a.sock",
+                                                 .broadcasting = broadcasting,
+                                                 .roster = roster}));
+  std::shared_ptr<memory::Arena> arena =
+      RandomArena(9 * kMiB, 8 * kMiB, 3, std::make_shared<testing::FakeGpuMemory>("GPU-0"));
+  const std::weak_ptr<memory::Arena> memory = arena;
+  Must(publisher->Publish(arena, ManifestOf(*arena, 0, kChunkBytes)));
+  arena.reset();
+  std::vector<std::string> leases;
+  const auto join = [&](int target) {
+    leases.push_back(Must(publisher->Open("test/target")).lease);
+    return std::jthread([&, target, lease = leases.back()] {
+      static_cast<void>(AwaitSeat({"test/source", folder.path() + "/a.sock", lease}, 0,
+                                  {"node", "GPU-" + std::to_string(target)}, seconds(20), {}));
+    });
+  };
+  {
+    const std::jthread first = join(1);
+    const std::jthread second = join(2);
+  }
+  while (!hub.sending) std::this_thread::sleep_for(milliseconds(1));
+
+  publisher->Withdraw();
+  REQUIRE(hub.sending);  // Who has a lease may have it to the end.
+  Must(publisher->Close(leases[0]));
+  REQUIRE(hub.sending);
+  if (GENERATE(true, false)) {
+    Must(publisher->Close(leases[1]));
+  } else {
+    REQUIRE(publisher->Revoke() == 1);
+  }
+  REQUIRE_FALSE(hub.sending);
+  REQUIRE(memory.expired());
 }
 
 TEST_CASE("joins and seats survive the wire, and nonsense is named", "[broadcast]") {

@@ -10,6 +10,7 @@
 
 #include "agent/server/peer_pull.h"
 #include "agent/server/weights.h"
+#include "agent/tests/fake_broadcaster.h"
 #include "agent/tests/fake_gpu.h"
 #include "agent/tests/paths.h"
 #include "agent/tests/temp_folder.h"
@@ -30,17 +31,23 @@ HelloRequest Hello(const std::string& gpu) {
   return {.pid = 1, .rank = 0, .world_size = 1, .gpu = gpu, .identity = {{"model", "m"}}};
 }
 
-std::unique_ptr<WeightStore> Store(const std::shared_ptr<memory::Gpus>& gpus,
-                                   const std::string& node_folder = "",
-                                   std::uint64_t stage_bytes = 4 * kMiB) {
+std::unique_ptr<WeightStore> Store(
+    const std::shared_ptr<memory::Gpus>& gpus, const std::string& node_folder = "",
+    std::uint64_t stage_bytes = 4 * kMiB,
+    const std::shared_ptr<memory::Broadcasting>& broadcasting = nullptr) {
   const ScopedVariable variable("UCX_TLS", "tcp");
+  transfer::RosterOptions roster{.window = std::chrono::milliseconds(1'500),
+                                 .silence = std::chrono::milliseconds(10'000)};
+  roster.rates.setup_seconds = 0;  // 9 MiB shall do.
   return std::make_unique<WeightStore>(
       Must(ucx::Context::Create()),
       Must(transfer::Publisher::Create({.leases = {},
                                         .program = kTransferPeerProgram,
                                         .node_folder = node_folder,
                                         .node_socket = "source.sock",
-                                        .stage_bytes = stage_bytes})),
+                                        .stage_bytes = stage_bytes,
+                                        .broadcasting = broadcasting,
+                                        .roster = roster})),
       WeightStoreOptions{.slab_bytes = 5 * kMiB, .digest_threads = 1, .gpus = gpus}, "none yet");
 }
 
@@ -242,8 +249,9 @@ std::unique_ptr<http::Server> Serve(WeightStore& store) {
 }
 
 struct Pulling {
-  explicit Pulling(const std::string& node_folder, std::uint64_t stage_bytes = 4 * kMiB) {
-    source = Store(std::make_shared<FakeGpus>(), folder.path(), stage_bytes);
+  explicit Pulling(const std::string& node_folder, std::uint64_t stage_bytes = 4 * kMiB,
+                   const std::shared_ptr<memory::Broadcasting>& broadcasting = nullptr) {
+    source = Store(std::make_shared<FakeGpus>(), folder.path(), stage_bytes, broadcasting);
     Publish(*source, Hello(kGpu));
     server = Serve(*source);
     settings.launch_identity = "launch";
@@ -298,6 +306,49 @@ TEST_CASE("weights go from one GPU's memory to another's within the node", "[wei
   // And on from there.
   REQUIRE(Must(pulling.target->Prepare({})) == WeightStore::Work::kOffered);
   CHECK(transfer::InGpuMemory(Must(pulling.target->Open("ns/next", false)).ranks.at(0)));
+}
+
+TEST_CASE("weights go to several GPUs of a node by one broadcast, or from GPU to GPU",
+          "[weights]") {
+  using Mode = FakeBroadcaster::Mode;
+  Hub hub;
+  const Mode mode = GENERATE(Mode::kWorks, Mode::kFails, Mode::kAbsent);
+  const auto broadcasting = std::make_shared<FakeBroadcasting>(hub, mode);
+  Pulling pulling("shared", 4 * kMiB, std::make_shared<FakeBroadcasting>(hub));
+  pulling.settings.broadcasting = broadcasting;
+  struct Target {
+    std::unique_ptr<WeightStore> store;
+    std::string transport;
+    Status status = Internal("not run");
+  };
+  std::vector<Target> targets(3);
+  {
+    std::vector<std::jthread> threads;
+    for (std::size_t i = 0; i < targets.size(); ++i) {
+      const std::string gpu = "GPU-" + std::to_string(i + 1);
+      targets[i].store = Store(std::make_shared<FakeGpus>(gpu));
+      targets[i].store->OnEngine(Hello(gpu));
+      threads.emplace_back([&pulling, &target = targets[i]] {
+        PeerPullHooks hooks = pulling.hooks;
+        hooks.on_opened = [](const Peer&) {};
+        hooks.on_transfer = [&target](const Status&, const transfer::PullCounters&, double,
+                                      const std::string& way) { target.transport = way; };
+        target.status = PullFromPeers(*target.store, pulling.settings, hooks, {});
+      });
+    }
+  }
+  for (const Target& target : targets) {
+    CHECK(target.status == Status());
+    CHECK(target.transport == (mode == Mode::kWorks ? "broadcast/cuda:7" : "node/cuda:7"));
+    const auto weights = Must(target.store->Weights(0));
+    REQUIRE(weights);
+    CHECK(BytesOf(*target.store, weights->shape) == Content());
+    // And on from there.
+    CHECK(Must(target.store->Prepare({})) == WeightStore::Work::kOffered);
+  }
+  if (mode == Mode::kWorks) CHECK(hub.seats.size() == 3);
+  if (mode == Mode::kAbsent) CHECK(hub.seats.empty());
+  CHECK(pulling.source->lease_count() == 0);
 }
 
 TEST_CASE("weights go from one GPU's memory to another's on another node, through copies",

@@ -72,12 +72,15 @@ Result<PullReport> FetchFromNode(const NodeSource& source, const RemoteRank& ran
                                  memory::Arena& to, std::shared_ptr<const memory::Memory> memory,
                                  memory::CopyEngine& engine, memory::Broadcaster* broadcaster,
                                  const BroadcastPullOptions& options, const std::stop_token& stop,
-                                 const ProgressCallback& on_progress) {
+                                 const ProgressCallback& on_progress, Availability* available) {
   const Clock::time_point started = Clock::now();
   if (broadcaster != nullptr) {
     auto report =
         TakePart(source, rank.manifest, to, engine, *broadcaster, options, stop, on_progress);
     // Bytes that were wrong after a broadcast may be right by a pull, which is verified too.
+    if (report.ok() && available != nullptr) {
+      for (std::uint64_t i = 0; i < rank.manifest.chunk_digests.size(); ++i) available->Set(i);
+    }
     if (report.ok() || stop.stop_requested()) return report;
     if (report.status().code() == StatusCode::kFailedPrecondition) {
       log::Info("pulling without a broadcast",
@@ -89,8 +92,9 @@ Result<PullReport> FetchFromNode(const NodeSource& source, const RemoteRank& ran
   }
   ROUSE_ASSIGN_OR_RETURN(const auto from,
                          ImportFromNode(source, rank, std::move(memory), options.node_deadline));
-  ROUSE_ASSIGN_OR_RETURN(PullReport report, CopyFromNode(source, rank.manifest, *from, to, engine,
-                                                         options.pull, stop, on_progress));
+  ROUSE_ASSIGN_OR_RETURN(PullReport report,
+                         CopyFromNode(source, rank.manifest, *from, to, engine, options.pull, stop,
+                                      on_progress, available));
   report.seconds = std::chrono::duration<double>(Clock::now() - started).count();
   return report;
 }

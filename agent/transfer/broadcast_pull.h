@@ -33,6 +33,8 @@ Result<memory::BroadcastSeat> AwaitSeat(const NodeSource& source, std::uint32_t 
 
 /// Brings `rank` of `source` into `to`, every chunk verified, by a broadcast or by a pull.
 /// `broadcaster` may be null: there is no NCCL here. `memory` is of the kind that `to` is made of.
+/// Sets what is verified in `available`, if given: after a broadcast all at once, when all is
+/// right, since a pull may have to write everything again.
 ///
 /// The report's transport says which way it was: "broadcast/cuda:0" or "node/cuda:0"; its seconds
 /// include what a failed broadcast took. Errors: those of ImportFromNode and CopyFromNode; a
@@ -41,6 +43,7 @@ Result<PullReport> FetchFromNode(const NodeSource& source, const RemoteRank& ran
                                  memory::Arena& to, std::shared_ptr<const memory::Memory> memory,
                                  memory::CopyEngine& engine, memory::Broadcaster* broadcaster,
                                  const BroadcastPullOptions& options, const std::stop_token& stop,
-                                 const ProgressCallback& on_progress);
+                                 const ProgressCallback& on_progress,
+                                 Availability* available = nullptr);
 
 }  // namespace rouse::transfer

@@ -1,16 +1,13 @@
 // The source's side of broadcasts within a node: gives out seats, and sends when a batch is full.
 //
-//   BroadcastSource source(arena, 0, *nccl::NcclBroadcaster(device), {.self = {domain, gpu}});
+//   BroadcastSource source(arena, 0, *broadcasting->On(gpu), {.self = {domain, gpu}});
 //   NodeShare::Start(folder, name, slabs, {}, [&](const NodeJoin& join) {
 //     ... the lease lives? ...
 //     return source.Join(join);
 //   });
 //
-// Not wired into the agent; Publisher starts its NodeShare without it. Pods share an NCCL domain
-// only on the host's network (agent/nccl/nccl_broadcaster.h), and by what was measured
-// (transport_choice.h) a broadcast ends before pulls only with five targets or more on one node,
-// with most of each GPU full of weights. Before that changes, the operator's assignment would have
-// to say that others start with a target.
+// By what was measured (transport_choice.h) a broadcast ends before pulls only with five targets or
+// more on one node, with most of each GPU full of weights; BroadcastRoster says who waits for that.
 
 #pragma once
 

@@ -44,7 +44,10 @@ Result<std::unique_ptr<Publisher>> Publisher::Create(const PublisherOptions& opt
   if (!options.node_folder.empty()) {
     auto share = NodeShare::Start(
         options.node_folder, options.node_socket,
-        [&self = *publisher](const NodeRequest& request) { return self.Share(request); });
+        [&self = *publisher](const NodeRequest& request) { return self.Share(request); }, {},
+        options.broadcasting == nullptr
+            ? NodeShare::Join()
+            : [&self = *publisher](const NodeJoin& join) { return self.Join(join); });
     if (share.ok()) {
       publisher->node_share_ = *std::move(share);
     } else {
@@ -169,28 +172,34 @@ void Publisher::Complete() {
 }
 
 void Publisher::Withdraw() {
+  Ended ended;
   const std::lock_guard lock(mutex_);
   stale_ = stale_ || !published_.empty();
+  for (auto& [rank, published] : published_) {
+    if (published.broadcasts != nullptr) ending_.push_back(std::move(published.broadcasts));
+  }
   published_.clear();
-  Collect(Now());
+  ended = Collect(Now());
 }
 
 std::size_t Publisher::Revoke() {
+  Ended ended;
   const std::lock_guard lock(mutex_);
   const TimePoint now = Now();
-  const std::vector<std::string> ended = leases_.Clear(now);
-  for (const std::string& requester : ended) {
+  const std::vector<std::string> revoked = leases_.Clear(now);
+  for (const std::string& requester : revoked) {
     log::Warning("weight lease ended, its memory is given back", {{"requester", requester}});
   }
-  Collect(now);
-  return ended.size();
+  ended = Collect(now);
+  return revoked.size();
 }
 
 Result<OpenResponse> Publisher::Open(const std::string& requester, bool partial) {
   ROUSE_ASSIGN_OR_RETURN(const std::string id, RandomId());
+  Ended ended;
   const std::lock_guard lock(mutex_);
   const TimePoint now = Now();
-  Collect(now);
+  ended = Collect(now);
   if (published_.empty()) return Unavailable("no weights are published here yet");
   for (const auto& [rank, published] : published_) {
     if (published.available == nullptr || partial) continue;
@@ -249,18 +258,43 @@ Result<RemoteSlab> Publisher::Stage(const StageRequest& request) {
   return slab;
 }
 
+// Requires mutex_. What an agent of this node asks for, of which nothing is missing.
+Result<Publisher::Published*> Publisher::Whole(const std::string& lease, std::uint32_t rank) {
+  ROUSE_RETURN_IF_ERROR(leases_.Renew(lease, Now()));
+  const auto it = published_.find(rank);
+  if (it == published_.end()) {
+    return NotFound("rank " + std::to_string(rank) + " is not published");
+  }
+  if (it->second.available != nullptr) {
+    return Unavailable("rank " + std::to_string(rank) + " is still arriving");
+  }
+  return &it->second;
+}
+
+// On the thread of node_share_.
+Result<NodeJoinAnswer> Publisher::Join(const NodeJoin& join) {
+  const std::lock_guard lock(mutex_);
+  ROUSE_ASSIGN_OR_RETURN(Published* const rank, Whole(join.lease, join.rank));
+  if (rank->broadcasts == nullptr) {
+    const std::string gpu = rank->arena->memory().gpu();
+    ROUSE_ASSIGN_OR_RETURN(memory::BroadcastDomain domain, options_.broadcasting->Domain());
+    ROUSE_ASSIGN_OR_RETURN(auto broadcaster, options_.broadcasting->On(gpu));
+    RosterOptions roster = options_.roster;
+    roster.max_targets =
+        std::min(roster.max_targets, domain.gpus - std::min<std::size_t>(domain.gpus, 1));
+    rank->broadcasts = std::make_unique<BroadcastSource>(
+        rank->arena, join.rank, std::move(broadcaster),
+        BroadcastSourceOptions{
+            .self = {std::move(domain.name), gpu}, .roster = roster, .broadcast = {}});
+  }
+  return rank->broadcasts->Join(join);
+}
+
 // On the thread of node_share_.
 Result<SharedSlabs> Publisher::Share(const NodeRequest& request) {
   const std::lock_guard lock(mutex_);
-  ROUSE_RETURN_IF_ERROR(leases_.Renew(request.lease, Now()));
-  const auto it = published_.find(request.rank);
-  if (it == published_.end()) {
-    return NotFound("rank " + std::to_string(request.rank) + " is not published");
-  }
-  if (it->second.available != nullptr) {
-    return Unavailable("rank " + std::to_string(request.rank) + " is still arriving");
-  }
-  const memory::Arena& arena = *it->second.arena;
+  ROUSE_ASSIGN_OR_RETURN(const Published* const rank, Whole(request.lease, request.rank));
+  const memory::Arena& arena = *rank->arena;
   if (request.first >= arena.slab_count() || request.count > arena.slab_count() - request.first) {
     return InvalidArgument("request.first: slabs " + std::to_string(request.first) + " and " +
                            std::to_string(request.count - 1) + " more were asked for, rank " +
@@ -281,16 +315,18 @@ Status Publisher::Renew(const std::string& lease) {
 }
 
 Status Publisher::Close(const std::string& lease) {
+  Ended ended;
   const std::lock_guard lock(mutex_);
   const TimePoint now = Now();
   const Status closed = leases_.Close(lease, now);
-  Collect(now);
+  ended = Collect(now);
   return closed;
 }
 
 void Publisher::Expire() {
+  Ended ended;
   const std::lock_guard lock(mutex_);
-  Collect(Now());
+  ended = Collect(Now());
   if (published_.empty()) return;
   if (const Status status = EnsureProcess(); !status.ok()) {
     log::Error("the weight source process cannot be started", {{"error", status.ToString()}});
@@ -299,16 +335,21 @@ void Publisher::Expire() {
 
 // Requires mutex_. The source process holds what it was ever offered, so it goes with the last
 // lease on something withdrawn, or read through buffers; what is still published gets a new one.
-void Publisher::Collect(TimePoint now) {
+Publisher::Ended Publisher::Collect(TimePoint now) {
   for (const std::string& requester : leases_.Expire(now)) {
     log::Warning("weight lease ended without being closed", {{"requester", requester}});
   }
-  if ((stale_ || !staging_.empty()) && leases_.Count(now) == 0) {
-    process_->End();
-    stale_ = false;
-    staging_.Clear();
+  Ended ended;
+  if (leases_.Count(now) == 0) {
+    ended.swap(ending_);
+    if (stale_ || !staging_.empty()) {
+      process_->End();
+      stale_ = false;
+      staging_.Clear();
+    }
   }
   ReleaseUnused();
+  return ended;
 }
 
 std::size_t Publisher::lease_count() const {

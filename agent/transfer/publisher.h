@@ -13,6 +13,9 @@
 // next Open or Expire; pulls under way fail then, and their targets open anew. HTTP is the
 // caller's.
 //
+// Targets of one node that start together may get one broadcast instead (broadcast_source.h). One
+// that is under way when everything is withdrawn goes on as pulls do: until no lease lives.
+//
 // Threads: every method from any thread; they may take some milliseconds, a restart a second.
 
 #pragma once
@@ -24,7 +27,9 @@
 #include <vector>
 
 #include "agent/memory/arena.h"
+#include "agent/memory/broadcaster.h"
 #include "agent/transfer/availability.h"
+#include "agent/transfer/broadcast_source.h"
 #include "agent/transfer/lease_table.h"
 #include "agent/transfer/node_share.h"
 #include "agent/transfer/source_process.h"
@@ -46,6 +51,9 @@ struct PublisherOptions {
   /// and for how many peers at once. 0: not at all.
   std::uint64_t stage_bytes = std::uint64_t{128} << 20;
   std::size_t max_staged = 4;
+  /// Null: no broadcasts from here. `roster` is for a node of any size.
+  std::shared_ptr<memory::Broadcasting> broadcasting;
+  RosterOptions roster;
 };
 
 class Publisher {
@@ -101,9 +109,12 @@ class Publisher {
  private:
   struct Published {
     std::shared_ptr<memory::Arena> arena;
-    std::shared_ptr<Availability> available;  // none: complete
-    RemoteRank description;                   // its slabs belong to process_
+    std::shared_ptr<Availability> available;      // none: complete
+    RemoteRank description;                       // its slabs belong to process_
+    std::unique_ptr<BroadcastSource> broadcasts;  // none: nobody has asked for one
   };
+  /// Ended without mutex_, since one may have to stop.
+  using Ended = std::vector<std::unique_ptr<BroadcastSource>>;
 
   struct Held {
     std::weak_ptr<memory::Arena> arena;
@@ -119,13 +130,16 @@ class Publisher {
   void ReleaseUnused();
   Status Describe(Published& published);
   Result<SharedSlabs> Share(const NodeRequest& request);
-  void Collect(TimePoint now);
+  Result<NodeJoinAnswer> Join(const NodeJoin& join);
+  Result<Published*> Whole(const std::string& lease, std::uint32_t rank);
+  [[nodiscard]] Ended Collect(TimePoint now);
 
   const PublisherOptions options_;
   mutable std::mutex mutex_;
   LeaseTable leases_;
   Staging staging_;
   std::map<std::uint32_t, Published> published_;  // by rank
+  Ended ending_;                                  // withdrawn, while leases live
   std::vector<Held> held_;
   bool stale_ = false;                      // process_ has slabs that are kept for live leases only
   std::unique_ptr<SourceProcess> process_;  // keeps its keeper from first to last

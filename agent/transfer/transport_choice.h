@@ -18,7 +18,7 @@ namespace rouse::transfer {
 
 /// One process of a batch.
 struct BroadcastMember {
-  /// What a broadcast cannot cross (nccl::BroadcastDomain); empty is unknown and equals nothing.
+  /// What a broadcast cannot cross (nccl::DomainName); empty is unknown and equals nothing.
   std::string domain;
   std::string gpu;  ///< Its UUID; NCCL refuses two ranks on one.
 
