@@ -6,16 +6,13 @@
 #include <filesystem>
 #include <utility>
 
+#include "agent/server/rank_name.h"
 #include "common/log.h"
 
 namespace rouse::agent {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-std::string RankName(std::uint32_t rank) {
-  return "rank " + std::to_string(rank);
-}
 
 std::string Normal(const std::string& folder) {
   std::filesystem::path path = std::filesystem::path(folder).lexically_normal();

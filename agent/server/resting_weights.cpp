@@ -1,7 +1,8 @@
 #include "agent/server/resting_weights.h"
 
-#include <string>
 #include <utility>
+
+#include "agent/server/rank_name.h"
 
 namespace rouse::agent {
 namespace {
@@ -33,7 +34,7 @@ RestingWeights::RestingWeights(std::map<std::uint32_t, WeightManifest> ranks)
 
 Status RestingWeights::OnReleased(std::uint32_t rank) {
   if (!ranks_.contains(rank)) {
-    return NotFound("rank " + std::to_string(rank) + " had no weights here");
+    return NotFound(RankName(rank) + " had no weights here");
   }
   released_.insert(rank);
   return {};
@@ -47,7 +48,7 @@ Status RestingWeights::Fits(const WeightManifest& manifest, std::size_t ranks) c
   }
   const std::string differs = WhatDiffers(before->second, manifest);
   if (differs.empty()) return {};
-  return FailedPrecondition("rank " + std::to_string(manifest.rank) + ": " + differs);
+  return FailedPrecondition(RankName(manifest.rank) + ": " + differs);
 }
 
 }  // namespace rouse::agent

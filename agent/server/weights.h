@@ -79,7 +79,7 @@ class WeightStore {
   /// Whether any rank's engine computes with placeholders.
   bool HasPlaceholders() const;
 
-  // For the pull.
+  // For the pull (weights_arrive.cpp).
   /// Where a rank arrives, and which of its chunks are there.
   struct Arriving {
     std::shared_ptr<transfer::RegisteredArena> arena;
@@ -108,12 +108,6 @@ class WeightStore {
   /// What was to arrive will not come; `why` is what engines are told.
   void Abandon(const std::string& why);
 
-  /// Does the next piece of slow work: digests of one rank, or offering all ranks to peers, or that
-  /// those which were offered while they arrived are complete. Also what has to be done every few
-  /// seconds for peers whose leases have ended. `stop` ends a digest early.
-  enum class Work { kNone, kDigested, kOfferedArriving, kOffered };
-  Result<Work> Prepare(const std::stop_token& stop);
-
   // For sleep and wake (weights_sleep.cpp).
   /// Ok when all ranks are here and digested.
   Status Complete() const;
@@ -136,7 +130,12 @@ class WeightStore {
   /// See EngineHost::AwaitArena.
   Result<std::optional<ArenaShape>> NextArena(std::uint32_t rank) const;
 
-  // For peers.
+  // For peers (weights_offer.cpp).
+  /// Does the next piece of slow work: digests of one rank, or offering all ranks to peers, or that
+  /// those which were offered while they arrived are complete. Also what has to be done every few
+  /// seconds for peers whose leases have ended. `stop` ends a digest early.
+  enum class Work { kNone, kDigested, kOfferedArriving, kOffered };
+  Result<Work> Prepare(const std::stop_token& stop);
   /// Unavailable while there is nothing to offer, or nothing complete and `partial` is false.
   Result<OpenResponse> Open(const std::string& requester, bool partial);
   Result<RemoteSlab> StagePart(const StageRequest& request) { return publisher_->Stage(request); }
@@ -169,6 +168,7 @@ class WeightStore {
     std::uint64_t generation = 0;
   };
 
+  static ArenaShape ShapeOf(const memory::Arena& arena);
   Rank* Find(std::uint32_t rank);
   const Rank* Find(std::uint32_t rank) const;
   bool AllReady(bool or_arriving) const;

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <thread>
 
+#include "agent/server/rank_name.h"
 #include "agent/server/weights.h"
 
 namespace rouse::agent {
@@ -45,7 +46,7 @@ bool WeightStore::EndLeases(std::chrono::milliseconds longest, const std::stop_t
 Result<bool> WeightStore::OnReleased(std::uint32_t rank) {
   const std::scoped_lock lock(mutex_);
   if (!resting_ || !resting_->sleeps()) {
-    return FailedPrecondition("rank " + std::to_string(rank) + " was not told to sleep");
+    return FailedPrecondition(RankName(rank) + " was not told to sleep");
   }
   ROUSE_RETURN_IF_ERROR(resting_->OnReleased(rank));
   return resting_->all_released();
@@ -97,12 +98,10 @@ Result<std::optional<ArenaShape>> WeightStore::NextArena(std::uint32_t rank) con
   const std::scoped_lock lock(mutex_);
   if (const Rank* const held = Find(rank); held != nullptr) {
     if (held->arena == nullptr) return std::optional<ArenaShape>();
-    return std::optional(ArenaShape{.arena_bytes = held->arena->bytes(),
-                                    .slab_bytes = held->arena->SlabBytes(),
-                                    .gpu = held->arena->memory().gpu()});
+    return std::optional(ShapeOf(*held->arena));
   }
   if (resting_ && resting_->Expects(rank)) return std::optional<ArenaShape>();
-  return Unavailable("no weights will come for rank " + std::to_string(rank) + ": " + why_none_);
+  return Unavailable("no weights will come for " + RankName(rank) + ": " + why_none_);
 }
 
 }  // namespace rouse::agent
