@@ -62,6 +62,7 @@ NEVER = {
     "--build-arg SOURCE_DATE_EPOCH=0 .": BUILDKIT,
     "kubectl debug -it POD --image=debian:12-slim --target=agent": KUBELET,
     "make test-rdma": "a virtual machine under plain emulation: minutes, and not part of `make test`",
+    "make test-keda": "builds KEDA first: ten minutes and more, and not part of `make test`",
     "e2e/demo.py --kubeconfig": "needs a cluster that is not ours; its steps are the story's",
     "export KUBECONFIG=$(cd e2e && $(./install.sh) -m rouse_e2e kubeconfig demo)": CLUSTER,
     "cd e2e && $(./install.sh) -m rouse_e2e down demo": CLUSTER,
