@@ -129,6 +129,7 @@ class Publisher {
   Status HoldSlabs(const memory::Arena& arena);
   void ReleaseUnused();
   Status Describe(Published& published);
+  // Within the node (publisher_node.cpp).
   Result<SharedSlabs> Share(const NodeRequest& request);
   Result<NodeJoinAnswer> Join(const NodeJoin& join);
   Result<Published*> Whole(const std::string& lease, std::uint32_t rank);
