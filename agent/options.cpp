@@ -251,6 +251,9 @@ std::string Contradiction(const AgentOptions& agent, const Raw& raw) {
   if (!agent.probe.url.empty() && agent.probe.served_model.empty()) {
     return "--served-model: is needed for the canary at --engine-url";
   }
+  if (!raw.nccl_library.empty() && agent.publisher.node_folder.empty()) {
+    return "--node-folder: is needed with --nccl-library";
+  }
   if (!agent.state.folder.empty() && agent.state.store.folder.empty()) {
     return "--state-store: is needed with --state-dir";
   }

@@ -351,7 +351,8 @@ TEST_CASE("Contradicting flags are refused with the flag named") {
        {std::tuple{"ROUSE_PATH", "Wake", "--path Wake"},
         std::tuple{"ROUSE_PATH", "Sideways", "--path"},
         std::tuple{"ROUSE_SLAB_MIB", "0", "--slab-mib"},
-        std::tuple{"ROUSE_ENGINE_URL", "http://127.0.0.1:1", "--served-model"}}) {
+        std::tuple{"ROUSE_ENGINE_URL", "http://127.0.0.1:1", "--served-model"},
+        std::tuple{"ROUSE_NCCL_LIBRARY", "libnccl.so.2", "--node-folder"}}) {
     AgentProcess agent("demo-0", "http://127.0.0.1:1", {{name, value}});
     const auto status = agent.Wait();
     REQUIRE(status.has_value());
