@@ -65,7 +65,7 @@ struct Metrics::Families {
           .Register(registry);
   Family<Gauge>& pull_verified = BuildGauge()
                                      .Name("rouse_pull_verified_bytes")
-                                     .Help("Bytes of the rank pulled last that are in place.")
+                                     .Help("Bytes that the pull under way, or the last one, has put in place.")
                                      .Register(registry);
   Family<Counter>& put_aside = BuildCounter()
                                    .Name("rouse_pull_sources_put_aside_total")

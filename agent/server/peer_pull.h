@@ -1,7 +1,8 @@
 // Pulls this instance's weights from peers, several at once, others when some fail, until all ranks
 // are in place or it is time to give up.
 //
-// Blocks on the caller's thread. The store tells engines how far it is.
+// Blocks on the caller's thread. Ranks whose weights lie in GPU memory come at once, each on a
+// thread of its own ("pull-rank"). The store tells engines how far it is.
 
 #pragma once
 
@@ -34,6 +35,7 @@ struct PeerPullSettings {
   std::shared_ptr<memory::Broadcasting> broadcasting;
 };
 
+/// Called on the caller's thread where nothing else is said, and on those of ranks.
 struct PeerPullHooks {
   /// The operator's last answer, best first.
   std::function<std::vector<Peer>()> peers;
@@ -47,7 +49,7 @@ struct PeerPullHooks {
   std::function<void()> on_progress;
   /// Every rank is in place; ending the leases may take a moment longer.
   std::function<void()> on_complete;
-  /// So many bytes of the rank under way are in place; now and then, on the pulling thread.
+  /// So many bytes of all ranks that this attempt pulls are in place; now and then.
   std::function<void(std::uint64_t verified_bytes)> on_verified;
   /// One transfer of one rank has ended; `counters` are what it did, whatever `status`.
   std::function<void(const Status& status, const transfer::PullCounters& counters, double seconds,

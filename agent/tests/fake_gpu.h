@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -22,8 +23,11 @@ inline const std::string kGpu = "GPU-fake";
 /// Does with the CPU what a GPU's engine does, all in one piece.
 class FakeGpuEngine final : public memory::CopyEngine {
  public:
+  explicit FakeGpuEngine(std::function<void()> on_copy) : on_copy_(std::move(on_copy)) {}
+
   Status Copy(const memory::Arena& from, memory::Arena& to, const memory::CopyOptions& options,
               const memory::OnPiece& on_piece) override {
+    if (on_copy_) on_copy_();
     std::memcpy(to.span().data(), from.span().data(), to.bytes());
     return Digest(to, options, on_piece);
   }
@@ -36,6 +40,9 @@ class FakeGpuEngine final : public memory::CopyEngine {
     }
     return on_piece({0, arena.bytes(), blocks});
   }
+
+ private:
+  const std::function<void()> on_copy_;
 };
 
 /// Memory that says it is a GPU's.
@@ -68,7 +75,7 @@ class FakeGpuMemory final : public memory::Memory {
     return memory::HostMemory()->Populate(base, bytes, threads);
   }
   Result<std::unique_ptr<memory::CopyEngine>> NewCopyEngine(int) const override {
-    return std::unique_ptr<memory::CopyEngine>(std::make_unique<FakeGpuEngine>());
+    return std::unique_ptr<memory::CopyEngine>(std::make_unique<FakeGpuEngine>(on_copy));
   }
   Status CopyOut(const std::byte* from, std::span<std::byte> to) const override {
     return memory::HostMemory()->CopyOut(from, to);
@@ -83,24 +90,27 @@ class FakeGpuMemory final : public memory::Memory {
   bool full = false;
   mutable std::atomic<int> created = 0;  ///< Slabs.
   bool cannot_import = false;
+  std::function<void()> on_copy;  ///< Before each.
 
  private:
   const std::string gpu_;
 };
 
-/// One of them.
 class FakeGpus final : public memory::Gpus {
  public:
   explicit FakeGpus(const std::string& gpu = kGpu) : memory(std::make_shared<FakeGpuMemory>(gpu)) {}
 
   Status Check() override { return check; }
   Result<std::shared_ptr<const memory::Memory>> MemoryOf(const std::string& uuid) override {
-    if (uuid != memory->gpu()) return NotFound("no such GPU");
-    return std::shared_ptr<const memory::Memory>(memory);
+    for (const auto& one : {memory, other}) {
+      if (one != nullptr && one->gpu() == uuid) return std::shared_ptr<const memory::Memory>(one);
+    }
+    return NotFound("no such GPU");
   }
 
   Status check;
   const std::shared_ptr<FakeGpuMemory> memory;
+  std::shared_ptr<FakeGpuMemory> other;  ///< A second one, if there is one.
 };
 
 }  // namespace rouse::testing

@@ -5,8 +5,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <catch2/catch.hpp>
 #include <future>
+#include <latch>
+#include <mutex>
 
 #include "agent/server/peer_pull.h"
 #include "agent/server/weights.h"
@@ -57,9 +60,10 @@ std::vector<std::byte> Content() {
   return content;
 }
 
-std::vector<std::byte> BytesOf(WeightStore& store, const ArenaShape& shape) {
+std::vector<std::byte> BytesOf(WeightStore& store, const ArenaShape& shape,
+                               std::uint32_t rank = 0) {
   std::vector<std::byte> bytes;
-  const auto fds = Must(store.Slabs(0, 0, shape.slab_bytes.size()));
+  const auto fds = Must(store.Slabs(rank, 0, shape.slab_bytes.size()));
   for (std::size_t i = 0; i < fds.size(); ++i) {
     const std::size_t at = bytes.size();
     bytes.resize(at + shape.slab_bytes[i]);
@@ -69,12 +73,12 @@ std::vector<std::byte> BytesOf(WeightStore& store, const ArenaShape& shape) {
   return bytes;
 }
 
-/// What an engine on this GPU does, until peers are served.
-ArenaShape Publish(WeightStore& store, const HelloRequest& hello) {
+/// What a rank of an engine does on this GPU.
+ArenaShape Fill(WeightStore& store, const HelloRequest& hello) {
   store.OnEngine(hello);
   const ArenaShape shape = Must(store.Create(hello, kBytes));
   const auto content = Content();
-  const auto fds = Must(store.Slabs(0, 0, shape.slab_bytes.size()));
+  const auto fds = Must(store.Slabs(hello.rank, 0, shape.slab_bytes.size()));
   std::size_t at = 0;
   for (std::size_t i = 0; i < fds.size(); ++i) {
     REQUIRE(::pwrite(fds[i].get(), content.data() + at, shape.slab_bytes[i], 0) ==
@@ -83,10 +87,17 @@ ArenaShape Publish(WeightStore& store, const HelloRequest& hello) {
   }
   WeightManifest manifest;
   manifest.form = WeightForm::kProcessed;
+  manifest.rank = hello.rank;
   manifest.identity = hello.identity;
   manifest.arena_bytes = kBytes;
   manifest.allocations = {{.offset = 0, .bytes = kBytes}};
   Must(store.Publish(hello, json::Dump(ToJson(manifest)), WeightStore::Content::kReadByEngine));
+  return shape;
+}
+
+/// The same, until peers are served.
+ArenaShape Publish(WeightStore& store, const HelloRequest& hello) {
+  const ArenaShape shape = Fill(store, hello);
   REQUIRE(Must(store.Prepare({})) == WeightStore::Work::kDigested);
   REQUIRE(Must(store.Prepare({})) == WeightStore::Work::kOffered);
   return shape;
@@ -306,6 +317,79 @@ TEST_CASE("weights go from one GPU's memory to another's within the node", "[wei
   // And on from there.
   REQUIRE(Must(pulling.target->Prepare({})) == WeightStore::Work::kOffered);
   CHECK(transfer::InGpuMemory(Must(pulling.target->Open("ns/next", false)).ranks.at(0)));
+}
+
+/// One rank of two.
+HelloRequest Half(std::uint32_t rank) {
+  return {.pid = 1,
+          .rank = rank,
+          .world_size = 2,
+          .gpu = rank == 0 ? kGpu : "GPU-other",
+          .identity = {{"model", "m"}, {"rank", std::to_string(rank)}}};
+}
+
+std::shared_ptr<FakeGpus> TwoGpus() {
+  auto gpus = std::make_shared<FakeGpus>();
+  gpus->other = std::make_shared<FakeGpuMemory>("GPU-other");
+  return gpus;
+}
+
+struct PullingTwo : Pulling {
+  PullingTwo() : Pulling("shared", 0) {
+    gpus = TwoGpus();
+    target = Store(gpus);
+    server.reset();
+    source.reset();
+    source = Store(TwoGpus(), folder.path(), 0);
+    for (const std::uint32_t rank : {0u, 1u}) Fill(*source, Half(rank));
+    for (int i = 0; i < 2; ++i) REQUIRE(Must(source->Prepare({})) == WeightStore::Work::kDigested);
+    REQUIRE(Must(source->Prepare({})) == WeightStore::Work::kOffered);
+    server = Serve(*source);
+    hooks.on_transfer = [](const Status&, const transfer::PullCounters&, double,
+                           const std::string&) {};
+  }
+};
+
+TEST_CASE("ranks on GPUs of their own are copied at the same time", "[weights]") {
+  PullingTwo pulling;
+  std::latch both(2);
+  std::atomic<int> met = 0;
+  const auto meet = [&] {
+    both.count_down();
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (!both.try_wait() && std::chrono::steady_clock::now() < until) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    if (both.try_wait()) ++met;
+  };
+  pulling.gpus->memory->on_copy = meet;
+  pulling.gpus->other->on_copy = meet;
+  std::mutex mutex;
+  std::uint64_t verified = 0;
+  pulling.hooks.on_verified = [&](std::uint64_t bytes) {
+    const std::scoped_lock lock(mutex);
+    verified = std::max(verified, bytes);
+  };
+  for (const std::uint32_t rank : {0u, 1u}) pulling.target->OnEngine(Half(rank));
+  Must(PullFromPeers(*pulling.target, pulling.settings, pulling.hooks, {}));
+  CHECK(met == 2);
+  CHECK(verified == 2 * kBytes);
+  for (const std::uint32_t rank : {0u, 1u}) {
+    const auto weights = Must(pulling.target->Weights(rank));
+    REQUIRE(weights);
+    CHECK(weights->shape.gpu == Half(rank).gpu);
+    CHECK(BytesOf(*pulling.target, weights->shape, rank) == Content());
+  }
+  CHECK(pulling.source->lease_count() == 0);
+}
+
+TEST_CASE("a rank that cannot be had does not wait for another's engine", "[weights]") {
+  PullingTwo pulling;
+  pulling.gpus->other->full = true;
+  pulling.target->OnEngine(Half(1));  // The other rank's engine never comes.
+  const Status status = PullFromPeers(*pulling.target, pulling.settings, pulling.hooks, {});
+  CHECK_THAT(status.message(), Catch::Contains("the GPU is full"));
+  CHECK(pulling.target->Weights(0).status().code() == StatusCode::kUnavailable);
 }
 
 TEST_CASE("weights go to several GPUs of a node by one broadcast, or from GPU to GPU",
