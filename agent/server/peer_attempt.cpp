@@ -216,7 +216,9 @@ Status Attempt::PullRank(Missing& missing) {
     if (progress.counters.bytes_verified > before) swarm_.Progressed();
     last = progress;
     // Fewer than before when it comes another way from its first byte on.
-    hooks_.on_verified(verified_ += progress.counters.bytes_verified - before);
+    const std::scoped_lock lock(verified_mutex_);
+    verified_ += progress.counters.bytes_verified - before;
+    hooks_.on_verified(verified_);
   };
   Result<transfer::PullReport> pulled = Unavailable("not tried");
   const bool has_keys = !transfer::InGpuMemory(rank);

@@ -68,8 +68,9 @@ class Attempt {
   std::optional<transfer::NodeSource> node_;
   std::atomic<bool> node_fails_ = false;
   std::uint32_t ranks_ = 0;
-  std::atomic<std::uint64_t> verified_ = 0;  // bytes of all ranks
-  std::mutex copies_mutex_;  // a lease has buffers for the copies of one rank at a time
+  std::mutex verified_mutex_;
+  std::uint64_t verified_ = 0;  // guarded: bytes of all ranks
+  std::mutex copies_mutex_;     // a lease has buffers for the copies of one rank at a time
   bool started_ = false;
   PeerSwarm swarm_;  // last: its threads use the above
 };

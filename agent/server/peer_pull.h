@@ -49,7 +49,8 @@ struct PeerPullHooks {
   std::function<void()> on_progress;
   /// Every rank is in place; ending the leases may take a moment longer.
   std::function<void()> on_complete;
-  /// So many bytes of all ranks that this attempt pulls are in place; now and then.
+  /// So many bytes of all ranks that this attempt pulls are in place; now and then, and never twice
+  /// at the same time.
   std::function<void(std::uint64_t verified_bytes)> on_verified;
   /// One transfer of one rank has ended; `counters` are what it did, whatever `status`.
   std::function<void(const Status& status, const transfer::PullCounters& counters, double seconds,
