@@ -5,9 +5,9 @@
 // is read from it.
 //
 // Threads: "engine-socket", "role" and "wake-pull" (role_driver.h), "report", "engine-probe",
-// "hydrate", "pull" and "pull-rank" (end when done), "state" (state_reuse.h), "keeper" (state_keeper.h),
-// "weights" (digests), "storage" (the checkpoint), "xid", "certificate", UCX's, and those of HTTP
-// clients and servers. One lock guards the machine.
+// "hydrate", "pull" and "pull-rank" (end when done), "state" (state_reuse.h), "keeper"
+// (state_keeper.h), "weights" (digests), "storage" (the checkpoint), "xid", "certificate", UCX's,
+// and those of HTTP clients and servers. One lock guards the machine.
 
 #pragma once
 

@@ -63,10 +63,11 @@ struct Metrics::Families {
           .Name("rouse_pull_fallbacks_total")
           .Help("Transfers that went over TCP although this node has an active RDMA port.")
           .Register(registry);
-  Family<Gauge>& pull_verified = BuildGauge()
-                                     .Name("rouse_pull_verified_bytes")
-                                     .Help("Bytes that the pull under way, or the last one, has put in place.")
-                                     .Register(registry);
+  Family<Gauge>& pull_verified =
+      BuildGauge()
+          .Name("rouse_pull_verified_bytes")
+          .Help("Bytes that the pull under way, or the last one, has put in place.")
+          .Register(registry);
   Family<Counter>& put_aside = BuildCounter()
                                    .Name("rouse_pull_sources_put_aside_total")
                                    .Help("Sources that a pull went on without, by cause.")

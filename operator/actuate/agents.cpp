@@ -12,8 +12,8 @@ namespace {
 /// ms of a processor: enough for all that are kept and those that are being told beside them.
 constexpr std::size_t kMaxClients = 576;
 /// Of them, for those that are kept connected. All others wait for a handshake: of a hundred guards
-/// that are told at once, the last ones for a second. Room for 500 guards, a quarter of the pods that
-/// the operator is measured with; 13 MB and, after a start, three seconds.
+/// that are told at once, the last ones for a second. Room for 500 guards, a quarter of the pods
+/// that the operator is measured with; 13 MB and, after a start, three seconds.
 constexpr std::size_t kMaxKept = 512;
 /// An agent closes a connection after two minutes of silence, or when it ends.
 constexpr std::chrono::seconds kLookAgain{15};
