@@ -71,7 +71,7 @@ class Broadcaster {
 /// What a broadcast cannot leave.
 struct BroadcastDomain {
   std::string name;      ///< Equal for all that can reach each other; empty: unknown.
-  std::size_t gpus = 0;  ///< In it: no broadcast can have more ranks.
+  std::size_t gpus = 0;  ///< In it: no broadcast can have more ranks. 0: unknown.
 };
 
 /// Makes broadcasters; of rouse_nccl, or a test's. Threads: any.
@@ -82,7 +82,7 @@ class Broadcasting {
   /// Ok where there can be broadcasts; else Unavailable says why not. The first call may take some
   /// hundred milliseconds.
   virtual Status Check() = 0;
-  virtual Result<BroadcastDomain> Domain() = 0;
+  virtual BroadcastDomain Domain() = 0;
   /// For arenas in the memory of the GPU with this UUID. NotFound when this process does not see
   /// it.
   virtual Result<std::unique_ptr<Broadcaster>> On(const std::string& gpu) = 0;

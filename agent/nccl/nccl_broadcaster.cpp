@@ -7,8 +7,6 @@
 #include <array>
 #include <cstring>
 #include <fstream>
-#include <mutex>
-#include <optional>
 #include <thread>
 #include <vector>
 
@@ -131,37 +129,28 @@ class Broadcaster final : public memory::Broadcaster {
   const Library library_;
 };
 
+/// Keeps nothing: a library that was opened once stays open, and so does a device in use.
 class EveryGpu final : public memory::Broadcasting {
  public:
-  explicit EveryGpu(std::string path) : path_(std::move(path)) {}
+  explicit EveryGpu(std::string library) : library_(std::move(library)) {}
 
   Status Check() override {
-    ROUSE_RETURN_IF_ERROR(Opened().status());
+    ROUSE_RETURN_IF_ERROR(Library::Open(library_).status());
     return cuda::DeviceCount().status();
   }
 
-  Result<memory::BroadcastDomain> Domain() override {
-    ROUSE_ASSIGN_OR_RETURN(const int gpus, cuda::DeviceCount());
-    return memory::BroadcastDomain{.name = DomainName(), .gpus = static_cast<std::size_t>(gpus)};
+  memory::BroadcastDomain Domain() override {
+    const auto gpus = cuda::DeviceCount();
+    return {.name = DomainName(), .gpus = gpus.ok() ? static_cast<std::size_t>(*gpus) : 0};
   }
 
   Result<std::unique_ptr<memory::Broadcaster>> On(const std::string& gpu) override {
-    ROUSE_ASSIGN_OR_RETURN(const Library library, Opened());
     ROUSE_ASSIGN_OR_RETURN(auto device, cuda::Device::Open(gpu));
-    return std::unique_ptr<memory::Broadcaster>(
-        std::make_unique<Broadcaster>(std::move(device), library));
+    return NcclBroadcaster(std::move(device), library_);
   }
 
  private:
-  Result<Library> Opened() {
-    const std::scoped_lock lock(mutex_);
-    if (!library_) library_ = Library::Open(path_);
-    return *library_;
-  }
-
-  const std::string path_;
-  std::mutex mutex_;
-  std::optional<Result<Library>> library_;
+  const std::string library_;
 };
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "agent/server/lease.h"
+#include "agent/server/rank_name.h"
 #include "agent/transfer/broadcast_pull.h"
 #include "agent/transfer/node_protocol.h"
 #include "agent/transfer/source.h"
@@ -59,13 +60,11 @@ Result<transfer::PullReport> FetchWithinNode(const transfer::NodeSource& node,
   ROUSE_ASSIGN_OR_RETURN(const auto engine, memory->NewCopyEngine(options.pull.digest_threads));
   std::unique_ptr<memory::Broadcaster> broadcaster;
   if (settings.broadcasting != nullptr && !memory->gpu().empty()) {
-    auto domain = settings.broadcasting->Domain();
-    auto made = settings.broadcasting->On(memory->gpu());
-    if (const Status& why = domain.ok() ? made.status() : domain.status(); !why.ok()) {
-      log::Warning("no broadcast to this GPU: pulling", {{"error", why.ToString()}});
-    } else {
+    if (auto made = settings.broadcasting->On(memory->gpu()); made.ok()) {
       broadcaster = *std::move(made);
-      options.self = {std::move(domain->name), memory->gpu()};
+      options.self = {settings.broadcasting->Domain().name, memory->gpu()};
+    } else {
+      log::Warning("no broadcast to this GPU: pulling", {{"error", made.status().ToString()}});
     }
   }
   return transfer::FetchFromNode(node, rank, arriving.arena->arena(), memory, *engine,
@@ -149,20 +148,17 @@ AttemptEnd Attempt::PullAtOnce(std::vector<Missing>& missing) {
     }
   }
   // What was cancelled because of another says nothing.
-  const auto worse = [](const AttemptEnd& a, const AttemptEnd& b) {
-    const auto badness = [](const AttemptEnd& end) {
-      return end.status.ok() ? 0 : end.status.code() == StatusCode::kCancelled ? 1 : 2;
-    };
-    return badness(a) < badness(b);
+  const auto badness = [](const AttemptEnd& end) {
+    return end.status.ok() ? 0 : end.status.code() == StatusCode::kCancelled ? 1 : 2;
   };
-  return *std::max_element(ends.begin(), ends.end(), worse);
+  return *std::ranges::max_element(ends, {}, badness);
 }
 
 /// Weights of one launch with another identity are no replacement for what engines were promised.
 Status Attempt::CheckIdentity(const OpenResponse& opened) const {
   for (const RemoteRank& rank : opened.ranks) {
     if (rank.manifest.rank >= opened.ranks.size()) {
-      return InvalidArgument("ranks: rank " + std::to_string(rank.manifest.rank) + " of " +
+      return InvalidArgument("ranks: " + RankName(rank.manifest.rank) + " of " +
                              std::to_string(opened.ranks.size()));
     }
     ROUSE_RETURN_IF_ERROR(store_.Fits(rank.manifest, opened.ranks.size()));

@@ -8,7 +8,6 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "agent/memory/broadcaster.h"
@@ -23,17 +22,17 @@ using memory::BroadcastSeat;
 /// What the fakes of one test share in place of a network: who is there, and whose bytes.
 struct Hub {
   std::mutex mutex;
-  std::condition_variable changed;
+  std::condition_variable_any changed;
   std::vector<std::byte> bytes;
   std::vector<BroadcastSeat> seats;
   bool full = false;
-  std::atomic<bool> sending = false;
+  std::atomic<bool> sending = false;  ///< The root waits for the others.
 };
 
 /// Not NCCL: copies from the root's arena once every rank is there. Fails or damages when told so.
 class FakeBroadcaster final : public memory::Broadcaster {
  public:
-  enum class Mode { kWorks, kNoId, kFails, kFlipsAByte, kAbsent, kSendsForever };
+  enum class Mode { kWorks, kNoId, kFails, kFlipsAByte, kAbsent };
   FakeBroadcaster(Hub& hub, Mode mode) : hub_(hub), mode_(mode) {}
 
   Result<BroadcastId> NewId() override {
@@ -45,27 +44,18 @@ class FakeBroadcaster final : public memory::Broadcaster {
   Result<BroadcastReport> Send(const BroadcastSeat& seat, const memory::Arena& arena,
                                const BroadcastOptions& options) override {
     if (seat.rank != 0) return InvalidArgument("only rank 0 sends");
-    {
-      const std::scoped_lock lock(hub_.mutex);
-      hub_.bytes.assign(arena.span().begin(), arena.span().end());
-      hub_.changed.notify_all();
-    }
+    std::unique_lock lock(hub_.mutex);
+    hub_.bytes.assign(arena.span().begin(), arena.span().end());
+    hub_.changed.notify_all();
     hub_.sending = true;
-    const auto until = std::chrono::steady_clock::now() + options.setup_deadline;
-    Result<BroadcastReport> sent = BroadcastReport{};
-    while (mode_ == Mode::kSendsForever || !Full()) {
-      if (options.stop.stop_requested()) {
-        sent = Status(StatusCode::kCancelled, "the fake was stopped");
-        break;
-      }
-      if (mode_ != Mode::kSendsForever && std::chrono::steady_clock::now() > until) {
-        sent = DeadlineExceeded("the fake waited for all ranks");
-        break;
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
+    const bool full = hub_.changed.wait_for(lock, options.stop, options.setup_deadline,
+                                            [&] { return hub_.full; });
     hub_.sending = false;
-    return sent;
+    if (full) return BroadcastReport{};
+    if (options.stop.stop_requested()) {
+      return Status(StatusCode::kCancelled, "the fake was stopped");
+    }
+    return DeadlineExceeded("the fake waited for all ranks");
   }
   Result<BroadcastReport> Receive(const BroadcastSeat& seat, memory::Arena& arena,
                                   const BroadcastOptions& options) override {
@@ -84,11 +74,6 @@ class FakeBroadcaster final : public memory::Broadcaster {
   }
 
  private:
-  bool Full() const {
-    const std::scoped_lock lock(hub_.mutex);
-    return hub_.full;
-  }
-
   Hub& hub_;
   const Mode mode_;
 };
@@ -100,7 +85,7 @@ class FakeBroadcasting final : public memory::Broadcasting {
       : hub_(hub), mode_(mode) {}
 
   Status Check() override { return {}; }
-  Result<memory::BroadcastDomain> Domain() override { return memory::BroadcastDomain{"node", 8}; }
+  memory::BroadcastDomain Domain() override { return {"node", 8}; }
   Result<std::unique_ptr<memory::Broadcaster>> On(const std::string& gpu) override {
     if (!gpu.starts_with("GPU-")) return NotFound("no GPU " + gpu);
     if (mode_ == FakeBroadcaster::Mode::kAbsent) return Unavailable("no NCCL from the fake");

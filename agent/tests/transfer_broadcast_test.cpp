@@ -194,7 +194,7 @@ TEST_CASE("waiting for a seat ends when it is stopped, or at its deadline", "[br
 TEST_CASE("a broadcast ends with the leases of what was withdrawn", "[broadcast]") {
   Hub hub;
   const agent::TempFolder folder;
-  const auto broadcasting = std::make_shared<testing::FakeBroadcasting>(hub, Mode::kSendsForever);
+  const auto broadcasting = std::make_shared<testing::FakeBroadcasting>(hub);
   RosterOptions roster{.window = milliseconds(1), .silence = seconds(10)};
   roster.rates.setup_seconds = 0;
   const auto publisher = Must(Publisher::Create({.leases = {},

@@ -26,8 +26,8 @@ Result<NodeJoinAnswer> Publisher::Join(const NodeJoin& join) {
   ROUSE_ASSIGN_OR_RETURN(Published* const rank, Whole(join.lease, join.rank));
   if (rank->broadcasts == nullptr) {
     const std::string gpu = rank->arena->memory().gpu();
-    ROUSE_ASSIGN_OR_RETURN(memory::BroadcastDomain domain, options_.broadcasting->Domain());
     ROUSE_ASSIGN_OR_RETURN(auto broadcaster, options_.broadcasting->On(gpu));
+    memory::BroadcastDomain domain = options_.broadcasting->Domain();
     RosterOptions roster = options_.roster;
     // One of its GPUs is ours.
     if (domain.gpus > 0) roster.max_targets = std::min(roster.max_targets, domain.gpus - 1);
