@@ -9,6 +9,7 @@
 
 #include "agent/engine/document.h"
 #include "agent/server/clock.h"
+#include "agent/server/rank_name.h"
 #include "agent/startup/engine_load.h"
 #include "agent/startup/gpu_fault.h"
 #include "agent/state/tree.h"
@@ -357,8 +358,8 @@ void Agent::OnRankDisconnected(std::uint32_t rank) {
   store_->OnEngineGone(rank);
   stream_->Leave(rank);
   if (up_) {
-    role_->Apply(role_event::EngineGone{"the engine of rank " + std::to_string(rank) +
-                                        " has ended its connection"});
+    role_->Apply(
+        role_event::EngineGone{"the engine of " + RankName(rank) + " has ended its connection"});
   }
   Apply(event::RankDisconnected{rank});
 }

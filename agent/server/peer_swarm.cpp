@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "agent/server/rank_name.h"
 #include "agent/transfer/source.h"
 #include "common/log.h"
 
@@ -88,7 +89,7 @@ Status PeerSwarm::SameBytes(const OpenResponse& opened) const {
         first_.ranks.begin(), first_.ranks.end(),
         [&](const RemoteRank& known) { return known.manifest.rank == rank.manifest.rank; });
     if (same == first_.ranks.end() || same->manifest != rank.manifest) {
-      return Unavailable("its weights of rank " + std::to_string(rank.manifest.rank) +
+      return Unavailable("its weights of " + RankName(rank.manifest.rank) +
                          " are other bytes than those that are pulled");
     }
   }

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include "agent/server/rank_name.h"
 #include "agent/state/fingerprint.h"
 #include "common/log.h"
 #include "common/stoppable_sleep.h"
@@ -278,7 +279,7 @@ std::string StateReuse::miss() const {
   const std::scoped_lock lock(mutex_);
   for (const auto& [rank, text] : misses_) {
     if (!text.empty()) {
-      return misses_.size() == 1 ? text : "rank " + std::to_string(rank) + ": " + text;
+      return misses_.size() == 1 ? text : RankName(rank) + ": " + text;
     }
   }
   return "";
