@@ -9,6 +9,7 @@
 #include <catch2/catch.hpp>
 #include <future>
 #include <latch>
+#include <mutex>
 
 #include "agent/server/peer_pull.h"
 #include "agent/server/weights.h"
@@ -94,11 +95,17 @@ ArenaShape Fill(WeightStore& store, const HelloRequest& hello) {
   return shape;
 }
 
-/// The same, until peers are served.
+/// Until peers are served what all of `ranks` have filled.
+void Offer(WeightStore& store, std::size_t ranks) {
+  for (std::size_t i = 0; i < ranks; ++i) {
+    REQUIRE(Must(store.Prepare({})) == WeightStore::Work::kDigested);
+  }
+  REQUIRE(Must(store.Prepare({})) == WeightStore::Work::kOffered);
+}
+
 ArenaShape Publish(WeightStore& store, const HelloRequest& hello) {
   const ArenaShape shape = Fill(store, hello);
-  REQUIRE(Must(store.Prepare({})) == WeightStore::Work::kDigested);
-  REQUIRE(Must(store.Prepare({})) == WeightStore::Work::kOffered);
+  Offer(store, 1);
   return shape;
 }
 
@@ -258,11 +265,28 @@ std::unique_ptr<http::Server> Serve(WeightStore& store) {
   }));
 }
 
+/// One rank of two.
+HelloRequest Half(std::uint32_t rank) {
+  return {.pid = 1,
+          .rank = rank,
+          .world_size = 2,
+          .gpu = rank == 0 ? kGpu : "GPU-second",
+          .identity = {{"model", "m"}, {"rank", std::to_string(rank)}}};
+}
+
+std::shared_ptr<FakeGpus> TwoGpus() {
+  auto gpus = std::make_shared<FakeGpus>();
+  gpus->other = std::make_shared<FakeGpuMemory>("GPU-second");
+  return gpus;
+}
+
 struct Pulling {
   explicit Pulling(const std::string& node_folder, std::uint64_t stage_bytes = 4 * kMiB,
-                   const std::shared_ptr<memory::Broadcasting>& broadcasting = nullptr) {
-    source = Store(std::make_shared<FakeGpus>(), folder.path(), stage_bytes, broadcasting);
-    Publish(*source, Hello(kGpu));
+                   const std::shared_ptr<memory::Broadcasting>& broadcasting = nullptr,
+                   const std::vector<HelloRequest>& ranks = {Hello(kGpu)}) {
+    source = Store(TwoGpus(), folder.path(), stage_bytes, broadcasting);
+    for (const HelloRequest& rank : ranks) Fill(*source, rank);
+    Offer(*source, ranks.size());
     server = Serve(*source);
     settings.launch_identity = "launch";
     settings.requester = "ns/target";
@@ -282,12 +306,15 @@ struct Pulling {
     hooks.on_progress = [] {};
     hooks.on_verified = [](std::uint64_t) {};
     hooks.on_transfer = [this](const Status&, const transfer::PullCounters&, double,
-                               const std::string& way) { transport = way; };
+                               const std::string& way) {
+      const std::scoped_lock lock(mutex);
+      transport = way;
+    };
     hooks.on_put_aside = [](const Peer&, const Status&) {};
   }
 
   TempFolder folder;
-  std::shared_ptr<FakeGpus> gpus = std::make_shared<FakeGpus>();
+  std::shared_ptr<FakeGpus> gpus = TwoGpus();
   std::unique_ptr<WeightStore> target = Store(gpus);
   std::unique_ptr<WeightStore> source;
   std::unique_ptr<http::Server> server;
@@ -295,7 +322,8 @@ struct Pulling {
   PeerPullHooks hooks;
   std::function<void()> when_opened;
   bool opened = false;
-  std::string transport;
+  std::mutex mutex;
+  std::string transport;  // of the rank that ended last
 };
 
 TEST_CASE("weights go from one GPU's memory to another's within the node", "[weights]") {
@@ -318,39 +346,8 @@ TEST_CASE("weights go from one GPU's memory to another's within the node", "[wei
   CHECK(transfer::InGpuMemory(Must(pulling.target->Open("ns/next", false)).ranks.at(0)));
 }
 
-/// One rank of two.
-HelloRequest Half(std::uint32_t rank) {
-  return {.pid = 1,
-          .rank = rank,
-          .world_size = 2,
-          .gpu = rank == 0 ? kGpu : "GPU-other",
-          .identity = {{"model", "m"}, {"rank", std::to_string(rank)}}};
-}
-
-std::shared_ptr<FakeGpus> TwoGpus() {
-  auto gpus = std::make_shared<FakeGpus>();
-  gpus->other = std::make_shared<FakeGpuMemory>("GPU-other");
-  return gpus;
-}
-
-struct PullingTwo : Pulling {
-  PullingTwo() : Pulling("shared", 0) {
-    gpus = TwoGpus();
-    target = Store(gpus);
-    server.reset();
-    source.reset();
-    source = Store(TwoGpus(), folder.path(), 0);
-    for (const std::uint32_t rank : {0u, 1u}) Fill(*source, Half(rank));
-    for (int i = 0; i < 2; ++i) REQUIRE(Must(source->Prepare({})) == WeightStore::Work::kDigested);
-    REQUIRE(Must(source->Prepare({})) == WeightStore::Work::kOffered);
-    server = Serve(*source);
-    hooks.on_transfer = [](const Status&, const transfer::PullCounters&, double,
-                           const std::string&) {};
-  }
-};
-
 TEST_CASE("ranks on GPUs of their own are copied at the same time", "[weights]") {
-  PullingTwo pulling;
+  Pulling pulling("shared", 0, nullptr, {Half(0), Half(1)});
   std::latch both(2);
   std::atomic<int> met = 0;
   const auto meet = [&] {
@@ -379,7 +376,7 @@ TEST_CASE("ranks on GPUs of their own are copied at the same time", "[weights]")
 }
 
 TEST_CASE("a rank that cannot be had does not wait for another's engine", "[weights]") {
-  PullingTwo pulling;
+  Pulling pulling("shared", 0, nullptr, {Half(0), Half(1)});
   pulling.gpus->other->full = true;
   pulling.target->OnEngine(Half(1));  // The other rank's engine never comes.
   const Status status = PullFromPeers(*pulling.target, pulling.settings, pulling.hooks, {});
