@@ -7,6 +7,7 @@
 #include "agent/cuda/gpus.h"
 #include "agent/nccl/nccl_broadcaster.h"
 #include "agent/server/clock.h"
+#include "common/host_in_url.h"
 #include "common/version.h"
 
 namespace rouse::agent {
@@ -261,8 +262,7 @@ std::string Contradiction(const AgentOptions& agent, const Raw& raw) {
 }
 
 std::string Url(const std::string& scheme, const std::string& host, std::uint16_t port) {
-  const bool v6 = host.find(':') != std::string::npos;
-  return scheme + "://" + (v6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
+  return scheme + "://" + HostInUrl(host) + ":" + std::to_string(port);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 #include "common/certificates.h"
 
-#include "common/messages.h"
+#include "common/protocol.h"
 
 namespace rouse {
 

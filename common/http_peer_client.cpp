@@ -4,6 +4,8 @@
 #include <boost/beast/http.hpp>
 #include <sstream>
 
+#include "common/host_in_url.h"
+
 namespace rouse::http {
 namespace {
 
@@ -126,9 +128,7 @@ Result<Response> PeerClient::SendOnce(const Request& request, std::size_t max_bo
 std::string PeerClient::ToText(const Request& request) const {
   bh::request<bh::string_body> message(bh::verb::unknown, prefix_ + request.target, 11);
   message.method_string(request.method);
-  const bool v6 = server_.host.find(':') != std::string::npos;
-  message.set(bh::field::host,
-              (v6 ? "[" + server_.host + "]" : server_.host) + ":" + std::to_string(server_.port));
+  message.set(bh::field::host, HostInUrl(server_.host) + ":" + std::to_string(server_.port));
   if (!request.body.empty()) message.set(bh::field::content_type, "application/json");
   for (const auto& [name, value] : request.headers) message.set(name, value);
   message.body() = request.body;

@@ -74,6 +74,10 @@ std::string Reader::Path(std::string_view key) const {
   return path_.empty() ? std::string(key) : path_ + "." + std::string(key);
 }
 
+std::string Reader::Path(std::string_view key, std::size_t index) const {
+  return Path(key) + "[" + std::to_string(index) + "]";
+}
+
 void Reader::Fail(std::string_view key, std::string_view problem) {
   if (status_.ok()) status_ = InvalidArgument(Path(key) + ": " + Shorten(std::string(problem)));
 }

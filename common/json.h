@@ -99,6 +99,8 @@ class Reader {
 
   /// "report.weights" for key "weights" of a Reader with path "report".
   std::string Path(std::string_view key) const;
+  /// "report.rails[2]", of an entry of a member.
+  std::string Path(std::string_view key, std::size_t index) const;
 
   /// Reports an error of the caller's own about a member.
   void Fail(std::string_view key, std::string_view problem);

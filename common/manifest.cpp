@@ -93,7 +93,7 @@ std::vector<Allocation> ReadAllocations(json::Reader& in, std::uint64_t arena_by
   }
   std::uint64_t free_from = 0;
   for (const json::Json& item : list) {
-    json::Reader entry(item, in.Path("allocations") + "[" + std::to_string(out.size()) + "]");
+    json::Reader entry(item, in.Path("allocations", out.size()));
     const Allocation allocation{.offset = static_cast<std::uint64_t>(entry.Int("offset")),
                                 .bytes = static_cast<std::uint64_t>(entry.Int("bytes"))};
     if (allocation.offset % kAllocationAlignment != 0) {
@@ -120,7 +120,7 @@ std::vector<Tensor> ReadTensors(json::Reader& in, const std::vector<Allocation>&
     return out;
   }
   for (const json::Json& item : list) {
-    json::Reader entry(item, in.Path("tensors") + "[" + std::to_string(out.size()) + "]");
+    json::Reader entry(item, in.Path("tensors", out.size()));
     Tensor tensor;
     tensor.name = entry.String("name");
     tensor.kind = entry.Enum<TensorKind>("kind", kTensorKinds);

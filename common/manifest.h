@@ -58,6 +58,8 @@ struct Tensor {
 
 inline constexpr std::string_view kManifestProtocol = "rouse-manifest";
 inline constexpr int kManifestVersion = 1;
+/// The most ranks an instance may have.
+inline constexpr std::size_t kMaxWorldSize = 1024;
 inline constexpr std::uint64_t kChunkBytes = 4u << 20;
 inline constexpr std::uint64_t kAllocationAlignment = 512;
 /// XXH3-128 of each 64 KiB of a chunk, then XXH3-128 of those (agent/memory/chunk_digest.h).

@@ -30,7 +30,7 @@ Result<NodeFacts> NodeFactsFromJson(const json::Json& value, const std::string& 
   if (rdma.size() > kMaxRdmaFacts) in.Fail("rdma", "has over 64 entries");
   for (const json::Json& item : rdma) {
     if (!in.status().ok()) break;
-    json::Reader port(item, in.Path("rdma") + "[" + std::to_string(facts.rdma.size()) + "]");
+    json::Reader port(item, in.Path("rdma", facts.rdma.size()));
     facts.rdma.push_back({.name = port.String("name"),
                           .active = port.Bool("active"),
                           .accessible = port.Bool("accessible"),

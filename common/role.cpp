@@ -1,5 +1,7 @@
 #include "common/role.h"
 
+#include "common/protocol.h"
+
 namespace rouse {
 
 std::string_view ToString(Role role) {

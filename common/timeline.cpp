@@ -22,7 +22,7 @@ std::vector<Span> ReadSpans(json::Reader& in, std::string_view key) {
     return spans;
   }
   for (const json::Json& item : list) {
-    json::Reader span(item, in.Path(key) + "[" + std::to_string(spans.size()) + "]");
+    json::Reader span(item, in.Path(key, spans.size()));
     spans.push_back({.name = span.String("name"),
                      .start_us = span.Int("startUs"),
                      .end_us = span.Int("endUs")});

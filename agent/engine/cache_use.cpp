@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "agent/engine/protocol.h"
-#include "common/messages.h"
+#include "common/protocol.h"
 
 namespace rouse::agent {
 namespace {

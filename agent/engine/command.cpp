@@ -1,7 +1,7 @@
 #include "agent/engine/command.h"
 
 #include "agent/engine/protocol.h"
-#include "common/messages.h"
+#include "common/protocol.h"
 
 namespace rouse::agent {
 

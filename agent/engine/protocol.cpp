@@ -1,7 +1,7 @@
 #include "agent/engine/protocol.h"
 
 #include "agent/socket/seqpacket.h"
-#include "common/messages.h"
+#include "common/protocol.h"
 
 namespace rouse::agent {
 namespace {

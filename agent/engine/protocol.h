@@ -21,7 +21,6 @@ namespace rouse::agent {
 inline constexpr std::string_view kEngineProtocol = "rouse-engine";
 inline constexpr int kEngineVersion = 1;
 
-inline constexpr std::int64_t kMaxWorldSize = 1024;
 inline constexpr std::int64_t kMaxArenaBytes = INT64_C(1) << 44;  ///< 16 TiB; memory ends earlier.
 inline constexpr std::int64_t kMaxManifestBytes = 64 << 20;
 inline constexpr std::int64_t kMaxAwaitMs = 3'600'000;

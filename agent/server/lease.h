@@ -10,7 +10,7 @@
 #include <thread>
 
 #include "common/http.h"
-#include "common/messages.h"
+#include "common/peer_messages.h"
 #include "common/result.h"
 
 namespace rouse::agent {

@@ -28,6 +28,7 @@
 #include "agent/startup/peer_picker.h"
 #include "agent/transfer/pull_sources.h"
 #include "common/messages.h"
+#include "common/peer_messages.h"
 #include "common/result.h"
 
 namespace rouse::agent {

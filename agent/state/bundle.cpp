@@ -4,7 +4,7 @@
 #include <set>
 
 #include "agent/state/plain_path.h"
-#include "common/messages.h"
+#include "common/protocol.h"
 #include "common/sha256.h"
 
 namespace rouse::agent {

@@ -5,7 +5,7 @@
 #include "agent/state/tree.h"
 #include "common/json.h"
 #include "common/log.h"
-#include "common/messages.h"
+#include "common/protocol.h"
 #include "common/sha256.h"
 
 namespace rouse::agent {

@@ -14,7 +14,7 @@
 #include <string_view>
 
 #include "common/http.h"
-#include "common/messages.h"
+#include "common/peer_messages.h"
 #include "common/result.h"
 
 namespace rouse::agent {

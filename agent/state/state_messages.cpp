@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/messages.h"
+#include "common/protocol.h"
 #include "common/sha256.h"
 
 namespace rouse::agent {

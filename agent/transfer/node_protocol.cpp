@@ -4,6 +4,7 @@
 
 #include "agent/transfer/source_wire.h"
 #include "common/base64.h"
+#include "common/protocol.h"
 
 namespace rouse::transfer {
 namespace {
@@ -16,20 +17,6 @@ constexpr std::size_t kMaxDomain = 256;
 constexpr std::int64_t kMaxSeats = 1024;
 constexpr std::int64_t kMaxWaitMs = 10'000;
 constexpr std::size_t kMaxReason = 1024;
-
-Status CheckProtocol(json::Reader& in) {
-  const std::string protocol = in.String("protocol");
-  const std::int64_t version = in.Int("version");
-  ROUSE_RETURN_IF_ERROR(in.status());
-  if (protocol == kNodeProtocol && version == kNodeVersion) return {};
-  return FailedPrecondition("the other agent speaks " + protocol + " " + std::to_string(version) +
-                            ", this one " + std::string(kNodeProtocol) + " " +
-                            std::to_string(kNodeVersion));
-}
-
-json::Json Envelope() {
-  return {{"protocol", kNodeProtocol}, {"version", kNodeVersion}};
-}
 
 Status CheckLength(const std::string& text, std::size_t most, const char* field) {
   if (text.size() <= most) return {};
@@ -74,7 +61,7 @@ Result<memory::BroadcastSeat> DecodeSeat(json::Reader& in) {
 }  // namespace
 
 json::Json ToJson(const NodeRequest& request) {
-  json::Json out = Envelope();
+  json::Json out = Envelope(kNodeProtocol, kNodeVersion);
   out["lease"] = request.lease;
   out["rank"] = request.rank;
   out["first"] = request.first;
@@ -83,13 +70,13 @@ json::Json ToJson(const NodeRequest& request) {
 }
 
 json::Json ToJson(const NodeAnswer& answer) {
-  json::Json out = Envelope();
+  json::Json out = Envelope(kNodeProtocol, kNodeVersion);
   out["memory"] = answer.memory;
   return out;
 }
 
 json::Json ToJson(const NodeJoin& join) {
-  json::Json out = Envelope();
+  json::Json out = Envelope(kNodeProtocol, kNodeVersion);
   out["type"] = "Join";
   out["lease"] = join.lease;
   out["rank"] = join.rank;
@@ -99,7 +86,7 @@ json::Json ToJson(const NodeJoin& join) {
 }
 
 json::Json ToJson(const NodeJoinAnswer& answer) {
-  json::Json out = Envelope();
+  json::Json out = Envelope(kNodeProtocol, kNodeVersion);
   if (const auto* wait = std::get_if<JoinWait>(&answer)) {
     out["type"] = "Wait";
     out["askAgainMs"] = wait->time.count();
@@ -123,7 +110,7 @@ json::Json NodeError(const Status& status) {
 Result<NodeMessage> DecodeNodeMessage(std::string_view text) {
   ROUSE_ASSIGN_OR_RETURN(const json::Json body, json::Parse(text, "request"));
   json::Reader in(body, "request");
-  ROUSE_RETURN_IF_ERROR(CheckProtocol(in));
+  ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kNodeProtocol, kNodeVersion));
   const std::string type = in.StringOr("type", "Slabs");
   ROUSE_RETURN_IF_ERROR(in.status());
   if (type == "Slabs") {
@@ -142,7 +129,7 @@ Result<NodeAnswer> DecodeNodeAnswer(std::string_view text) {
   ROUSE_ASSIGN_OR_RETURN(const json::Json body, json::Parse(text, "answer"));
   ROUSE_RETURN_IF_ERROR(WireStatus(body));
   json::Reader in(body, "answer");
-  ROUSE_RETURN_IF_ERROR(CheckProtocol(in));
+  ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kNodeProtocol, kNodeVersion));
   NodeAnswer answer{.memory = in.String("memory")};
   ROUSE_RETURN_IF_ERROR(in.status());
   return answer;
@@ -152,7 +139,7 @@ Result<NodeJoinAnswer> DecodeNodeJoinAnswer(std::string_view text) {
   ROUSE_ASSIGN_OR_RETURN(const json::Json body, json::Parse(text, "answer"));
   ROUSE_RETURN_IF_ERROR(WireStatus(body));
   json::Reader in(body, "answer");
-  ROUSE_RETURN_IF_ERROR(CheckProtocol(in));
+  ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kNodeProtocol, kNodeVersion));
   const std::string type = in.String("type");
   ROUSE_RETURN_IF_ERROR(in.status());
   if (type == "Seat") {

@@ -8,7 +8,7 @@
 
 #include "agent/memory/copy_engine.h"
 #include "agent/transfer/pull.h"
-#include "common/messages.h"
+#include "common/peer_messages.h"
 #include "common/result.h"
 
 namespace rouse::transfer {

@@ -34,7 +34,7 @@
 #include "agent/transfer/node_share.h"
 #include "agent/transfer/source_process.h"
 #include "agent/transfer/staging.h"
-#include "common/messages.h"
+#include "common/peer_messages.h"
 #include "common/result.h"
 
 namespace rouse::transfer {

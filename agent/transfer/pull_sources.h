@@ -20,7 +20,7 @@
 #include <vector>
 
 #include "agent/transfer/peer_tier.h"
-#include "common/messages.h"
+#include "common/peer_messages.h"
 #include "common/result.h"
 
 namespace rouse::transfer {

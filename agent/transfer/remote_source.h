@@ -14,7 +14,7 @@
 
 #include "agent/ucx/endpoint.h"
 #include "agent/ucx/worker.h"
-#include "common/messages.h"
+#include "common/peer_messages.h"
 #include "common/result.h"
 
 namespace rouse::transfer {

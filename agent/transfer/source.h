@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "common/messages.h"
+#include "common/peer_messages.h"
 #include "common/result.h"
 
 namespace rouse::transfer {

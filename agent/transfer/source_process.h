@@ -30,6 +30,7 @@
 #include "agent/memory/slab.h"
 #include "common/json.h"
 #include "common/messages.h"
+#include "common/peer_messages.h"
 #include "common/result.h"
 
 namespace rouse::transfer {

@@ -19,7 +19,7 @@
 #include "agent/memory/arena.h"
 #include "agent/transfer/pull.h"
 #include "agent/ucx/context.h"
-#include "common/messages.h"
+#include "common/peer_messages.h"
 #include "common/result.h"
 
 namespace rouse::transfer {

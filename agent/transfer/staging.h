@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "agent/memory/arena.h"
-#include "common/messages.h"
+#include "common/peer_messages.h"
 #include "common/result.h"
 
 namespace rouse::transfer {

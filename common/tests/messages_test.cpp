@@ -1,4 +1,5 @@
 #include "common/messages.h"
+#include "common/peer_messages.h"
 
 #include <catch2/catch.hpp>
 #include <functional>

@@ -14,7 +14,7 @@ from pathlib import Path
 from . import paths
 
 SOURCES = {
-    "operator": ("operator/actuate/metrics.cpp", "operator/actuate/app.cpp"),
+    "operator": ("operator/actuate/metrics.cpp", "operator/actuate/app_answers.cpp"),
     "agent": ("agent/server/metrics.cpp",),
 }
 PORTS = {"operator": "port 7480", "agent": "port 7410 of each instance"}

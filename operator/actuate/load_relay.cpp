@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "common/log.h"
+#include "common/protocol.h"
 
 namespace rouse::actuate {
 namespace {
@@ -18,7 +19,7 @@ constexpr std::chrono::milliseconds kKept{5'000};
 }  // namespace
 
 json::Json ToJson(const std::vector<PodLoad>& loads) {
-  json::Json out = {{"protocol", kLoadsProtocol}, {"version", kLoadsVersion}};
+  json::Json out = Envelope(kLoadsProtocol, kLoadsVersion);
   out["loads"] = json::Json::array();
   for (const PodLoad& each : loads) {
     out["loads"].push_back({{"namespace", each.ns},

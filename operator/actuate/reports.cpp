@@ -2,6 +2,7 @@
 
 #include <map>
 
+#include "common/host_in_url.h"
 #include "common/log.h"
 #include "common/messages.h"
 #include "common/sha256.h"
@@ -23,8 +24,7 @@ Status NotOurs(const AgentReport& report, const std::string& why) {
 // An agent may only name itself as a source: others are sent to this address.
 Status CheckAddress(const AgentReport& report, const plan::Instance& pod) {
   if (report.address.empty() || pod.ip.empty()) return Status();
-  const std::string host = pod.ip.find(':') == std::string::npos ? pod.ip : "[" + pod.ip + "]";
-  if (report.address.starts_with("https://" + host + ":")) return Status();
+  if (report.address.starts_with("https://" + HostInUrl(pod.ip) + ":")) return Status();
   return InvalidArgument("address: " + report.address +
                          " is not an address of the pod, whose IP is " + pod.ip);
 }

@@ -44,7 +44,7 @@ Json ReadEnv(json::Reader& engine) {
   const Json& env = engine.ArrayOrEmpty("env");
   std::set<std::string> seen;
   for (std::size_t i = 0; i < env.size() && engine.status().ok(); ++i) {
-    json::Reader entry(env[i], engine.Path("env") + "[" + std::to_string(i) + "]");
+    json::Reader entry(env[i], engine.Path("env", i));
     const std::string name = entry.String("name");
     if (entry.Has("value") && entry.Has("valueFrom")) {
       entry.Fail("value", "must not be given together with valueFrom");

@@ -1,6 +1,7 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "common/host_in_url.h"
 #include "operator/kube/config.h"
 #include "operator/kube/files.h"
 
@@ -24,8 +25,7 @@ Result<Config> InCluster(const std::string& folder) {
         "this process does not run in a pod, give it a kubeconfig");
   }
   Config config;
-  const bool v6 = host.find(':') != std::string::npos;
-  config.server = "https://" + (v6 ? "[" + host + "]" : host) + ":" + port;
+  config.server = "https://" + HostInUrl(host) + ":" + port;
   config.token_file = folder + "/token";
   config.tls.ca_file = folder + "/ca.crt";
   const std::string remedy =

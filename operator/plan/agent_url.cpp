@@ -1,5 +1,6 @@
 #include "operator/plan/agent_url.h"
 
+#include "common/host_in_url.h"
 #include "operator/plan/objects.h"
 
 namespace rouse::plan {
@@ -17,8 +18,7 @@ Result<std::string> AgentFacingUrl(const Json& service, const std::string& name,
     const Json& given = At(entry, "port");
     if (Text(entry, "name") == "agents" && given.is_number_integer()) number = given;
   }
-  const std::string host = ip.find(':') == std::string::npos ? ip : "[" + ip + "]";
-  return "https://" + host + ":" + std::to_string(number);
+  return "https://" + HostInUrl(ip) + ":" + std::to_string(number);
 }
 
 }  // namespace rouse::plan

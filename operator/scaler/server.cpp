@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "common/host_in_url.h"
 #include "common/log.h"
 #include "operator/scaler/server_impl.h"
 
@@ -37,10 +38,8 @@ void LogOfLibrary(gpr_log_func_args* args) {
 Status Server::Impl::Start() {
   gpr_set_log_function(&LogOfLibrary);
   grpc::ServerBuilder builder;
-  const bool ipv6 = options_.host.find(':') != std::string::npos;
-  builder.AddListeningPort(
-      (ipv6 ? "[" + options_.host + "]" : options_.host) + ":" + std::to_string(options_.port),
-      grpc::InsecureServerCredentials(), &port_);
+  builder.AddListeningPort(HostInUrl(options_.host) + ":" + std::to_string(options_.port),
+                           grpc::InsecureServerCredentials(), &port_);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // A port in use is an error.
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
                              static_cast<int>(options_.max_streams) + 100);

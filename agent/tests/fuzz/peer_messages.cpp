@@ -1,3 +1,4 @@
+#include "common/peer_messages.h"
 #include "common/messages.h"
 
 #include <set>
