@@ -1,5 +1,5 @@
-// What agents ask each other for over HTTP: weights and a model's small files (docs/protocols.md §2).
-// Each message has ToJson and a strict ...FromJson.
+// What agents ask each other for over HTTP (docs/protocols.md §2): weights, and a model's small
+// files. Each message has ToJson and a strict ...FromJson.
 
 #pragma once
 

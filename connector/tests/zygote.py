@@ -105,10 +105,10 @@ def _zygote(model: str) -> socket.socket:
 
 
 def main() -> None:
-    from rouse_vllm import fork, launch
+    from rouse_vllm import fork, preload
 
     control = socket.socket(fileno=int(sys.argv[1]))
-    reasons = launch.preload(sys.argv[2])
+    reasons = preload.import_all(sys.argv[2], lambda text: print(text, file=sys.stderr))
     if reasons:
         raise SystemExit("; ".join(reasons))
     fork.prepare_to_fork()
