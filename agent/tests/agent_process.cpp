@@ -115,6 +115,20 @@ void AgentProcess::SignalAll(int number) const {
   Signal(number);
 }
 
+HeldSource::HeldSource(const AgentProcess& agent) : agent_(agent) {
+  agent_.SignalChildren(SIGSTOP);
+}
+
+HeldSource::~HeldSource() {
+  agent_.SignalChildren(SIGCONT);
+}
+
+void HeldSource::LetGoFor(std::chrono::milliseconds moment) const {
+  agent_.SignalChildren(SIGCONT);
+  std::this_thread::sleep_for(moment);
+  agent_.SignalChildren(SIGSTOP);
+}
+
 SlowSource::SlowSource(const AgentProcess& agent, std::chrono::milliseconds stopped,
                        std::chrono::milliseconds running)
     : agent_(agent), thread_([this, stopped, running](const std::stop_token& stop) {

@@ -48,8 +48,22 @@ class AgentProcess {
   pid_t pid_ = -1;
 };
 
-/// Lets an agent's weights be read only a small part of the time, until destroyed: a pull from it
-/// takes long enough for a test to do something in the middle.
+/// Keeps an agent's weights from being read, until destroyed, but for the moments that it gives:
+/// what is pulled stays as far as it is.
+class HeldSource {
+ public:
+  explicit HeldSource(const AgentProcess& agent);
+  ~HeldSource();
+  HeldSource(const HeldSource&) = delete;
+  HeldSource& operator=(const HeldSource&) = delete;
+
+  void LetGoFor(std::chrono::milliseconds moment) const;
+
+ private:
+  const AgentProcess& agent_;
+};
+
+/// Lets an agent's weights be read only a small part of the time, until destroyed.
 class SlowSource {
  public:
   explicit SlowSource(const AgentProcess& agent,

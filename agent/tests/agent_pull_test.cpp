@@ -12,6 +12,7 @@
 #include "agent/tests/agent_process.h"
 #include "agent/tests/fake_engine.h"
 #include "agent/tests/fake_operator.h"
+#include "agent/tests/mid_pull.h"
 #include "common/sha256.h"
 
 using namespace rouse;
@@ -21,9 +22,9 @@ namespace {
 
 // Three slabs of 8 MiB or less, the last chunk and the last slab cut short.
 constexpr std::size_t kArenaBytes = (20u << 20) + 512;
-// Small enough that some are in place long before the others.
-// Takes so long that a test can act while it moves.
+// Not all of it comes in the moments that a held source gives.
 constexpr std::size_t kLongArenaBytes = (64u << 20) + 512;
+// Small enough that some are in place before the others.
 constexpr std::uint64_t kSmallChunks = 256u << 10;
 
 std::map<std::string, std::string> FromPeer(std::map<std::string, std::string> more = {}) {
@@ -61,20 +62,6 @@ std::string Metrics(const AgentReport& report) {
   auto answer = (*client)->Send({.target = "/metrics"});
   REQUIRE(answer.ok());
   return answer->body;
-}
-
-/// Some of the weights are in place, and not all.
-bool WaitForMidPull(const FakeOperator& fake_operator, const std::string& pod) {
-  double verified = 0;
-  const bool moving =
-      WaitForBytes(fake_operator, pod) && Eventually([&] {
-        const std::string text = Metrics(*fake_operator.Last(pod));
-        const std::string name = "\nrouse_pull_verified_bytes ";
-        const auto at = text.find(name);
-        verified = at == std::string::npos ? 0 : std::stod(text.substr(at + name.size(), 20));
-        return verified > 0;
-      });
-  return moving && verified < kLongArenaBytes;
 }
 
 int Probe(const std::string& address, const std::string& path) {
@@ -313,11 +300,10 @@ TEST_CASE("When a source dies in mid-pull, the next peer sends the rest") {
   const Peer second{
       .pod = "demo-1", .node = "node-a", .address = fake_operator.Last("demo-1")->address};
   fake_operator.NamePeers({first});
-  std::optional<SlowSource> slow(dying);
-  AgentProcess target("demo-2", fake_operator.url(), FromPeer());
-  REQUIRE(WaitForMidPull(fake_operator, "demo-2"));
+  std::optional<HeldSource> held(dying);
+  const auto target = StartMidPull(fake_operator, *held, "demo-2", FromPeer(), kLongArenaBytes);
   dying.SignalAll(SIGKILL);
-  slow.reset();
+  held.reset();
   fake_operator.NamePeers({first, second});
   REQUIRE(fake_operator.WaitForServable("demo-2"));
   CHECK(fake_operator.Last("demo-2")->bytes_by_source.peer == kLongArenaBytes);
@@ -325,7 +311,7 @@ TEST_CASE("When a source dies in mid-pull, the next peer sends the rest") {
   CHECK(metrics.find("rouse_pull_seconds_count{outcome=\"error\"} 0") != std::string::npos);
   CHECK(metrics.find("rouse_pull_seconds_count{outcome=\"success\"} 1") != std::string::npos);
   CHECK(metrics.find("rouse_pull_sources_put_aside_total{cause=\"lost\"} 1") != std::string::npos);
-  auto engine = FakeEngine::Connect(target.socket());
+  auto engine = FakeEngine::Connect(target->socket());
   const std::string reason = engine->Hello(TestIdentity())->body["reason"];
   CHECK(reason.find("demo-0") != std::string::npos);
   CHECK(reason.find("demo-1") != std::string::npos);
@@ -347,19 +333,19 @@ TEST_CASE("A peer of another identity does not go on with what another began") {
   const Peer second{
       .pod = "demo-1", .node = "node-a", .address = fake_operator.Last("demo-1")->address};
   fake_operator.NamePeers({first});
-  std::optional<SlowSource> slow(dying);
-  AgentProcess target("demo-2", fake_operator.url(),
-                      FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}}));
-  REQUIRE(WaitForMidPull(fake_operator, "demo-2"));
+  std::optional<HeldSource> held(dying);
+  const auto target =
+      StartMidPull(fake_operator, *held, "demo-2", FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}}),
+                   kLongArenaBytes);
   fake_operator.NamePeers({first, second});
   dying.SignalAll(SIGKILL);
-  slow.reset();
+  held.reset();
   // The engine was promised the first identity, so it loads from storage.
   CHECK(Eventually([&] {
-    auto engine = FakeEngine::Connect(target.socket());
+    auto engine = FakeEngine::Connect(target->socket());
     return engine.ok() && engine->Hello(TestIdentity())->body["source"] == "Storage";
   }));
-  auto engine = FakeEngine::Connect(target.socket());
+  auto engine = FakeEngine::Connect(target->socket());
   const std::string reason = engine->Hello(TestIdentity())->body["reason"];
   CHECK(reason.find("demo-0") != std::string::npos);
   CHECK(reason.find("identity differs from that of the peer before: dtype") != std::string::npos);
@@ -371,32 +357,32 @@ TEST_CASE("When the only source dies in mid-pull, the instance says so and takes
   PublishOn(dying, fake_operator, "demo-0", TestBytes(kLongArenaBytes, 8), kSmallChunks);
   fake_operator.NamePeers(
       {{.pod = "demo-0", .node = "node-a", .address = fake_operator.Last("demo-0")->address}});
-  std::optional<SlowSource> slow(dying);
+  std::optional<HeldSource> held(dying);
   SECTION("Storage") {
-    AgentProcess target("demo-1", fake_operator.url(),
-                        FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}}));
-    REQUIRE(WaitForMidPull(fake_operator, "demo-1"));
-    auto early = FakeEngine::Connect(target.socket());
+    const auto target =
+        StartMidPull(fake_operator, *held, "demo-1",
+                     FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}}), kLongArenaBytes);
+    auto early = FakeEngine::Connect(target->socket());
     REQUIRE(early->Hello(TestIdentity())->body["source"] == "Peer");
     dying.SignalAll(SIGKILL);
-    slow.reset();
+    held.reset();
     // It waits, hears that nothing will come, and asks again on a new connection.
     auto none = early->Ask({{"type", "AwaitWeights"}, {"rank", 0}, {"timeoutMs", 30000}});
     REQUIRE(none.ok());
     CHECK(none->code() == "Unavailable");
     CHECK(none->message().find("demo-0") != std::string::npos);
-    auto again = FakeEngine::Connect(target.socket());
+    auto again = FakeEngine::Connect(target->socket());
     auto welcome = again->Hello(TestIdentity());
     CHECK(welcome->body["source"] == "Storage");
     CHECK(welcome->body["reason"].get<std::string>().find("demo-0") != std::string::npos);
   }
   SECTION("None") {
-    AgentProcess target(
-        "demo-1", fake_operator.url(),
-        FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}, {"ROUSE_WEIGHTS_FALLBACK", "None"}}));
-    REQUIRE(WaitForMidPull(fake_operator, "demo-1"));
+    const auto target = StartMidPull(
+        fake_operator, *held, "demo-1",
+        FromPeer({{"ROUSE_PEER_DEADLINE_SECONDS", "2"}, {"ROUSE_WEIGHTS_FALLBACK", "None"}}),
+        kLongArenaBytes);
     dying.SignalAll(SIGKILL);
-    slow.reset();
+    held.reset();
     REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kFailed));
     const std::string message = fake_operator.Last("demo-1")->message;
     CHECK(message.find("fallback is None") != std::string::npos);
@@ -463,11 +449,10 @@ TEST_CASE("A target that is killed in mid-pull costs its source nothing but a le
   AgentProcess source("demo-0", fake_operator.url(), {{"ROUSE_LEASE_SECONDS", "2"}});
   PublishOn(source, fake_operator, "demo-0", bytes, kSmallChunks);
   {
-    const SlowSource slow(source);
-    AgentProcess killed("demo-1", fake_operator.url(), FromPeer());
-    REQUIRE(WaitForMidPull(fake_operator, "demo-1"));
-    killed.Signal(SIGKILL);
-    REQUIRE(killed.Wait() == 128 + SIGKILL);
+    const HeldSource held(source);
+    const auto killed = StartMidPull(fake_operator, held, "demo-1", FromPeer(), kLongArenaBytes);
+    killed->Signal(SIGKILL);
+    REQUIRE(killed->Wait() == 128 + SIGKILL);
   }
   fake_operator.Forget("demo-1");
   CHECK(Eventually([&] {
@@ -482,19 +467,19 @@ TEST_CASE("An engine whose agent was killed in mid-pull finds the weights with t
   const std::string bytes = TestBytes(kLongArenaBytes, 12);
   AgentProcess source("demo-0", fake_operator.url(), {});
   PublishOn(source, fake_operator, "demo-0", bytes, kSmallChunks);
-  std::optional<SlowSource> slow(source);
-  AgentProcess first("demo-1", fake_operator.url(), FromPeer({{"ROUSE_WEIGHTS_FALLBACK", "None"}}));
-  REQUIRE(WaitForMidPull(fake_operator, "demo-1"));
-  first.Signal(SIGKILL);
-  REQUIRE(first.Wait() == 128 + SIGKILL);
-  slow.reset();
+  std::optional<HeldSource> held(source);
+  const auto first = StartMidPull(fake_operator, *held, "demo-1",
+                                  FromPeer({{"ROUSE_WEIGHTS_FALLBACK", "None"}}), kLongArenaBytes);
+  first->Signal(SIGKILL);
+  REQUIRE(first->Wait() == 128 + SIGKILL);
+  held.reset();
   // The engine is there before the new agent knows of any peer, and must not be turned away for
   // that.
   fake_operator.NamePeers({});
   AgentProcess second(
       "demo-1", fake_operator.url(),
-      FromPeer({{"ROUSE_WEIGHTS_FALLBACK", "None"}, {"ROUSE_ENGINE_SOCKET", first.socket()}}));
-  auto engine = FakeEngine::Connect(first.socket());
+      FromPeer({{"ROUSE_WEIGHTS_FALLBACK", "None"}, {"ROUSE_ENGINE_SOCKET", first->socket()}}));
+  auto engine = FakeEngine::Connect(first->socket());
   REQUIRE(engine.ok());
   std::thread operator_finds_it([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(300));

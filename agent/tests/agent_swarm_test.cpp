@@ -16,6 +16,7 @@
 #include "agent/tests/agent_process.h"
 #include "agent/tests/fake_engine.h"
 #include "agent/tests/fake_operator.h"
+#include "agent/tests/mid_pull.h"
 #include "common/seeded.h"
 
 using namespace rouse;
@@ -33,7 +34,7 @@ constexpr int kTargets = 8;
 constexpr int kTargets = 32;
 #endif
 constexpr std::size_t kArenaBytes = (24u << 20) + 512;
-// Takes so long that a test can act while it moves.
+// Not all of it comes in the moments that a held source gives.
 constexpr std::size_t kLongArenaBytes = (64u << 20) + 512;
 constexpr std::uint64_t kChunk = 256u << 10;
 constexpr std::uint64_t kSeed = 20260101;
@@ -109,19 +110,18 @@ TEST_CASE("A target pulls from one that still pulls itself") {
                 .partial = partial};
   };
   fake_operator.NamePeers({peer("demo-0", false)});
-  auto slow = std::make_unique<SlowSource>(source);
-  AgentProcess relay("demo-1", fake_operator.url(), FromPeer());
+  auto held = std::make_unique<HeldSource>(source);
+  const auto relay = StartMidPull(fake_operator, *held, "demo-1", FromPeer(), kLongArenaBytes);
   REQUIRE(Eventually([&] { return Arriving(fake_operator, "demo-1"); }, kLongest));
-  slow.reset();
-  source.SignalChildren(SIGSTOP);
   // The only peer that the second hears of.
   fake_operator.NamePeers({peer("demo-1", true)});
   AgentProcess second("demo-2", fake_operator.url(), FromPeer());
   REQUIRE(Eventually([&] { return Arriving(fake_operator, "demo-2"); }, kLongest));
   // It has begun while the relay had not finished.
   REQUIRE_FALSE(Servable(fake_operator, "demo-1"));
-  source.SignalChildren(SIGCONT);
-  for (const auto& [agent, pod] : {std::pair(&relay, "demo-1"), std::pair(&second, "demo-2")}) {
+  held.reset();
+  for (const auto& [agent, pod] :
+       {std::pair(relay.get(), "demo-1"), std::pair(&second, "demo-2")}) {
     REQUIRE(Eventually([&] { return Servable(fake_operator, pod); }, kLongest));
     CheckBytes(*agent, pod, bytes);
   }
@@ -159,10 +159,10 @@ TEST_CASE("Of many agents that pull from one source, all that are not killed get
           if (arriving && !first_arriving) first_arriving = Clock::now();
           const bool victim = std::find(victims.begin(), victims.end(), pod) != victims.end();
           if (victim && arriving && random() % 16 == 0) {
-            agent->Signal(SIGKILL);
-            fake_operator.Forget(pod);
+            const std::string name = pod;
+            it = targets.erase(it);  // Kills it.
+            fake_operator.Forget(name);
             ++killed;
-            it = targets.erase(it);
             continue;
           }
           done = done && Servable(fake_operator, pod);

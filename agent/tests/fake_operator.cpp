@@ -55,7 +55,7 @@ http::Response FakeOperator::Handle(const http::Request& request) {
   } else {
     for (const bool partial : {false, true}) {
       for (const auto& [pod, other] : last_) {
-        if (pod == report->pod || dead_.contains(pod) || !other.weights) continue;
+        if (pod == report->pod || !other.weights) continue;
         if (partial ? !other.weights->arriving : !other.weights->servable) continue;
         assignment.peers.push_back(
             {.pod = pod, .node = other.node, .address = other.address, .partial = partial});
@@ -74,12 +74,12 @@ http::Response FakeOperator::Handle(const http::Request& request) {
   }
   assignment.siblings = more_siblings_;
   for (const auto& [pod, other] : last_) {
-    if (copies_ == 0 || dead_.contains(pod) || other.address.empty()) continue;
+    if (copies_ == 0 || other.address.empty()) continue;
     assignment.keepers.push_back({.pod = pod, .node = "node-of-" + pod, .address = other.address});
   }
   assignment.state_copies = copies_;
   for (const auto& [pod, other] : last_) {
-    if (pod == report->pod || dead_.contains(pod) || other.state == AgentState::kFailed) continue;
+    if (pod == report->pod || other.state == AgentState::kFailed) continue;
     if (separate_.contains(report->pod) != separate_.contains(pod)) continue;
     assignment.siblings.push_back(
         {.pod = pod, .address = other.address, .decided_at_us = decided_[pod]});
@@ -104,7 +104,7 @@ void FakeOperator::Separate(const std::string& pod) {
 
 void FakeOperator::Forget(const std::string& pod) {
   const std::scoped_lock lock(mutex_);
-  dead_.insert(pod);
+  last_.erase(pod);
 }
 
 std::optional<AgentReport> FakeOperator::Last(const std::string& pod) const {

@@ -50,7 +50,7 @@ class FakeOperator {
   /// From now on it names all that live as keepers of caches, each on a node of its own, and says
   /// that there are to be so many copies.
   void NameKeepers(int copies) { copies_ = copies; }
-  /// The pod is gone: it is named to nobody any more.
+  /// The pod is gone, and so is its agent: it is named to nobody until it reports anew.
   void Forget(const std::string& pod);
   /// Answers with 503 while true.
   void SetAway(bool away) { away_ = away; }
@@ -68,7 +68,6 @@ class FakeOperator {
   mutable std::mutex mutex_;
   std::map<std::string, AgentReport> last_;
   std::map<std::string, int> counts_;
-  std::set<std::string> dead_;
   std::set<std::string> separate_;
   std::map<std::string, std::int64_t> decided_;
   std::vector<Sibling> more_siblings_;

@@ -102,8 +102,8 @@ TEST_CASE("What one instance has compiled is in place before the next one's engi
         std::string::npos);
 
   // The first one is gone: the second hands it on, although its engine has not started.
-  fake_operator.Forget("demo-0");
   first.agent.reset();
+  fake_operator.Forget("demo-0");
   Pod third(fake_operator, "demo-2");
   REQUIRE(third.WaitForReady());
   CHECK(third.Report().state_origin == "from demo-1");
