@@ -131,16 +131,12 @@ void HeldSource::LetGoFor(std::chrono::milliseconds moment) const {
 
 SlowSource::SlowSource(const AgentProcess& agent, std::chrono::milliseconds stopped,
                        std::chrono::milliseconds running)
-    : agent_(agent), thread_([this, stopped, running](const std::stop_token& stop) {
+    : held_(agent), thread_([this, stopped, running](const std::stop_token& stop) {
         while (!stop.stop_requested()) {
-          agent_.SignalChildren(SIGSTOP);
           std::this_thread::sleep_for(stopped);
-          agent_.SignalChildren(SIGCONT);
-          if (!stop.stop_requested()) std::this_thread::sleep_for(running);
+          held_.LetGoFor(running);
         }
       }) {}
-
-SlowSource::~SlowSource() = default;
 
 std::optional<int> AgentProcess::Wait(std::chrono::milliseconds longest) {
   int status = 0;

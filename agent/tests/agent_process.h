@@ -66,15 +66,11 @@ class HeldSource {
 /// Lets an agent's weights be read only a small part of the time, until destroyed.
 class SlowSource {
  public:
-  explicit SlowSource(const AgentProcess& agent,
-                      std::chrono::milliseconds stopped = std::chrono::milliseconds(200),
-                      std::chrono::milliseconds running = std::chrono::milliseconds(1));
-  ~SlowSource();
-  SlowSource(const SlowSource&) = delete;
-  SlowSource& operator=(const SlowSource&) = delete;
+  SlowSource(const AgentProcess& agent, std::chrono::milliseconds stopped,
+             std::chrono::milliseconds running);
 
  private:
-  const AgentProcess& agent_;
+  const HeldSource held_;
   std::jthread thread_;
 };
 

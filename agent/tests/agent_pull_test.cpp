@@ -56,14 +56,6 @@ bool WaitForBytes(const FakeOperator& fake_operator, const std::string& pod) {
   });
 }
 
-std::string Metrics(const AgentReport& report) {
-  auto client = http::Client::Create(report.address);
-  REQUIRE(client.ok());
-  auto answer = (*client)->Send({.target = "/metrics"});
-  REQUIRE(answer.ok());
-  return answer->body;
-}
-
 int Probe(const std::string& address, const std::string& path) {
   auto client = http::Client::Create(address);
   auto answer = (*client)->Send({.target = path});
@@ -140,7 +132,7 @@ TEST_CASE(
   {
     AgentProcess second("demo-1", fake_operator.url(), FromPeer(shared));
     check(second, "demo-1", "node/host");
-    CHECK(Metrics(*fake_operator.Last("demo-1")).find("transport=\"node/host\"") !=
+    CHECK(MetricsOf(*fake_operator.Last("demo-1")).find("transport=\"node/host\"") !=
           std::string::npos);
   }
   {
@@ -307,7 +299,7 @@ TEST_CASE("When a source dies in mid-pull, the next peer sends the rest") {
   fake_operator.NamePeers({first, second});
   REQUIRE(fake_operator.WaitForServable("demo-2"));
   CHECK(fake_operator.Last("demo-2")->bytes_by_source.peer == kLongArenaBytes);
-  const std::string metrics = Metrics(*fake_operator.Last("demo-2"));
+  const std::string metrics = MetricsOf(*fake_operator.Last("demo-2"));
   CHECK(metrics.find("rouse_pull_seconds_count{outcome=\"error\"} 0") != std::string::npos);
   CHECK(metrics.find("rouse_pull_seconds_count{outcome=\"success\"} 1") != std::string::npos);
   CHECK(metrics.find("rouse_pull_sources_put_aside_total{cause=\"lost\"} 1") != std::string::npos);
@@ -456,7 +448,8 @@ TEST_CASE("A target that is killed in mid-pull costs its source nothing but a le
   }
   fake_operator.Forget("demo-1");
   CHECK(Eventually([&] {
-    return Metrics(*fake_operator.Last("demo-0")).find("rouse_leases_open 0") != std::string::npos;
+    return MetricsOf(*fake_operator.Last("demo-0")).find("rouse_leases_open 0") !=
+           std::string::npos;
   }));
   AgentProcess second("demo-2", fake_operator.url(), FromPeer());
   REQUIRE(fake_operator.WaitForServable("demo-2"));
@@ -516,7 +509,7 @@ TEST_CASE("A source whose bytes do not fit its digests is not used") {
       FromPeer({{"ROUSE_WEIGHTS_FALLBACK", "None"}, {"ROUSE_PEER_DEADLINE_SECONDS", "2"}}));
   REQUIRE(fake_operator.WaitForState("demo-1", AgentState::kFailed));
   CHECK(fake_operator.Last("demo-1")->message.find("DataLoss") != std::string::npos);
-  CHECK(Metrics(*fake_operator.Last("demo-1")).find("rouse_digest_mismatch_total 0") ==
+  CHECK(MetricsOf(*fake_operator.Last("demo-1")).find("rouse_digest_mismatch_total 0") ==
         std::string::npos);
 }
 

@@ -15,17 +15,25 @@ std::unique_ptr<http::Server> MustListen(http::Handler handler) {
   return *std::move(server);
 }
 
+http::Response MustSend(const std::string& address, const http::Request& request) {
+  auto client = http::Client::Create(address);
+  if (!client.ok()) throw std::runtime_error(client.status().ToString());
+  auto answer = (*client)->Send(request);
+  if (!answer.ok()) throw std::runtime_error(answer.status().ToString());
+  return *std::move(answer);
+}
+
 }  // namespace
 
 http::Response TellRole(const std::string& address, const RoleRequest& role) {
-  auto client = http::Client::Create(address);
-  if (!client.ok()) throw std::runtime_error(client.status().ToString());
-  auto answer = (*client)->Send({.method = "POST",
-                                 .target = "/v1/role",
-                                 .headers = {{"Content-Type", "application/json"}},
-                                 .body = json::Dump(ToJson(role))});
-  if (!answer.ok()) throw std::runtime_error(answer.status().ToString());
-  return *std::move(answer);
+  return MustSend(address, {.method = "POST",
+                            .target = "/v1/role",
+                            .headers = {{"Content-Type", "application/json"}},
+                            .body = json::Dump(ToJson(role))});
+}
+
+std::string MetricsOf(const AgentReport& report) {
+  return MustSend(report.address, {.target = "/metrics"}).body;
 }
 
 FakeOperator::FakeOperator()

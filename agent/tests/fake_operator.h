@@ -23,6 +23,9 @@ namespace rouse::agent {
 /// Tells the agent at `address` what to be, as the operator does. Throws when nobody answers.
 http::Response TellRole(const std::string& address, const RoleRequest& role);
 
+/// What an agent that has reported answers to /metrics. Throws when nobody answers.
+std::string MetricsOf(const AgentReport& report);
+
 using test::Eventually;
 
 /// Keeps the last report of each pod, and names every servable pod to all others as a peer, and

@@ -13,20 +13,17 @@ constexpr milliseconds kMoment{1};
 /// An agent's metrics are at most a tenth of a second old.
 constexpr milliseconds kUntilTold{250};
 
-}  // namespace
-
 std::uint64_t VerifiedBytes(const FakeOperator& fake_operator, const std::string& pod) {
   const auto report = fake_operator.Last(pod);
   if (!report) return 0;
-  auto client = http::Client::Create(report->address);
-  if (!client.ok()) return 0;
-  const auto answer = (*client)->Send({.target = "/metrics"});
-  if (!answer.ok()) return 0;
+  const std::string text = MetricsOf(*report);
   const std::string name = "\nrouse_pull_verified_bytes ";
-  const auto at = answer->body.find(name);
+  const auto at = text.find(name);
   if (at == std::string::npos) return 0;
-  return static_cast<std::uint64_t>(std::stod(answer->body.substr(at + name.size(), 20)));
+  return static_cast<std::uint64_t>(std::stod(text.substr(at + name.size(), 20)));
 }
+
+}  // namespace
 
 std::unique_ptr<AgentProcess> StartMidPull(FakeOperator& fake_operator, const HeldSource& source,
                                            const std::string& pod,

@@ -10,9 +10,6 @@
 
 namespace rouse::agent {
 
-/// What the agent's metrics say that a pull has brought and verified; 0 before it has reported.
-std::uint64_t VerifiedBytes(const FakeOperator& fake_operator, const std::string& pod);
-
 /// An agent that has some of the `all` bytes that it pulls from the held source, and at most half
 /// of them. On a busy machine more may come in the moments in which the source is let go: then
 /// another agent is started. Fails the test when none is caught so.

@@ -66,14 +66,6 @@ std::string ReadBack(const AgentProcess& agent) {
   return *got;
 }
 
-std::string Metrics(const AgentReport& report) {
-  auto client = http::Client::Create(report.address);
-  REQUIRE(client.ok());
-  const auto answer = (*client)->Send({.target = "/metrics"});
-  REQUIRE(answer.ok());
-  return answer->body;
-}
-
 /// The link is down while this lives.
 class LinkDown {
  public:
@@ -115,7 +107,7 @@ TEST_CASE("an agent takes its weights over rc, and says so") {
   const AgentReport report = AwaitServable(target, fake_operator, "demo-1");
   CHECK(report.transport == "rc_verbs/rxe1:1");
   CHECK(report.transport_fallback.empty());
-  const std::string metrics = Metrics(report);
+  const std::string metrics = MetricsOf(report);
   CHECK_THAT(metrics, Catch::Contains("rouse_pull_bytes_total{transport=\"rc_verbs/rxe1:1\"}") &&
                           Catch::Contains("rouse_pull_fallbacks_total 0"));
   CHECK_THAT(target.log(), Catch::Contains("2 of 2 usable ports"));
@@ -158,7 +150,7 @@ TEST_CASE("an agent whose container was not given the devices reports that it fe
   CHECK_THAT(report.transport_fallback,
              Catch::Contains("2 active RDMA ports") &&
                  Catch::Contains("the agent's container has no /dev/infiniband/uverbs0"));
-  CHECK_THAT(Metrics(report), Catch::Contains("rouse_pull_fallbacks_total 1"));
+  CHECK_THAT(MetricsOf(report), Catch::Contains("rouse_pull_fallbacks_total 1"));
   CHECK_THAT(target.log(), Catch::Contains("fallback from RDMA to TCP"));
   CHECK(ReadBack(target) == bytes);
 }
