@@ -44,9 +44,11 @@ int WeightMappings(pid_t pid) {
   for (std::string line; std::getline(maps, line);) {
     count += line.find("rouse-rank") != std::string::npos ? 1 : 0;
   }
-  std::error_code gone;
-  for (const auto& entry : fs::directory_iterator(folder + "/fd", gone)) {
-    const std::string link = fs::read_symlink(entry.path(), gone).string();
+  std::error_code ended;
+  for (fs::directory_iterator it(folder + "/fd", ended), end; !ended && it != end;
+       it.increment(ended)) {
+    std::error_code closed;
+    const std::string link = fs::read_symlink(it->path(), closed).string();
     count += link.find("rouse-rank") != std::string::npos ? 1 : 0;
   }
   std::ifstream children(folder + "/task/" + std::to_string(pid) + "/children");

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from pathlib import Path
@@ -9,11 +10,22 @@ from pathlib import Path
 PROGRAMS = ("vllm", "VLLM::", "rouse-agent")
 
 
+def open_files(process: Path) -> list[str]:
+    """What the descriptors of `process`, its folder in /proc, lead to; it may close some meanwhile."""
+    targets = []
+    for descriptor in (process / "fd").iterdir():
+        try:
+            targets.append(os.readlink(descriptor))
+        except FileNotFoundError:
+            pass  # closed since it was listed
+    return targets
+
+
 def main() -> None:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            files = {os.readlink(file) for file in (process / "fd").iterdir()}
+            files = set(open_files(process))
             # One that has closed the descriptor and kept the mapping keeps the memory.
             files |= set(re.findall(r"/memfd:rouse\S*", (process / "maps").read_text()))
         except OSError:
@@ -26,7 +38,8 @@ def main() -> None:
     for file in Path("/dev/shm").iterdir():
         print(f"shared memory {file}")
     mounts = Path("/proc/mounts").read_text()
-    for volume in Path("/var/lib/kubelet/pods").glob("*/volumes/*/*"):
+    # Unlike Path.glob, it does not fail where the kubelet removes a folder meanwhile.
+    for volume in map(Path, glob.glob("/var/lib/kubelet/pods/*/volumes/*/*")):
         if volume.name in ("model", "rouse-run", "rouse-plugin", "dshm", "home"):
             state = "mounted" if str(volume) in mounts else "a folder"
             print(f"volume {volume} ({state})")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 
 from rouse_e2e import paths
 from rouse_e2e.cluster import Cluster, wait_until
+from rouse_e2e.leftovers import open_files
 from rouse_e2e.light import LightCluster
 from rouse_e2e.real import nodes_folder, sweep
 
@@ -30,7 +33,8 @@ time.sleep(600)
 
 def traces(name: str) -> list[str]:
     """Everything on the machine that belongs to cluster `name`."""
-    found = [str(x) for x in Path("/sys/fs/cgroup").glob(f"**/rouse-{name}")]
+    # Unlike Path.glob, it does not fail where another cluster removes a cgroup meanwhile.
+    found = glob.glob(f"/sys/fs/cgroup/**/rouse-{name}", recursive=True)
     found += [str(x) for x in nodes_folder().glob(name)]
     found += [x for x in Path("/proc/mounts").read_text().splitlines() if f"/{name}/" in x]
     for process in Path("/proc").glob("[0-9]*"):
@@ -102,6 +106,24 @@ def test_threads_that_ask_at_the_same_time_get_the_same_proxy(
 def test_a_light_cluster_leaves_inotify_instances_to_others():
     """A user has 128 of them by default; a kubelet that gets none ends, and a dozen clusters run."""
     with LightCluster() as cluster:
-        folders = [Path(f"/proc/{x.pid}/fd") for x in cluster.processes.known.values()]
-        targets = [os.readlink(x) for folder in folders for x in folder.iterdir()]
+        folders = [Path(f"/proc/{x.pid}") for x in cluster.processes.known.values()]
+        targets = [target for folder in folders for target in open_files(folder)]
         assert 1 <= targets.count("anon_inode:inotify") <= 4
+
+
+def test_open_files_are_listed_while_some_are_closed():
+    done = threading.Event()
+
+    def open_and_close() -> None:
+        while not done.is_set():
+            for descriptor in [os.open("/dev/null", os.O_RDONLY) for _ in range(50)]:
+                os.close(descriptor)
+
+    churn = threading.Thread(target=open_and_close)
+    churn.start()
+    try:
+        with open(__file__) as kept:
+            assert all(kept.name in open_files(Path("/proc/self")) for _ in range(200))
+    finally:
+        done.set()
+        churn.join()
