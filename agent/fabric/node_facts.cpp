@@ -38,9 +38,10 @@ bool IsGpu(const std::string& name) {
 std::uint64_t GpusToOpen(const std::string& root) {
   std::uint64_t count = 0;
   std::error_code none;
-  for (const auto& entry : fs::directory_iterator(root + "/dev", none)) {
-    const bool gpu = IsGpu(entry.path().filename().string());
-    if (gpu && ::access(entry.path().c_str(), R_OK | W_OK) == 0) ++count;
+  for (fs::directory_iterator it(root + "/dev", none), end; !none && it != end;
+       it.increment(none)) {
+    const bool gpu = IsGpu(it->path().filename().string());
+    if (gpu && ::access(it->path().c_str(), R_OK | W_OK) == 0) ++count;
   }
   return count;
 }
@@ -60,10 +61,11 @@ std::int64_t LockedMemory() {
 }  // namespace
 
 NodeFacts LookAtNode(const std::string& node_folder, const std::string& root) {
+  std::error_code unknown;
   NodeFacts facts{.rdma = {},
                   .gpu_driver = DriverVersion(root),
                   .gpus = GpusToOpen(root),
-                  .peer_memory = fs::exists(root + "/sys/module/nvidia_peermem"),
+                  .peer_memory = fs::exists(root + "/sys/module/nvidia_peermem", unknown),
                   .node_folder_problem = FolderProblem(node_folder),
                   .locked_memory = LockedMemory()};
   for (const RdmaPort& port : ReadTopology(root).ports) {

@@ -8,7 +8,9 @@
 namespace rouse::agent {
 
 KeptBundles::KeptBundles(const StateStore& store, StateStoreOptions options)
-    : options_(std::move(options)), by_anybody_(KeptByAnybody(options_.folder)) {
+    : options_(std::move(options)) {
+  // Else Write() looks again, and says why it cannot.
+  if (auto known = KeptByAnybody(options_.folder); known.ok()) by_anybody_ = *std::move(known);
   for (const KeptEntry& entry : ReadKept(options_.folder, options_.owner)) {
     auto bundle = store.Find(entry.key.of, entry.key.fingerprint);
     if (!bundle.ok()) continue;
@@ -106,8 +108,9 @@ Status KeptBundles::Write() {
   }
   const Status written = WriteKept(options_.folder, options_.owner, list);
   auto by_anybody = KeptByAnybody(options_.folder);
+  if (!by_anybody.ok()) return written.ok() ? by_anybody.status() : written;
   const std::scoped_lock lock(mutex_);
-  by_anybody_ = std::move(by_anybody);
+  by_anybody_ = *std::move(by_anybody);
   return written;
 }
 

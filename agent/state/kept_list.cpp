@@ -17,8 +17,7 @@ constexpr std::string_view kKeptProtocol = "rouse-kept";
 constexpr int kKeptVersion = 1;
 constexpr std::size_t kMaxKeptText = 1u << 20;
 
-Result<std::vector<KeptEntry>> ReadList(const std::string& path) {
-  ROUSE_ASSIGN_OR_RETURN(const std::string text, ReadWholeFile(path, kMaxKeptText));
+Result<std::vector<KeptEntry>> Decode(const std::string& text, const std::string& path) {
   ROUSE_ASSIGN_OR_RETURN(const json::Json document, json::Parse(text, path, kMaxKeptText));
   json::Reader in(document, "");
   ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kKeptProtocol, kKeptVersion));
@@ -62,19 +61,21 @@ std::vector<KeptEntry> ReadKept(const std::string& store_folder, const std::stri
   const std::string path = store_folder + "/kept/" + owner + ".json";
   std::error_code error;
   if (!fs::exists(path, error)) return {};
-  auto kept = ReadList(path);
+  const auto text = ReadWholeFile(path, kMaxKeptText);
+  auto kept = text.ok() ? Decode(*text, path) : text.status();
   if (kept.ok()) return *std::move(kept);
   log::Warning("the list of kept bundles is not used",
                {{"path", path}, {"error", kept.status().ToString()}});
   return {};
 }
 
-std::map<std::string, std::uint64_t> KeptByAnybody(const std::string& store_folder) {
+Result<std::map<std::string, std::uint64_t>> KeptByAnybody(const std::string& store_folder) {
+  const std::string folder = store_folder + "/kept";
   std::map<std::string, std::uint64_t> bytes;
   std::error_code error;
+  if (!fs::exists(folder, error) && !error) return bytes;  // Nobody has kept anything yet.
   const auto gone = fs::file_time_type::clock::now() - std::chrono::seconds(kKeptGoneS);
-  for (fs::directory_iterator it(store_folder + "/kept", error), end; !error && it != end;
-       it.increment(error)) {
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
     std::error_code vanished;
     const auto written = it->last_write_time(vanished);
     if (vanished) continue;
@@ -82,10 +83,16 @@ std::map<std::string, std::uint64_t> KeptByAnybody(const std::string& store_fold
       fs::remove(it->path(), vanished);
       continue;
     }
-    const auto kept = ReadList(it->path().string());
+    if (!IsFileOfAtMost(*it, kMaxKeptText)) continue;
+    const std::string path = it->path().string();
+    const auto text = ReadWholeFile(path, kMaxKeptText);
+    if (text.status().code() == StatusCode::kNotFound) continue;  // Removed meanwhile.
+    ROUSE_RETURN_IF_ERROR(text.status());
+    const auto kept = Decode(*text, path);
     if (!kept.ok()) continue;
     for (const KeptEntry& entry : *kept) bytes[entry.key.fingerprint] = entry.bytes;
   }
+  if (error) return FromErrno(error.value(), "list " + folder);
   return bytes;
 }
 

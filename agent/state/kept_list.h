@@ -35,7 +35,8 @@ Status WriteKept(const std::string& store_folder, const std::string& owner,
 std::vector<KeptEntry> ReadKept(const std::string& store_folder, const std::string& owner);
 
 /// What is in the lists of all agents on this folder: bytes by fingerprint. Lists of those that are
-/// gone are removed.
-std::map<std::string, std::uint64_t> KeptByAnybody(const std::string& store_folder);
+/// gone are removed; what is no list counts for nothing. An error when one could not be read now:
+/// then it is not known what they keep.
+Result<std::map<std::string, std::uint64_t>> KeptByAnybody(const std::string& store_folder);
 
 }  // namespace rouse::agent

@@ -78,7 +78,7 @@ class StateStore {
 
   /// Removes what no bundle needs, and bundles until the rest fits, those used longest ago first,
   /// but none that `keep` names (fingerprints) or that an agent keeps for others. Does nothing
-  /// while somebody holds the store.
+  /// while somebody holds the store, nor, with a warning, when it cannot read all that is there.
   void Trim(std::set<std::string> keep) const;
 
   std::uint64_t max_bytes() const { return options_.max_bytes; }

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <filesystem>
 #include <map>
@@ -31,19 +32,38 @@ struct Kept {
   std::map<std::string, std::uint64_t> files;  ///< Bytes by digest.
 };
 
-std::vector<Kept> ReadBundles(const fs::path& folder) {
-  std::vector<Kept> bundles;
+Result<std::vector<fs::directory_entry>> EntriesOf(const fs::path& folder) {
+  std::vector<fs::directory_entry> entries;
   std::error_code error;
-  for (const auto& entry : fs::directory_iterator(folder, error)) {
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    entries.push_back(*it);
+  }
+  if (error) return FromErrno(error.value(), "list " + folder.string());
+  return entries;
+}
+
+// All of them, or an error: what a bundle needs that was not read would be taken away. Removes what
+// is no bundle.
+Result<std::vector<Kept>> ReadBundles(const fs::path& folder) {
+  ROUSE_ASSIGN_OR_RETURN(const auto entries, EntriesOf(folder));
+  std::vector<Kept> bundles;
+  for (const fs::directory_entry& entry : entries) {
+    std::error_code gone;
+    if (!IsFileOfAtMost(entry, kMaxBundleText)) {
+      fs::remove(entry.path(), gone);
+      continue;
+    }
     const auto text = ReadWholeFile(entry.path().string(), kMaxBundleText);
-    const auto document = text.ok() ? json::Parse(*text, "bundle", kMaxBundleText) : text.status();
+    if (text.status().code() == StatusCode::kNotFound) continue;  // Removed meanwhile.
+    ROUSE_RETURN_IF_ERROR(text.status());
+    const auto document = json::Parse(*text, "bundle", kMaxBundleText);
     const auto bundle = document.ok() ? BundleFromJson(*document) : document.status();
     if (!bundle.ok()) {
-      fs::remove(entry.path(), error);
+      fs::remove(entry.path(), gone);
       continue;
     }
     Kept kept{.path = entry.path(),
-              .used = fs::last_write_time(entry.path(), error),
+              .used = entry.last_write_time(gone),
               .fingerprint = bundle->fingerprint,
               .files = {}};
     for (const BundleEntry& file : bundle->entries) {
@@ -66,14 +86,51 @@ std::uint64_t Sum(const std::map<std::string, std::uint64_t>& files) {
   return total;
 }
 
-void RemoveOldParts(const fs::path& folder) {
-  std::error_code error;
+Status RemoveOldParts(const fs::path& folder) {
+  ROUSE_ASSIGN_OR_RETURN(const auto parts, EntriesOf(folder));
   const auto before = fs::file_time_type::clock::now() - kPartsKept;
-  for (const auto& entry : fs::directory_iterator(folder, error)) {
+  for (const fs::directory_entry& part : parts) {
     std::error_code gone;
-    const auto written = entry.last_write_time(gone);
-    if (!gone && written < before) fs::remove(entry.path(), gone);
+    const auto written = part.last_write_time(gone);
+    if (!gone && written < before) fs::remove(part.path(), gone);
   }
+  return Status();
+}
+
+Status RemoveOthers(const fs::path& folder, const std::map<std::string, std::uint64_t>& needed) {
+  ROUSE_ASSIGN_OR_RETURN(const auto shelves, EntriesOf(folder));
+  for (const fs::directory_entry& shelf : shelves) {
+    std::error_code unknown;
+    if (!shelf.is_directory(unknown)) continue;
+    ROUSE_ASSIGN_OR_RETURN(const auto files, EntriesOf(shelf.path()));
+    for (const fs::directory_entry& file : files) {
+      std::error_code gone;
+      if (!needed.contains(file.path().filename().string())) fs::remove(file.path(), gone);
+    }
+  }
+  return Status();
+}
+
+Status TrimLocked(const fs::path& folder, std::uint64_t max_bytes, std::set<std::string> keep) {
+  ROUSE_RETURN_IF_ERROR(RemoveOldParts(folder / "parts"));
+  ROUSE_ASSIGN_OR_RETURN(const auto by_anybody, KeptByAnybody(folder.string()));
+  for (const auto& kept : by_anybody) keep.insert(kept.first);
+  ROUSE_ASSIGN_OR_RETURN(std::vector<Kept> bundles, ReadBundles(folder / "bundles"));
+  std::sort(bundles.begin(), bundles.end(),
+            [](const Kept& a, const Kept& b) { return a.used < b.used; });
+  for (auto oldest = bundles.begin();
+       oldest != bundles.end() && Sum(FilesOf(bundles)) > max_bytes;) {
+    if (keep.contains(oldest->fingerprint)) {
+      ++oldest;
+      continue;
+    }
+    log::Info("bundle removed from the store, to make room",
+              {{"path", oldest->path.string()}, {"maxBytes", max_bytes}});
+    std::error_code gone;
+    fs::remove(oldest->path, gone);
+    oldest = bundles.erase(oldest);
+  }
+  return RemoveOthers(folder / "blobs", FilesOf(bundles));
 }
 
 }  // namespace
@@ -81,31 +138,13 @@ void RemoveOldParts(const fs::path& folder) {
 void StateStore::Trim(std::set<std::string> keep) const {
   const std::string path = options_.folder + "/lock";
   const OwnedFd lock(::open(path.c_str(), O_RDWR | O_NOFOLLOW | O_CLOEXEC));
-  if (!lock.valid() || ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return;
-  const fs::path folder = options_.folder;
-  RemoveOldParts(folder / "parts");
-  for (const auto& kept : KeptByAnybody(options_.folder)) keep.insert(kept.first);
-  std::vector<Kept> bundles = ReadBundles(folder / "bundles");
-  std::sort(bundles.begin(), bundles.end(),
-            [](const Kept& a, const Kept& b) { return a.used < b.used; });
-  std::error_code error;
-  for (auto oldest = bundles.begin();
-       oldest != bundles.end() && Sum(FilesOf(bundles)) > options_.max_bytes;) {
-    if (keep.contains(oldest->fingerprint)) {
-      ++oldest;
-      continue;
-    }
-    log::Info("bundle removed from the store, to make room",
-              {{"path", oldest->path.string()}, {"maxBytes", options_.max_bytes}});
-    fs::remove(oldest->path, error);
-    oldest = bundles.erase(oldest);
-  }
-  const auto needed = FilesOf(bundles);
-  for (const auto& shelf : fs::directory_iterator(folder / "blobs", error)) {
-    for (const auto& file : fs::directory_iterator(shelf.path(), error)) {
-      std::error_code gone;
-      if (!needed.contains(file.path().filename().string())) fs::remove(file.path(), gone);
-    }
+  if (lock.valid() && ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return;  // Somebody holds it.
+  const Status done = lock.valid()
+                          ? TrimLocked(options_.folder, options_.max_bytes, std::move(keep))
+                          : FromErrno(errno, "open " + path);
+  if (!done.ok()) {
+    log::Warning("the store is not trimmed; it will be tried again",
+                 {{"path", options_.folder}, {"error", done.ToString()}});
   }
 }
 

@@ -113,6 +113,12 @@ Result<std::string> ReadWholeFile(const std::string& path, std::uint64_t max_byt
   return content;
 }
 
+bool IsFileOfAtMost(const fs::directory_entry& entry, std::uint64_t max_bytes) {
+  std::error_code unknown;
+  const bool file = fs::is_regular_file(entry.symlink_status(unknown));
+  return file && entry.file_size(unknown) <= max_bytes && !unknown;
+}
+
 Status CopyTree(const std::string& source, const std::string& target) {
   std::error_code error;
   fs::recursive_directory_iterator walk(source, error);

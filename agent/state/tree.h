@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <ctime>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -33,5 +34,9 @@ Status CopyTree(const std::string& source, const std::string& target);
 
 /// Reads a regular file of at most `max_bytes`.
 Result<std::string> ReadWholeFile(const std::string& path, std::uint64_t max_bytes);
+
+/// Whether it is one that ReadWholeFile() reads: then an error from there is the machine's (no
+/// descriptor is left, the disk fails), not the file's.
+bool IsFileOfAtMost(const std::filesystem::directory_entry& entry, std::uint64_t max_bytes);
 
 }  // namespace rouse::agent

@@ -1,4 +1,5 @@
 #include <catch2/catch.hpp>
+#include <filesystem>
 
 #include "agent/fabric/node_facts.h"
 #include "agent/tests/fake_sysfs.h"
@@ -42,6 +43,13 @@ TEST_CASE("Ports, the driver, GPUs and the node folder are found") {
   const auto again = NodeFactsFromJson(ToJson(facts), "nodeFacts");
   REQUIRE(again.ok());
   CHECK(*again == facts);
+}
+
+TEST_CASE("What of a node cannot be looked at is not there") {
+  const FakeSysfs sysfs;
+  std::filesystem::create_directories(sysfs.root() + "/sys");
+  std::filesystem::create_symlink("module", sysfs.root() + "/sys/module");  // To itself.
+  CHECK_FALSE(LookAtNode("", sysfs.root()).peer_memory);
 }
 
 TEST_CASE("Facts of a node are bounded") {

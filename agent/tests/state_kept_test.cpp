@@ -1,11 +1,15 @@
 // What an agent keeps for others: room, use, and what is known of it after a restart.
 
+#include <fcntl.h>
+#include <sys/resource.h>
+
 #include <catch2/catch.hpp>
 #include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "agent/memory/owned_fd.h"
 #include "agent/state/kept_bundles.h"
 #include "agent/state/kept_list.h"
 #include "agent/tests/state_fixture.h"
@@ -50,6 +54,24 @@ struct Shelf {
 
   TempFolder folder;
   std::unique_ptr<StateStore> store;
+};
+
+/// While it lives this process can open only so many files more.
+class FewDescriptors {
+ public:
+  explicit FewDescriptors(rlim_t count) {
+    const memory::OwnedFd next(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+    REQUIRE(::getrlimit(RLIMIT_NOFILE, &before_) == 0);
+    const rlimit few{.rlim_cur = static_cast<rlim_t>(next.get()) + count,
+                     .rlim_max = before_.rlim_max};
+    REQUIRE(::setrlimit(RLIMIT_NOFILE, &few) == 0);
+  }
+  ~FewDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
+  FewDescriptors(const FewDescriptors&) = delete;
+  FewDescriptors& operator=(const FewDescriptors&) = delete;
+
+ private:
+  rlimit before_{};
 };
 
 }  // namespace
@@ -156,4 +178,31 @@ TEST_CASE("What an agent of the folder keeps for others is not removed, while th
   (*full)->Trim({});
   CHECK_FALSE(is_there());
   CHECK_FALSE(fs::exists(folder + "/kept/uid-2.json"));
+}
+
+TEST_CASE("Nothing is removed from a store that cannot be read whole at the moment") {
+  const Shelf shelf;
+  const std::string folder = shelf.folder.path() + "/store";
+  KeptBundles kept(*shelf.store, shelf.Options("uid-2"));
+  kept.Add(shelf.Put('a', 10, kNow));
+  REQUIRE(kept.Write().ok());
+  shelf.Put('b', 10, kNow);
+  const auto full = StateStore::Open({.folder = folder, .max_bytes = 10, .owner = "uid-1"});
+  REQUIRE(full.ok());
+  const auto is_there = [&](char name) {
+    return (*full)->Find(CacheClass::kMatched, KeyOf(name).fingerprint).ok();
+  };
+  for (rlim_t descriptors = 0; descriptors < 3; ++descriptors) {
+    CAPTURE(descriptors);
+    {
+      const FewDescriptors few(descriptors);
+      (*full)->Trim({});
+    }
+    // None: not even the lock; one: no folder; two: a folder, but no list in it.
+    CHECK(is_there('a'));
+    CHECK(is_there('b'));
+  }
+  (*full)->Trim({});
+  CHECK(is_there('a'));
+  CHECK_FALSE(is_there('b'));
 }
