@@ -41,7 +41,7 @@ class AgentProcess {
   /// To all of them.
   void SignalAll(int number) const;
   /// The exit status (128 + signal when it was killed); nullopt when it still runs after `longest`.
-  std::optional<int> Wait(std::chrono::milliseconds longest = std::chrono::seconds(20));
+  std::optional<int> Wait(std::chrono::milliseconds longest = std::chrono::seconds(60));
 
  private:
   TempFolder folder_;

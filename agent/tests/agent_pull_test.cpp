@@ -267,7 +267,7 @@ TEST_CASE("Two ranks are pulled, and one that waits does not hold up the other")
   CHECK(rank1->Phase("LoadStarted")->type() == "Ok");
   auto late = rank1->Ask({{"type", "AwaitWeights"}, {"rank", 1}, {"timeoutMs", 100}});
   CHECK(late->code() == "DeadlineExceeded");
-  CHECK(std::chrono::steady_clock::now() - before < std::chrono::seconds(5));
+  CHECK(std::chrono::steady_clock::now() - before < std::chrono::seconds(15));
   first.SignalAll(SIGCONT);
   auto answer = rank0->Receive();
   REQUIRE(answer.ok());

@@ -418,7 +418,7 @@ TEST_CASE("A guard wakes with no other weights than those that it slept with") {
                               .peers = {Pair::PeerAt(pair.fake_operator.Last("demo-2")->address)}})
           .status == 202);
   CHECK(pair.Fails("what slept"));
-  CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(5));
+  CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(15));
   CHECK(pair.engine->wakes() == 0);
 }
 

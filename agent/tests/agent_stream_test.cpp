@@ -124,7 +124,7 @@ TEST_CASE("The agent reads the checkpoint for its engine, and counts what it has
   StreamingEngine engine(agent);
   engine.LoadAll();
   engine.Close("");
-  CHECK(Eventually([&] { return !HoldsSlots(agent); }, std::chrono::seconds(10)));
+  CHECK(Eventually([&] { return !HoldsSlots(agent); }));
   REQUIRE(engine->CreateFillPublish(TestIdentity(), 0, TestBytes(kStreamArenaBytes, 1))->type() ==
           "Ok");
   REQUIRE(engine->Phase("ModelReady")->type() == "Ok");
@@ -153,7 +153,7 @@ TEST_CASE("An engine that dies in the middle of the stream leaves nothing, and m
         engine->Send(R"({"type":"NextBatch","rank":0,"batch":1,"released":0,"timeoutMs":60000})")
             .ok());
   }
-  CHECK(Eventually([&] { return !HoldsSlots(agent); }, std::chrono::seconds(10)));
+  CHECK(Eventually([&] { return !HoldsSlots(agent); }));
   StreamingEngine again(agent);
   again.LoadAll();
 }

@@ -81,7 +81,7 @@ WeightManifest TestManifest(const Identity& identity, std::uint32_t rank, std::u
 }
 
 Result<FakeEngine> FakeEngine::Connect(const std::string& path) {
-  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   while (true) {
     auto socket = SeqpacketDial(path);
     if (socket.ok()) return FakeEngine(*std::move(socket));

@@ -43,7 +43,7 @@ class FakeEngine {
   /// Sends raw bytes, whatever they are.
   Status Send(std::string_view text, const std::vector<int>& fds = {});
   /// DeadlineExceeded when nothing comes; Unavailable when the agent ended the connection.
-  Result<EngineAnswer> Receive(std::chrono::milliseconds timeout = std::chrono::seconds(20));
+  Result<EngineAnswer> Receive(std::chrono::milliseconds timeout = std::chrono::seconds(60));
   /// Sends and receives.
   Result<EngineAnswer> Ask(const json::Json& request, const std::vector<int>& fds = {});
 

@@ -39,7 +39,7 @@ class World {
     heard_.push_back(event.gpu + " " + std::to_string(event.xid));
   }
   std::vector<std::string> Heard(std::size_t count) const {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
     while (std::chrono::steady_clock::now() < end) {
       {
         const std::scoped_lock lock(mutex_);

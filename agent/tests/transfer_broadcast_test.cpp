@@ -183,11 +183,11 @@ TEST_CASE("waiting for a seat ends when it is stopped, or at its deadline", "[br
               .code() == StatusCode::kCancelled);
   REQUIRE(AwaitSeat(source.Node(1), 0, {"node", "GPU-1"}, milliseconds(100), {}).status().code() ==
           StatusCode::kDeadlineExceeded);
-  const auto other = AwaitSeat(source.Node(1), 3, {"node", "GPU-1"}, seconds(5), {});
+  const auto other = AwaitSeat(source.Node(1), 3, {"node", "GPU-1"}, seconds(60), {});
   REQUIRE(other.status().code() == StatusCode::kNotFound);
   NodeSource guessing = source.Node(1);
   guessing.lease = "guessed";
-  REQUIRE(AwaitSeat(guessing, 0, {"node", "GPU-1"}, seconds(5), {}).status().code() ==
+  REQUIRE(AwaitSeat(guessing, 0, {"node", "GPU-1"}, seconds(60), {}).status().code() ==
           StatusCode::kNotFound);
 }
 
@@ -195,7 +195,7 @@ TEST_CASE("a broadcast ends with the leases of what was withdrawn", "[broadcast]
   Hub hub;
   const agent::TempFolder folder;
   const auto broadcasting = std::make_shared<testing::FakeBroadcasting>(hub);
-  RosterOptions roster{.window = milliseconds(1), .silence = seconds(10)};
+  RosterOptions roster{.window = milliseconds(1), .silence = seconds(60)};
   roster.rates.setup_seconds = 0;
   const auto publisher = Must(Publisher::Create({.leases = {},
                                                  .program = kTransferPeerProgram,
@@ -213,7 +213,7 @@ TEST_CASE("a broadcast ends with the leases of what was withdrawn", "[broadcast]
     leases.push_back(Must(publisher->Open("test/target")).lease);
     return std::jthread([&, target, lease = leases.back()] {
       static_cast<void>(AwaitSeat({"test/source", folder.path() + "/a.sock", lease}, 0,
-                                  {"node", "GPU-" + std::to_string(target)}, seconds(20), {}));
+                                  {"node", "GPU-" + std::to_string(target)}, seconds(60), {}));
     });
   };
   {

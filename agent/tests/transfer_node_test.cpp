@@ -45,7 +45,7 @@ struct Source {
 
 std::unique_ptr<memory::Arena> Import(const Source& source) {
   return Must(
-      ImportFromNode(source.Node(), source.opened.ranks[0], memory::HostMemory(), seconds(5)));
+      ImportFromNode(source.Node(), source.opened.ranks[0], memory::HostMemory(), seconds(60)));
 }
 
 std::unique_ptr<memory::Arena> Empty(std::uint64_t bytes) {
@@ -80,7 +80,7 @@ TEST_CASE("more slabs than one message carries come in several", "[node]") {
 TEST_CASE("an only slab that ends within a page of the GPU's can be had", "[node]") {
   const auto gpu = std::make_shared<testing::FakeGpuMemory>();
   const Source source(3 * kMiB + 4096, 8 * kMiB, gpu);
-  const auto from = Must(ImportFromNode(source.Node(), source.opened.ranks[0], gpu, seconds(5)));
+  const auto from = Must(ImportFromNode(source.Node(), source.opened.ranks[0], gpu, seconds(60)));
   REQUIRE(SameBytes(*from, *source.arena));
   REQUIRE(from->slab_bytes() % kChunkBytes == 0);  // What copies in pieces asks for.
 }
@@ -121,7 +121,7 @@ TEST_CASE("only who holds a lease gets slabs", "[node]") {
   const Source source;
   const RemoteRank& rank = source.opened.ranks[0];
   const auto ask = [&](NodeSource node, const RemoteRank& wanted) {
-    return ImportFromNode(node, wanted, memory::HostMemory(), seconds(5)).status();
+    return ImportFromNode(node, wanted, memory::HostMemory(), seconds(60)).status();
   };
   NodeSource guessing = source.Node();
   guessing.lease = std::string(32, '0');
@@ -144,7 +144,7 @@ TEST_CASE("peers that are not there, or do not answer, are told apart in time", 
   NodeSource absent = source.Node();
   absent.socket += ".none";
   const RemoteRank& rank = source.opened.ranks[0];
-  REQUIRE(ImportFromNode(absent, rank, memory::HostMemory(), seconds(5)).status().code() ==
+  REQUIRE(ImportFromNode(absent, rank, memory::HostMemory(), seconds(60)).status().code() ==
           StatusCode::kUnavailable);
 
   const std::string path = source.folder.path() + "/silent.sock";

@@ -23,7 +23,7 @@ T Must(Result<T> result) {
 }
 
 Status Finish(Worker& worker, GetRequest& get) {
-  const auto deadline = steady_clock::now() + std::chrono::seconds(20);
+  const auto deadline = steady_clock::now() + std::chrono::seconds(60);
   for (;;) {
     if (const auto ended = get.Poll()) return *ended;
     if (steady_clock::now() > deadline) return DeadlineExceeded("get");
