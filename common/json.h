@@ -92,6 +92,18 @@ class Reader {
   const Json& ObjectOrEmpty(std::string_view key);
   const Json& ArrayOrEmpty(std::string_view key);
 
+  /// What `decode` makes of a Reader of each object in an array, which may have up to `max`. Ends
+  /// at the first error, of an entry too; decodes none when this Reader has one already.
+  template <typename Decode>
+  auto Objects(std::string_view key, std::size_t max, Decode decode) {
+    return DecodeEach(key, Array(key), max, decode);
+  }
+  /// The same, but missing or null is no error.
+  template <typename Decode>
+  auto ObjectsOrEmpty(std::string_view key, std::size_t max, Decode decode) {
+    return DecodeEach(key, ArrayOrEmpty(key), max, decode);
+  }
+
   std::vector<std::string> Strings(std::string_view key);
 
   /// For objects that nobody may add members to: any but these is an error.
@@ -112,6 +124,21 @@ class Reader {
  private:
   const Json* Find(std::string_view key) const;
   const Json& Container(std::string_view key, bool object, bool required);
+
+  template <typename Decode>
+  auto DecodeEach(std::string_view key, const Json& list, std::size_t max, Decode& decode) {
+    std::vector<decltype(decode(*this))> out;
+    if (list.size() > max) Fail(key, "has more than " + std::to_string(max) + " entries");
+    if (!status_.ok()) return out;
+    out.reserve(list.size());
+    for (const Json& item : list) {
+      Reader entry(item, Path(key, out.size()));
+      out.push_back(decode(entry));
+      Take(entry.status());
+      if (!status_.ok()) break;
+    }
+    return out;
+  }
 
   template <typename E>
   E EnumValue(std::string_view key, const std::string& text, std::span<const EnumName<E>> names) {

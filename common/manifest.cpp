@@ -85,15 +85,8 @@ std::vector<std::int64_t> ReadIntegers(json::Reader& in, std::string_view key) {
 }
 
 std::vector<Allocation> ReadAllocations(json::Reader& in, std::uint64_t arena_bytes) {
-  std::vector<Allocation> out;
-  const json::Json& list = in.Array("allocations");
-  if (list.size() > kMaxTensors) {
-    in.Fail("allocations", "has more than " + std::to_string(kMaxTensors) + " entries");
-    return out;
-  }
   std::uint64_t free_from = 0;
-  for (const json::Json& item : list) {
-    json::Reader entry(item, in.Path("allocations", out.size()));
+  return in.Objects("allocations", kMaxTensors, [&](json::Reader& entry) {
     const Allocation allocation{.offset = static_cast<std::uint64_t>(entry.Int("offset")),
                                 .bytes = static_cast<std::uint64_t>(entry.Int("bytes"))};
     if (allocation.offset % kAllocationAlignment != 0) {
@@ -104,23 +97,13 @@ std::vector<Allocation> ReadAllocations(json::Reader& in, std::uint64_t arena_by
                allocation.bytes > arena_bytes - allocation.offset) {
       entry.Fail("bytes", "reaches past the end of the arena, " + std::to_string(arena_bytes));
     }
-    in.Take(entry.status());
-    if (!in.status().ok()) return out;
     free_from = allocation.offset + allocation.bytes;
-    out.push_back(allocation);
-  }
-  return out;
+    return allocation;
+  });
 }
 
 std::vector<Tensor> ReadTensors(json::Reader& in, const std::vector<Allocation>& allocations) {
-  std::vector<Tensor> out;
-  const json::Json& list = in.Array("tensors");
-  if (list.size() > kMaxTensors) {
-    in.Fail("tensors", "has more than " + std::to_string(kMaxTensors) + " entries");
-    return out;
-  }
-  for (const json::Json& item : list) {
-    json::Reader entry(item, in.Path("tensors", out.size()));
+  return in.Objects("tensors", kMaxTensors, [&](json::Reader& entry) {
     Tensor tensor;
     tensor.name = entry.String("name");
     tensor.kind = entry.Enum<TensorKind>("kind", kTensorKinds);
@@ -147,11 +130,8 @@ std::vector<Tensor> ReadTensors(json::Reader& in, const std::vector<Allocation>&
                                 " bytes");
       }
     }
-    in.Take(entry.status());
-    if (!in.status().ok()) return out;
-    out.push_back(std::move(tensor));
-  }
-  return out;
+    return tensor;
+  });
 }
 
 std::vector<std::string> ReadDigests(json::Reader& in, const WeightManifest& manifest) {

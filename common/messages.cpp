@@ -14,6 +14,27 @@ std::string KeepersDigest(json::Reader& in) {
   return digest;
 }
 
+Peer ReadPeer(json::Reader& in) {
+  return {.pod = in.String("pod"),
+          .node = in.String("node"),
+          .address = in.String("address"),
+          .partial = in.BoolOr("partial", false),
+          .distance = in.EnumOr<Distance>("distance", kDistances, Distance::kFarther)};
+}
+
+Sibling ReadSibling(json::Reader& in) {
+  return {.pod = in.String("pod"),
+          .address = in.String("address"),
+          .decided_at_us = in.Int("decidedAtUs")};
+}
+
+Keeper ReadKeeper(json::Reader& in) {
+  return {.pod = in.String("pod"),
+          .node = in.String("node"),
+          .address = in.String("address"),
+          .leaving = in.BoolOr("leaving", false)};
+}
+
 }  // namespace
 
 std::string_view ToString(AgentState state) {
@@ -91,12 +112,14 @@ json::Json ToJson(const Assignment& assignment) {
 
 Result<WeightsReport> WeightsReportFromJson(const json::Json& value, const std::string& path) {
   json::Reader in(value, path);
+  constexpr std::size_t kMaxIdentity = 128;
   WeightsReport weights{.form = in.Enum<WeightForm>("form", kWeightForms),
                         .identity = in.String("identity"),
                         .bytes = static_cast<std::uint64_t>(in.Int("bytes")),
                         .ranks = static_cast<std::uint32_t>(in.Int("ranks", 0, kMaxWorldSize)),
                         .servable = in.Bool("servable"),
                         .arriving = in.BoolOr("arriving", false)};
+  if (weights.identity.size() > kMaxIdentity) in.Fail("identity", "is over 128 bytes");
   ROUSE_RETURN_IF_ERROR(in.status());
   return weights;
 }
@@ -162,20 +185,7 @@ Result<AgentReport> AgentReportFromJson(const json::Json& value) {
 }
 
 std::vector<Peer> ReadPeers(json::Reader& in, std::string_view key) {
-  std::vector<Peer> out;
-  const json::Json& peers = in.Array(key);
-  if (peers.size() > kMaxPeers) in.Fail(key, "has more than 1024 entries");
-  for (const json::Json& item : peers) {
-    if (!in.status().ok()) break;
-    json::Reader peer(item, in.Path(key, out.size()));
-    out.push_back({.pod = peer.String("pod"),
-                   .node = peer.String("node"),
-                   .address = peer.String("address"),
-                   .partial = peer.BoolOr("partial", false),
-                   .distance = peer.EnumOr<Distance>("distance", kDistances, Distance::kFarther)});
-    in.Take(peer.status());
-  }
-  return out;
+  return in.Objects(key, kMaxPeers, ReadPeer);
 }
 
 Result<Assignment> AssignmentFromJson(const json::Json& value) {
@@ -186,27 +196,8 @@ Result<Assignment> AssignmentFromJson(const json::Json& value) {
   assignment.report_after_ms = in.Int("reportAfterMs", 10, 3'600'000);
   assignment.expecting = in.BoolOr("expecting", true);
   assignment.peers = ReadPeers(in, "peers");
-  const json::Json& siblings = in.ArrayOrEmpty("siblings");
-  if (siblings.size() > kMaxPeers) in.Fail("siblings", "has more than 1024 entries");
-  for (const json::Json& item : siblings) {
-    if (!in.status().ok()) break;
-    json::Reader entry(item, in.Path("siblings", assignment.siblings.size()));
-    assignment.siblings.push_back({.pod = entry.String("pod"),
-                                   .address = entry.String("address"),
-                                   .decided_at_us = entry.Int("decidedAtUs")});
-    in.Take(entry.status());
-  }
-  const json::Json& keepers = in.ArrayOrEmpty("keepers");
-  if (keepers.size() > kMaxKeepers) in.Fail("keepers", "has more than 256 entries");
-  for (const json::Json& item : keepers) {
-    if (!in.status().ok()) break;
-    json::Reader entry(item, in.Path("keepers", assignment.keepers.size()));
-    assignment.keepers.push_back({.pod = entry.String("pod"),
-                                  .node = entry.String("node"),
-                                  .address = entry.String("address"),
-                                  .leaving = entry.BoolOr("leaving", false)});
-    in.Take(entry.status());
-  }
+  assignment.siblings = in.ObjectsOrEmpty("siblings", kMaxPeers, ReadSibling);
+  assignment.keepers = in.ObjectsOrEmpty("keepers", kMaxKeepers, ReadKeeper);
   assignment.keepers_digest = KeepersDigest(in);
   assignment.state_copies = static_cast<int>(in.IntOr("stateCopies", 0, 0, kMaxStateCopies));
   ROUSE_RETURN_IF_ERROR(in.status());

@@ -26,18 +26,14 @@ Result<NodeFacts> NodeFactsFromJson(const json::Json& value, const std::string& 
                   .peer_memory = in.BoolOr("peerMemory", false),
                   .node_folder_problem = in.StringOr("nodeFolderProblem", ""),
                   .locked_memory = in.IntOr("lockedMemory", -1, -1)};
-  const json::Json& rdma = in.ArrayOrEmpty("rdma");
-  if (rdma.size() > kMaxRdmaFacts) in.Fail("rdma", "has over 64 entries");
-  for (const json::Json& item : rdma) {
-    if (!in.status().ok()) break;
-    json::Reader port(item, in.Path("rdma", facts.rdma.size()));
-    facts.rdma.push_back({.name = port.String("name"),
-                          .active = port.Bool("active"),
-                          .accessible = port.Bool("accessible"),
-                          .gbit_per_s = static_cast<std::uint64_t>(port.IntOr("gbitPerS", 0))});
-    if (facts.rdma.back().name.size() > kMaxFactText) port.Fail("name", "is over 512 bytes");
-    in.Take(port.status());
-  }
+  facts.rdma = in.ObjectsOrEmpty("rdma", kMaxRdmaFacts, [](json::Reader& port) {
+    RdmaFact fact{.name = port.String("name"),
+                  .active = port.Bool("active"),
+                  .accessible = port.Bool("accessible"),
+                  .gbit_per_s = static_cast<std::uint64_t>(port.IntOr("gbitPerS", 0))};
+    if (fact.name.size() > kMaxFactText) port.Fail("name", "is over 512 bytes");
+    return fact;
+  });
   for (const auto& [key, text] : {std::pair{"gpuDriver", &facts.gpu_driver},
                                   std::pair{"nodeFolderProblem", &facts.node_folder_problem}}) {
     if (text->size() > kMaxFactText) in.Fail(key, "is over 512 bytes");

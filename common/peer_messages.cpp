@@ -73,40 +73,29 @@ std::optional<RemoteSlab> ReadAvailability(json::Reader& in, const WeightManifes
   return slab;
 }
 
-RemoteRank ReadRank(json::Reader& in, const json::Json& item, std::size_t index) {
+RemoteRank ReadRank(json::Reader& in) {
   RemoteRank rank;
-  json::Reader entry(item, in.Path("ranks", index));
-  const std::int64_t number = entry.Int("rank");
-  auto manifest = ManifestFromJson(entry.Object("manifest"), entry.Path("manifest"));
-  entry.Take(manifest.status());
-  if (!entry.status().ok()) {
-    in.Take(entry.status());
-    return rank;
-  }
+  const std::int64_t number = in.Int("rank");
+  auto manifest = ManifestFromJson(in.Object("manifest"), in.Path("manifest"));
+  in.Take(manifest.status());
+  if (!in.status().ok()) return rank;
   rank.manifest = *std::move(manifest);
   if (number != std::int64_t{rank.manifest.rank}) {
-    entry.Fail("rank",
-               "differs from rank " + std::to_string(rank.manifest.rank) + " of its manifest");
+    in.Fail("rank", "differs from rank " + std::to_string(rank.manifest.rank) + " of its manifest");
   }
-  if (rank.manifest.chunk_digests.empty()) entry.Fail("manifest", "carries no digests");
-  const json::Json& slabs = entry.Array("slabs");
-  if (slabs.size() > kMaxSlabs) entry.Fail("slabs", "has more than 65536 entries");
+  if (rank.manifest.chunk_digests.empty()) in.Fail("manifest", "carries no digests");
   std::uint64_t total = 0;
-  for (const json::Json& item_slab : slabs) {
-    if (!entry.status().ok()) break;
-    json::Reader slab(item_slab, entry.Path("slabs", rank.slabs.size()));
-    RemoteSlab read = ReadSlab(slab);
-    if (__builtin_add_overflow(total, read.bytes, &total)) slab.Fail("bytes", "adds up too far");
-    entry.Take(slab.status());
-    rank.slabs.push_back(std::move(read));
+  rank.slabs = in.Objects("slabs", kMaxSlabs, [&](json::Reader& entry) {
+    RemoteSlab slab = ReadSlab(entry);
+    if (__builtin_add_overflow(total, slab.bytes, &total)) entry.Fail("bytes", "adds up too far");
+    return slab;
+  });
+  if (in.status().ok() && total != rank.manifest.arena_bytes) {
+    in.Fail("slabs", "add up to " + std::to_string(total) + " bytes, the arena has " +
+                         std::to_string(rank.manifest.arena_bytes));
   }
-  if (entry.status().ok() && total != rank.manifest.arena_bytes) {
-    entry.Fail("slabs", "add up to " + std::to_string(total) + " bytes, the arena has " +
-                            std::to_string(rank.manifest.arena_bytes));
-  }
-  if (entry.status().ok()) rank.availability = ReadAvailability(entry, rank.manifest);
-  rank.stage_bytes = static_cast<std::uint64_t>(entry.IntOr("stageBytes", 0));
-  in.Take(entry.status());
+  if (in.status().ok()) rank.availability = ReadAvailability(in, rank.manifest);
+  rank.stage_bytes = static_cast<std::uint64_t>(in.IntOr("stageBytes", 0));
   return rank;
 }
 
@@ -204,17 +193,15 @@ Result<OpenResponse> OpenResponseFromJson(const json::Json& value) {
   response.lease_ms = in.Int("leaseMs", kMinLeaseMs, 3'600'000);
   response.worker_address = ReadBase64(in, "workerAddress", kMaxKeyBytes);
   response.node_socket = in.StringOr("nodeSocket", "");
-  const json::Json& ranks = in.Array("ranks");
-  if (ranks.empty() || ranks.size() > kMaxWorldSize) in.Fail("ranks", "expected 1 to 1024 entries");
   std::set<std::uint32_t> seen;
-  for (const json::Json& item : ranks) {
-    if (!in.status().ok()) break;
-    response.ranks.push_back(ReadRank(in, item, response.ranks.size()));
-    if (in.status().ok() && !seen.insert(response.ranks.back().manifest.rank).second) {
-      in.Fail("ranks",
-              "rank " + std::to_string(response.ranks.back().manifest.rank) + " is there twice");
+  response.ranks = in.Objects("ranks", kMaxWorldSize, [&](json::Reader& entry) {
+    RemoteRank rank = ReadRank(entry);
+    if (entry.status().ok() && !seen.insert(rank.manifest.rank).second) {
+      entry.Fail("rank", std::to_string(rank.manifest.rank) + " is there twice");
     }
-  }
+    return rank;
+  });
+  if (response.ranks.empty()) in.Fail("ranks", "is empty");
   ROUSE_RETURN_IF_ERROR(in.status());
   return response;
 }
@@ -254,13 +241,9 @@ Result<ModelFiles> ModelFilesFromJson(const json::Json& value) {
   json::Reader in(value, "");
   ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kFilesProtocol, kFilesVersion));
   ModelFiles files;
-  const json::Json& list = in.Array("files");
-  if (list.size() > kMaxModelFiles) in.Fail("files", "has more than 1024 entries");
   std::set<std::string> seen;
   std::uint64_t total = 0;
-  for (const json::Json& item : list) {
-    if (!in.status().ok()) break;
-    json::Reader entry(item, in.Path("files", files.files.size()));
+  files.files = in.Objects("files", kMaxModelFiles, [&](json::Reader& entry) {
     ModelFile file{.path = entry.String("path"),
                    .bytes = static_cast<std::uint64_t>(
                        entry.Int("bytes", 0, static_cast<std::int64_t>(kMaxModelFileBytes))),
@@ -276,9 +259,8 @@ Result<ModelFiles> ModelFilesFromJson(const json::Json& value) {
     } else if (total > kMaxModelFilesBytes) {
       entry.Fail("bytes", "the files add up to more than 512 MiB");
     }
-    in.Take(entry.status());
-    files.files.push_back(std::move(file));
-  }
+    return file;
+  });
   ROUSE_RETURN_IF_ERROR(in.status());
   return files;
 }

@@ -3,7 +3,10 @@
 namespace rouse {
 namespace {
 
-constexpr std::size_t kMaxSpans = 64;
+// What a ModelService's status may have.
+constexpr std::size_t kMaxPhases = 32;
+constexpr std::size_t kMaxLanes = 64;
+constexpr std::size_t kMaxSpanName = 64;
 
 json::Json SpansToJson(const std::vector<Span>& spans) {
   json::Json out = json::Json::array();
@@ -13,23 +16,15 @@ json::Json SpansToJson(const std::vector<Span>& spans) {
   return out;
 }
 
-std::vector<Span> ReadSpans(json::Reader& in, std::string_view key) {
-  std::vector<Span> spans;
-  const json::Json& list = in.ArrayOrEmpty(key);
-  if (list.size() > kMaxSpans) {
-    in.Fail(key, "has " + std::to_string(list.size()) + " entries, at most " +
-                     std::to_string(kMaxSpans) + " are allowed");
-    return spans;
-  }
-  for (const json::Json& item : list) {
-    json::Reader span(item, in.Path(key, spans.size()));
-    spans.push_back({.name = span.String("name"),
-                     .start_us = span.Int("startUs"),
-                     .end_us = span.Int("endUs")});
-    if (spans.back().end_us < spans.back().start_us) span.Fail("endUs", "is before startUs");
-    in.Take(span.status());
-  }
-  return spans;
+std::vector<Span> ReadSpans(json::Reader& in, std::string_view key, std::size_t max) {
+  return in.ObjectsOrEmpty(key, max, [](json::Reader& entry) {
+    Span span{.name = entry.String("name"),
+              .start_us = entry.Int("startUs"),
+              .end_us = entry.Int("endUs")};
+    if (span.name.size() > kMaxSpanName) entry.Fail("name", "is over 64 bytes");
+    if (span.end_us < span.start_us) entry.Fail("endUs", "is before startUs");
+    return span;
+  });
 }
 
 }  // namespace
@@ -52,8 +47,8 @@ Result<Timeline> TimelineFromJson(const json::Json& value, const std::string& pa
   timeline.path = in.Enum<StartPath>("path", kStartPaths);
   timeline.decided_at_us = in.Int("decidedAtUs");
   timeline.total_us = in.Int("totalUs");
-  timeline.phases = ReadSpans(in, "phases");
-  timeline.lanes = ReadSpans(in, "lanes");
+  timeline.phases = ReadSpans(in, "phases", kMaxPhases);
+  timeline.lanes = ReadSpans(in, "lanes", kMaxLanes);
   std::int64_t at = 0;
   for (const Span& phase : timeline.phases) {
     if (phase.start_us != at) {

@@ -40,7 +40,8 @@ struct Timeline {
 
 json::Json ToJson(const Timeline& timeline);
 
-/// Strict; also refuses phases that do not partition [0, totalUs], and more than 64 spans.
+/// Strict; also refuses phases that do not partition [0, totalUs], more than 32 of them or 64
+/// lanes, and names of over 64 bytes.
 Result<Timeline> TimelineFromJson(const json::Json& value, const std::string& path);
 
 }  // namespace rouse

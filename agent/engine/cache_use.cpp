@@ -49,15 +49,8 @@ Result<CacheUseRequest> ReadCacheUse(json::Reader& in) {
   ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kEngineProtocol, kEngineVersion));
   in.Only({"type", "protocol", "version", "rank", "lookups"});
   CacheUseRequest use{.rank = static_cast<std::uint32_t>(in.Int("rank", 0, kMaxWorldSize - 1)),
-                      .lookups = {}};
-  const json::Json& lookups = in.Array("lookups");
-  if (lookups.size() > kMaxCacheLookups) in.Fail("lookups", "are more than 64");
+                      .lookups = in.Objects("lookups", kMaxCacheLookups, ReadLookup)};
   ROUSE_RETURN_IF_ERROR(in.status());
-  for (const json::Json& item : lookups) {
-    json::Reader entry(item, in.Path("lookups") + "." + std::to_string(use.lookups.size()));
-    use.lookups.push_back(ReadLookup(entry));
-    ROUSE_RETURN_IF_ERROR(entry.status());
-  }
   return use;
 }
 

@@ -7,6 +7,7 @@ namespace rouse::agent {
 namespace {
 
 constexpr std::size_t kMaxErrorText = 8192;
+constexpr std::size_t kMaxCheckpointFiles = 65'536;
 constexpr std::int64_t kMaxBatches = 1 << 30;
 
 enum class Type {
@@ -84,14 +85,13 @@ Result<EngineRequest> Hello(json::Reader& in) {
   return EngineRequest(std::move(hello));
 }
 
+CheckpointFile ReadFile(json::Reader& in) {
+  return {.name = in.String("name"), .bytes = static_cast<std::uint64_t>(in.Int("bytes"))};
+}
+
 OpenStreamRequest OpenStream(json::Reader& in) {
   OpenStreamRequest open{.rank = Rank(in), .folder = in.String("folder")};
-  for (const json::Json& entry : in.Array("files")) {
-    json::Reader file(entry, in.Path("files") + "." + std::to_string(open.files.size()));
-    open.files.push_back(
-        {.name = file.String("name"), .bytes = static_cast<std::uint64_t>(file.Int("bytes"))});
-    in.Take(file.status());
-  }
+  open.files = in.Objects("files", kMaxCheckpointFiles, ReadFile);
   if (open.files.empty()) in.Fail("files", "names no file");
   open.timeout_ms = in.Int("timeoutMs", 0, kMaxAwaitMs);
   return open;

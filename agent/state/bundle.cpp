@@ -151,15 +151,9 @@ Result<Bundle> BundleFromJson(const json::Json& value) {
   if (in.status().ok() && !IsSha256Hex(bundle.fingerprint)) {
     in.Fail("fingerprint", "expected 64 lower-case hex digits");
   }
-  const json::Json& entries = in.Array("entries");
-  if (entries.size() > kMaxBundleEntries) in.Fail("entries", "are more than 65536");
+  bundle.entries = in.Objects("entries", kMaxBundleEntries,
+                              [&](json::Reader& entry) { return ReadEntry(entry, bundle.of); });
   ROUSE_RETURN_IF_ERROR(in.status());
-  bundle.entries.reserve(entries.size());
-  for (const json::Json& item : entries) {
-    json::Reader entry(item, in.Path("entries") + "." + std::to_string(bundle.entries.size()));
-    bundle.entries.push_back(ReadEntry(entry, bundle.of));
-    ROUSE_RETURN_IF_ERROR(entry.status());
-  }
   ROUSE_RETURN_IF_ERROR(CheckTogether(bundle));
   return bundle;
 }

@@ -16,25 +16,24 @@ namespace fs = std::filesystem;
 constexpr std::string_view kKeptProtocol = "rouse-kept";
 constexpr int kKeptVersion = 1;
 constexpr std::size_t kMaxKeptText = 1u << 20;
+constexpr std::size_t kMaxListed = 4096;  // About as many as fit.
 
 Result<std::vector<KeptEntry>> Decode(const std::string& text, const std::string& path) {
   ROUSE_ASSIGN_OR_RETURN(const json::Json document, json::Parse(text, path, kMaxKeptText));
   json::Reader in(document, "");
   ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kKeptProtocol, kKeptVersion));
-  std::vector<KeptEntry> kept;
-  for (const json::Json& item : in.Array("bundles")) {
-    json::Reader entry(item, "bundles");
-    kept.push_back({.key = {.of = entry.Enum<CacheClass>("class", kCacheClasses),
-                            .fingerprint = entry.String("fingerprint")},
-                    .bytes = static_cast<std::uint64_t>(
-                        entry.Int("bytes", 0, static_cast<std::int64_t>(kMaxBundleBytes))),
-                    .copies = static_cast<std::uint32_t>(entry.Int("copies", 1, kMaxStateCopies)),
-                    .used_at_us = entry.Int("usedAtUs")});
-    if (!IsSha256Hex(kept.back().key.fingerprint)) {
+  auto kept = in.Objects("bundles", kMaxListed, [](json::Reader& entry) {
+    KeptEntry one{.key = {.of = entry.Enum<CacheClass>("class", kCacheClasses),
+                          .fingerprint = entry.String("fingerprint")},
+                  .bytes = static_cast<std::uint64_t>(
+                      entry.Int("bytes", 0, static_cast<std::int64_t>(kMaxBundleBytes))),
+                  .copies = static_cast<std::uint32_t>(entry.Int("copies", 1, kMaxStateCopies)),
+                  .used_at_us = entry.Int("usedAtUs")};
+    if (!IsSha256Hex(one.key.fingerprint)) {
       entry.Fail("fingerprint", "expected 64 lower-case hex digits");
     }
-    ROUSE_RETURN_IF_ERROR(entry.status());
-  }
+    return one;
+  });
   ROUSE_RETURN_IF_ERROR(in.status());
   return kept;
 }

@@ -39,6 +39,16 @@ Result<StateAnswer> StateAnswerFromJson(const json::Json& value) {
   return answer;
 }
 
+StatePiece ReadPiece(json::Reader& in) {
+  StatePiece piece{.sha256 = in.String("sha256"),
+                   .offset = static_cast<std::uint64_t>(
+                       in.Int("offset", 0, static_cast<std::int64_t>(kMaxBundleFileBytes))),
+                   .bytes = static_cast<std::uint64_t>(
+                       in.Int("bytes", 1, static_cast<std::int64_t>(kMaxReadBytes)))};
+  if (!IsSha256Hex(piece.sha256)) in.Fail("sha256", "expected 64 lower-case hex digits");
+  return piece;
+}
+
 json::Json ToJson(const StateRead& read) {
   json::Json pieces = json::Json::array();
   for (const StatePiece& piece : read.pieces) {
@@ -57,21 +67,8 @@ Result<StateRead> StateReadFromJson(const json::Json& value) {
   StateRead read{.of = in.Enum<CacheClass>("class", kCacheClasses),
                  .fingerprint = in.String("fingerprint"),
                  .pieces = {}};
-  const json::Json& pieces = in.Array("pieces");
-  if (pieces.empty() || pieces.size() > kMaxReadPieces) in.Fail("pieces", "are not 1 to 512");
-  ROUSE_RETURN_IF_ERROR(in.status());
-  for (const json::Json& item : pieces) {
-    json::Reader piece(item, in.Path("pieces") + "." + std::to_string(read.pieces.size()));
-    read.pieces.push_back({.sha256 = piece.String("sha256"),
-                           .offset = static_cast<std::uint64_t>(piece.Int(
-                               "offset", 0, static_cast<std::int64_t>(kMaxBundleFileBytes))),
-                           .bytes = static_cast<std::uint64_t>(
-                               piece.Int("bytes", 1, static_cast<std::int64_t>(kMaxReadBytes)))});
-    if (piece.status().ok() && !IsSha256Hex(read.pieces.back().sha256)) {
-      piece.Fail("sha256", "expected 64 lower-case hex digits");
-    }
-    ROUSE_RETURN_IF_ERROR(piece.status());
-  }
+  read.pieces = in.Objects("pieces", kMaxReadPieces, ReadPiece);
+  if (read.pieces.empty()) in.Fail("pieces", "is empty");
   if (!IsSha256Hex(read.fingerprint)) in.Fail("fingerprint", "expected 64 lower-case hex digits");
   if (read.bytes() > kMaxReadBytes) in.Fail("pieces", "add up to more than 4 MiB");
   ROUSE_RETURN_IF_ERROR(in.status());

@@ -257,6 +257,22 @@ TEST_CASE("phases that leave a gap, overlap, or miss the total are refused") {
   }
 }
 
+TEST_CASE("a report that would not fit into the status of its service is refused") {
+  AgentReport many = SomeReport();
+  many.timeline->phases.resize(33, {"FirstToken", 30, 30});
+  CHECK(AgentReportFromJson(ToJson(many)).status().message().starts_with("timeline.phases: has"));
+  AgentReport lanes = SomeReport();
+  lanes.timeline->lanes.resize(65, {"Pull", 5, 25});
+  CHECK(AgentReportFromJson(ToJson(lanes)).status().message().starts_with("timeline.lanes: has"));
+  AgentReport name = SomeReport();
+  name.timeline->phases[1].name.resize(65, 'x');
+  CHECK(
+      AgentReportFromJson(ToJson(name)).status().message().starts_with("timeline.phases[1].name"));
+  AgentReport identity = SomeReport();
+  identity.weights->identity.resize(129, '0');
+  CHECK(AgentReportFromJson(ToJson(identity)).status().message().starts_with("weights.identity"));
+}
+
 TEST_CASE("a manifest with a tensor or allocation out of bounds is refused by name") {
   const auto refused = [](const WeightManifest& manifest, std::string_view field) {
     const auto read = ManifestFromJson(ToJson(manifest), "m");

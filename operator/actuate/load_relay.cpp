@@ -16,6 +16,18 @@ constexpr std::chrono::milliseconds kRetry{200};
 /// ...until it is this old: the leader takes what comes for new.
 constexpr std::chrono::milliseconds kKept{5'000};
 
+PodLoad ReadPodLoad(json::Reader& in) {
+  PodLoad out{.ns = in.String("namespace"),
+              .pod = in.String("pod"),
+              .uid = in.String("podUid"),
+              .load = std::nullopt};
+  if (!in.status().ok() || !in.Has("load")) return out;
+  const auto load = EngineLoadFromJson(in.Object("load"), in.Path("load"));
+  in.Take(load.status());
+  if (load.ok()) out.load = *load;
+  return out;
+}
+
 }  // namespace
 
 json::Json ToJson(const std::vector<PodLoad>& loads) {
@@ -33,24 +45,9 @@ json::Json ToJson(const std::vector<PodLoad>& loads) {
 Result<std::vector<PodLoad>> PodLoadsFromJson(const json::Json& value) {
   json::Reader in(value, "");
   ROUSE_RETURN_IF_ERROR(CheckProtocol(in, kLoadsProtocol, kLoadsVersion));
-  std::vector<PodLoad> out;
-  const json::Json& loads = in.Array("loads");
-  if (loads.size() > kMaxPodLoads) in.Fail("loads", "has more than 1024 entries");
+  auto loads = in.Objects("loads", kMaxPodLoads, ReadPodLoad);
   ROUSE_RETURN_IF_ERROR(in.status());
-  for (const json::Json& item : loads) {
-    const std::string path = "loads[" + std::to_string(out.size()) + "]";
-    json::Reader entry(item, path);
-    PodLoad load{.ns = entry.String("namespace"),
-                 .pod = entry.String("pod"),
-                 .uid = entry.String("podUid"),
-                 .load = std::nullopt};
-    ROUSE_RETURN_IF_ERROR(entry.status());
-    if (entry.Has("load")) {
-      ROUSE_ASSIGN_OR_RETURN(load.load, EngineLoadFromJson(entry.Object("load"), path + ".load"));
-    }
-    out.push_back(std::move(load));
-  }
-  return out;
+  return loads;
 }
 
 LoadRelay::LoadRelay(std::function<std::string()> leader,

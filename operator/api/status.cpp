@@ -7,6 +7,11 @@
 namespace rouse::api {
 namespace {
 
+// As in the definition of the resource.
+constexpr std::size_t kMaxConditions = 16;
+constexpr std::size_t kMaxStarts = 32;
+constexpr std::size_t kMaxPhases = 32;
+
 // Milliseconds are all that a person reads, and rounding keeps the status stable when it is read
 // back and compared.
 double RoundSeconds(double seconds) {
@@ -37,6 +42,10 @@ Condition ReadCondition(json::Reader& in) {
           .last_transition = ReadTime(in, "lastTransitionTime")};
 }
 
+PhaseSeconds ReadPhase(json::Reader& in) {
+  return {in.String("name"), in.Number("seconds")};
+}
+
 Json ToJson(const ScaleOut& scale_out) {
   Json phases = Json::array();
   for (const PhaseSeconds& phase : scale_out.phases) {
@@ -58,14 +67,9 @@ ScaleOut ReadScaleOut(json::Reader& in) {
                .path = in.String("path"),
                .reason = in.StringOr("reason", ""),
                .seconds = in.Number("seconds"),
-               .phases = {},
+               .phases = in.ObjectsOrEmpty("phases", kMaxPhases, ReadPhase),
                .bytes_by_source = {},
                .finished_at = ReadTime(in, "finishedAt")};
-  for (const Json& item : in.ArrayOrEmpty("phases")) {
-    json::Reader phase(item, in.Path("phases"));
-    out.phases.push_back({phase.String("name"), phase.Number("seconds")});
-    in.Take(phase.status());
-  }
   const Json& bytes = in.ObjectOrEmpty("bytesBySource");
   json::Reader by_source(bytes, in.Path("bytesBySource"));
   for (const auto& [source, value] : bytes.items()) {
@@ -147,16 +151,8 @@ Result<ServiceStatus> StatusFromJson(const Json& value, const std::string& path)
   out.consecutive_guard_failures = ReadCount(in, "consecutiveGuardFailures");
   if (in.Has("lastGuardFailureTime")) out.last_guard_failure = ReadTime(in, "lastGuardFailureTime");
   if (in.Has("lastFailureTime")) out.last_failure = ReadTime(in, "lastFailureTime");
-  for (const Json& item : in.ArrayOrEmpty("conditions")) {
-    json::Reader condition(item, in.Path("conditions"));
-    out.conditions.push_back(ReadCondition(condition));
-    in.Take(condition.status());
-  }
-  for (const Json& item : in.ArrayOrEmpty("scaleOuts")) {
-    json::Reader scale_out(item, in.Path("scaleOuts"));
-    out.scale_outs.push_back(ReadScaleOut(scale_out));
-    in.Take(scale_out.status());
-  }
+  out.conditions = in.ObjectsOrEmpty("conditions", kMaxConditions, ReadCondition);
+  out.scale_outs = in.ObjectsOrEmpty("scaleOuts", kMaxStarts, ReadScaleOut);
   ROUSE_RETURN_IF_ERROR(in.status());
   return out;
 }
