@@ -142,11 +142,17 @@ Status StateStore::Put(const Bundle& bundle) const {
                       " bytes, the store may have " + std::to_string(options_.max_bytes) +
                       ": give it more");
   }
+  const std::string text = json::Dump(ToJson(bundle));
+  if (text.size() > kMaxBundleText) {
+    return Status(StatusCode::kResourceExhausted,
+                  "the list of the bundle's files has " + std::to_string(text.size()) +
+                      " bytes, at most " + std::to_string(kMaxBundleText) + " can be read back");
+  }
   return WriteFileBelow(
       options_.folder,
       {.path = "bundles/" + std::string(ToString(bundle.of)) + "-" + bundle.fingerprint + ".json",
        .modified = {}},
-      json::Dump(ToJson(bundle)));
+      text);
 }
 
 void StateStore::Remove(CacheClass of, const std::string& fingerprint) const {

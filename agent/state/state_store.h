@@ -50,7 +50,7 @@ class StateStore {
   /// NotFound. Counts as use of the bundle.
   Result<Bundle> Find(CacheClass of, const std::string& fingerprint) const;
   /// Requires a Hold since its files were put in. ResourceExhausted when it is larger than the
-  /// whole store may be.
+  /// whole store may be, or its list than kMaxBundleText.
   Status Put(const Bundle& bundle) const;
   void Remove(CacheClass of, const std::string& fingerprint) const;
 

@@ -325,6 +325,24 @@ TEST_CASE("What was used longest ago goes when the store is full, what is held d
             .code() == StatusCode::kResourceExhausted);
 }
 
+TEST_CASE("A bundle whose list is too long to be read back is not put in") {
+  const Fixture fixture;
+  const std::string folders = std::string(255, 'a') + "/" + std::string(255, 'b') + "/";
+  Bundle bundle{.of = CacheClass::kMatched, .fingerprint = kFingerprint, .entries = {}};
+  for (int i = 0; i < 60'000; ++i) {
+    bundle.entries.push_back({.path = "triton/" + folders + std::to_string(i),
+                              .bytes = 1,
+                              .sha256 = std::string(64, 'a'),
+                              .target = {}});
+  }
+  const auto hold = fixture.store->HoldAll();
+  const Status put = fixture.store->Put(bundle);
+  CHECK(put.code() == StatusCode::kResourceExhausted);
+  CHECK(put.message().find("33554432") != std::string::npos);
+  CHECK(fixture.store->Find(bundle.of, bundle.fingerprint).status().code() ==
+        StatusCode::kNotFound);
+}
+
 TEST_CASE("An agent that was killed in the middle has left nothing half") {
   Fixture fixture;
   WriteCaches(fixture.state());
