@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+pytest.register_assert_rewrite("loading")
 
 #: Files whose tests one worker shall do: they share engines, or the process that those are forked from.
 #: They take longest and begin; whoever has nothing to do takes one of the other tests.

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 from fake_agent import Answer, Die, FakeAgent
+from loading import Load, same
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_loader import Load, load, moe, parallel_state, same, tied  # noqa: F401
 
 from rouse_vllm import stream
 from rouse_vllm.errors import ProtocolError, Unsupported
 from rouse_vllm.session import Session
 from rouse_vllm.stream import CheckpointStream
+
+pytest_plugins = ["loading"]
 
 SMALL = 64 * 1024  # a slot that is smaller than the largest tensors of the tiny models
 
@@ -89,7 +91,9 @@ def test_every_type_of_tensor_comes_as_safetensors_gives_it(
 
 
 @both_ways
-def test_tensors_at_odd_places_are_aligned(agent: FakeAgent, tmp_path: Path, device: torch.device | None) -> None:
+def test_tensors_at_odd_places_are_aligned(
+    agent: FakeAgent, tmp_path: Path, device: torch.device | None
+) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     header = {
@@ -169,7 +173,9 @@ def test_what_is_not_kept_is_not_copied(agent: FakeAgent, tmp_path: Path) -> Non
 
 
 @both_ways
-def test_writing_to_a_tensor_changes_no_later_one(agent: FakeAgent, tmp_path: Path, device: torch.device | None) -> None:
+def test_writing_to_a_tensor_changes_no_later_one(
+    agent: FakeAgent, tmp_path: Path, device: torch.device | None
+) -> None:
     tensors = write(tmp_path / "model", numbered(60, 1000))
     for name, tensor in open_stream(agent, tmp_path / "model", device).read():
         assert torch.equal(tensor, tensors[name]), name
@@ -283,7 +289,7 @@ def test_slots_that_cannot_be_mapped_are_said_and_left(agent: FakeAgent, tmp_pat
 @pytest.mark.parametrize("slot_bytes", [SMALL, 1 << 20])
 @pytest.mark.parametrize("kind", ["moe", "tied"])
 def test_a_model_has_the_same_weights_as_by_vllms_own_loader(
-    load: Load,  # noqa: F811
+    load: Load,
     kind: str,
     slot_bytes: int,
     request: pytest.FixtureRequest,
@@ -304,8 +310,8 @@ def test_a_model_has_the_same_weights_as_by_vllms_own_loader(
 
 
 def test_a_model_that_gathers_all_tensors_first_gets_the_right_ones(
-    load: Load,  # noqa: F811
-    moe: Path,  # noqa: F811
+    load: Load,
+    moe: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -353,8 +359,8 @@ FAULTS = [die, refuse, nonsense, with_fds]
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("asked", ["OpenStream", "NextBatch"])
 def test_before_the_first_tensor_vllms_own_loader_takes_over(
-    load: Load,  # noqa: F811
-    moe: Path,  # noqa: F811
+    load: Load,
+    moe: Path,
     tmp_path: Path,
     asked: str,
     fault: Callable[..., Answer],
@@ -375,8 +381,8 @@ def test_before_the_first_tensor_vllms_own_loader_takes_over(
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("when", ["in the middle", "at the end"])
 def test_after_the_first_tensor_a_failure_is_a_clear_error(
-    load: Load,  # noqa: F811
-    moe: Path,  # noqa: F811
+    load: Load,
+    moe: Path,
     tmp_path: Path,
     when: str,
     fault: Callable[..., Answer],
@@ -392,7 +398,7 @@ def test_after_the_first_tensor_a_failure_is_a_clear_error(
     assert agent.errors == []
 
 
-def test_the_agent_is_waited_for(load: Load, moe: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_agent_is_waited_for(load: Load, moe: Path, tmp_path: Path) -> None:
     waits = [2, 3]
     agent = FakeAgent(tmp_path / "s")
     answer = agent._answer
@@ -420,8 +426,8 @@ def test_the_agent_is_waited_for(load: Load, moe: Path, tmp_path: Path) -> None:
     ],
 )
 def test_another_way_to_load_that_the_user_chose_is_taken(
-    load: Load,  # noqa: F811
-    moe: Path,  # noqa: F811
+    load: Load,
+    moe: Path,
     tmp_path: Path,
     extra: dict[str, Any],
     arguments: dict[str, Any],
@@ -433,8 +439,8 @@ def test_another_way_to_load_that_the_user_chose_is_taken(
 
 
 def test_only_what_vllm_would_read_is_asked_for(
-    load: Load,  # noqa: F811
-    moe: Path,  # noqa: F811
+    load: Load,
+    moe: Path,
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "model"
