@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <catch2/catch.hpp>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,6 +23,12 @@ inline Lines Printed(const Plan& plan) {
   Lines out;
   for (const Action& action : plan.actions) out.push_back(ToString(action));
   return out;
+}
+
+inline const api::Condition& ConditionOf(const Plan& plan, const char* type) {
+  const api::Condition* condition = api::FindCondition(plan.status.conditions, type);
+  REQUIRE(condition != nullptr);
+  return *condition;
 }
 
 inline Json ServiceJson(int replicas) {
