@@ -190,7 +190,8 @@ void AddRole(CLI::App& app, Raw& raw) {
       ->check(CLI::Range(0, 3'600))
       ->capture_default_str();
   app.add_option("--sleep-deadline-seconds", raw.sleep_deadline_s,
-                 "How long going to sleep may take in all before the instance has failed")
+                 "How long going to sleep may take, beside those requests, before the instance has "
+                 "failed")
       ->envname("ROUSE_SLEEP_DEADLINE_SECONDS")
       ->check(CLI::Range(1, 86'400))
       ->capture_default_str();
@@ -328,7 +329,7 @@ std::variant<ProgramOptions, int> ParseOptions(int argc, const char* const* argv
     agent.graphs.trigger = GraphCaptureTrigger::kFirstRequest;
   }
   agent.role.drain = std::chrono::seconds(raw.sleep_drain_s);
-  agent.role.limits.sleep = std::chrono::seconds(raw.sleep_deadline_s);
+  agent.role.limits.sleep = agent.role.drain + std::chrono::seconds(raw.sleep_deadline_s);
   agent.role.limits.wake = std::chrono::seconds(raw.wake_deadline_s);
   const std::map<std::string, log::Level> levels = {{"trace", log::Level::kDebug},
                                                     {"debug", log::Level::kDebug},

@@ -34,8 +34,10 @@
 namespace rouse::agent {
 
 struct RoleLimits {
-  std::chrono::milliseconds sleep{120'000};  ///< From being told to being asleep.
-  std::chrono::milliseconds wake{120'000};   ///< From being told to the canary's answer.
+  /// From being told to being asleep, the time of requests under way included.
+  std::chrono::milliseconds sleep{120'000};
+  /// From being told to the canary's answer.
+  std::chrono::milliseconds wake{120'000};
 };
 
 /// When a wake began that was decided at `decided_us` (0: that was not said) and asked for at

@@ -60,6 +60,12 @@ std::map<std::string, std::string> Within(int seconds, const char* deadline) {
   return {{deadline, std::to_string(seconds)}};
 }
 
+/// To fall asleep in, beside what requests may take.
+std::map<std::string, std::string> ToSleepWithin(int seconds, int drain_seconds) {
+  return {{"ROUSE_SLEEP_DEADLINE_SECONDS", std::to_string(seconds)},
+          {"ROUSE_SLEEP_DRAIN_SECONDS", std::to_string(drain_seconds)}};
+}
+
 std::map<std::string, std::string> Capturing(const char* trigger) {
   return {{"ROUSE_GRAPH_CAPTURE", "Lazy"}, {"ROUSE_GRAPH_CAPTURE_TRIGGER", trigger}};
 }
@@ -306,14 +312,14 @@ TEST_CASE("No graphs are asked for where the engine captures them all by itself"
 
 TEST_CASE("A sleep that does not work out fails with its reason") {
   SECTION("the engine never answers") {
-    Pair pair(Within(1, "ROUSE_SLEEP_DEADLINE_SECONDS"));
+    Pair pair(ToSleepWithin(1, 0));
     pair.engine->SetManner(Manner::kHangs);
     REQUIRE(Eventually([&] { return pair.Sleep().status == 202; }));
     CHECK(pair.Fails("not asleep within 1 s: still waiting for the engine to go to sleep"));
   }
   SECTION("a rank keeps its arena") {
     // Time enough, on a busy machine, for all that comes before.
-    Pair pair(Within(5, "ROUSE_SLEEP_DEADLINE_SECONDS"));
+    Pair pair(ToSleepWithin(5, 0));
     pair.engine->SetManner(Manner::kKeeps);
     REQUIRE(Eventually([&] { return pair.Sleep().status == 202; }));
     CHECK(pair.Fails("waiting for every rank to give its weights up"));
@@ -325,6 +331,13 @@ TEST_CASE("A sleep that does not work out fails with its reason") {
     REQUIRE(Eventually([&] { return pair.Sleep().status == 202; }));
     CHECK(pair.Fails("sleep failed: "));
   }
+}
+
+TEST_CASE("Requests that take as long as they may do not make a sleep fail") {
+  Pair pair(ToSleepWithin(8, 9));
+  pair.engine->SetManner(Manner::kDrains);
+  pair.FallAsleep();
+  CHECK(pair.engine->sleeps() == 1);
 }
 
 TEST_CASE("An engine that dies while it sleeps is lost, and the next one gets no weights") {

@@ -91,6 +91,9 @@ void SleepingEngine::Obey(const json::Json& command, const std::stop_token& stop
     case Manner::kKeeps:
       static_cast<void>(core_.CommandDone(id).ok());
       return;
+    case Manner::kDrains:
+      if (sleeps) std::this_thread::sleep_for(std::chrono::milliseconds(command["drainMs"]));
+      break;
     case Manner::kAsTold:
       break;
   }

@@ -19,10 +19,11 @@ class SleepingEngine {
   /// How it does what it is told; to be changed before it is told.
   enum class Manner {
     kAsTold,
-    kFails,  ///< Says that it could not.
-    kHangs,  ///< Never says anything.
-    kKeeps,  ///< Is done without giving its arena up.
-    kDies,   ///< Ends its connections instead.
+    kDrains,  ///< Takes as long to fall asleep as its requests may.
+    kFails,   ///< Says that it could not.
+    kHangs,   ///< Never says anything.
+    kKeeps,   ///< Is done without giving its arena up.
+    kDies,    ///< Ends its connections instead.
   };
 
   /// `rank` has its weights, from whoever; its slabs are `slabs`.
