@@ -4,6 +4,7 @@
 #include <set>
 
 #include "common/base64.h"
+#include "common/plain_path.h"
 #include "common/protocol.h"
 #include "common/sha256.h"
 
@@ -13,6 +14,7 @@ namespace {
 constexpr std::size_t kMaxSlabs = 65536;
 constexpr std::size_t kMaxKeyBytes = 64 << 10;
 constexpr std::size_t kMaxRequester = 4096;
+constexpr std::size_t kMaxFileName = 255;  // Of Linux's file systems.
 
 std::string ReadBase64(json::Reader& in, std::string_view key, std::size_t max_bytes) {
   auto bytes = Base64Decode(in.String(key), in.Path(key));
@@ -97,21 +99,6 @@ RemoteRank ReadRank(json::Reader& in) {
   if (in.status().ok()) rank.availability = ReadAvailability(in, rank.manifest);
   rank.stage_bytes = static_cast<std::uint64_t>(in.IntOr("stageBytes", 0));
   return rank;
-}
-
-bool IsPlainRelativePath(const std::string& path) {
-  if (path.empty() || path.size() > 1024 || path.front() == '/' || path.back() == '/') return false;
-  std::size_t start = 0;
-  while (start <= path.size()) {
-    const std::size_t end = std::min(path.find('/', start), path.size());
-    const std::string_view part = std::string_view(path).substr(start, end - start);
-    if (part.empty() || part == "." || part == ".." || part.size() > 255) return false;
-    for (const char c : part) {
-      if (static_cast<unsigned char>(c) < 0x20 || c == '\\' || c == 0x7f) return false;
-    }
-    start = end + 1;
-  }
-  return true;
 }
 
 }  // namespace
@@ -250,7 +237,7 @@ Result<ModelFiles> ModelFilesFromJson(const json::Json& value) {
                    .mode = static_cast<std::uint32_t>(entry.Int("mode", 0, 0777)),
                    .sha256 = entry.String("sha256")};
     total += file.bytes;
-    if (!IsPlainRelativePath(file.path)) {
+    if (!IsPlainPath(file.path, kMaxFileName)) {
       entry.Fail("path", "\"" + file.path + "\" is not a plain relative path");
     } else if (!seen.insert(file.path).second) {
       entry.Fail("path", "\"" + file.path + "\" is there twice");

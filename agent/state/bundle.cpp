@@ -3,7 +3,7 @@
 #include <map>
 #include <set>
 
-#include "agent/state/plain_path.h"
+#include "common/plain_path.h"
 #include "common/protocol.h"
 #include "common/sha256.h"
 

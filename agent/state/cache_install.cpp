@@ -7,7 +7,7 @@
 #include <set>
 
 #include "agent/state/cache_tree.h"
-#include "agent/state/plain_path.h"
+#include "common/plain_path.h"
 #include "common/sha256.h"
 
 namespace rouse::agent {

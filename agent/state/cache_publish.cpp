@@ -9,8 +9,8 @@
 #include <optional>
 
 #include "agent/state/cache_tree.h"
-#include "agent/state/plain_path.h"
 #include "common/log.h"
+#include "common/plain_path.h"
 
 namespace rouse::agent {
 namespace {

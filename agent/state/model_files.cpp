@@ -8,10 +8,10 @@
 #include <filesystem>
 
 #include "agent/memory/owned_fd.h"
-#include "agent/state/plain_path.h"
 #include "agent/state/tree.h"
 #include "agent/storage/checkpoint_files.h"
 #include "common/log.h"
+#include "common/plain_path.h"
 #include "common/sha256.h"
 
 namespace rouse::agent {

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "agent/memory/owned_fd.h"
-#include "agent/state/plain_path.h"
+#include "common/plain_path.h"
 #include "common/write_all.h"
 
 namespace rouse::agent {

@@ -1,8 +1,8 @@
-#include "agent/state/plain_path.h"
+#include "common/plain_path.h"
 
 #include <algorithm>
 
-namespace rouse::agent {
+namespace rouse {
 
 std::vector<std::string> PathParts(std::string_view path) {
   std::vector<std::string> parts;
@@ -26,4 +26,4 @@ bool IsPlainPath(std::string_view path, std::size_t max_part) {
   return true;
 }
 
-}  // namespace rouse::agent
+}  // namespace rouse
