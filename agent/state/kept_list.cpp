@@ -74,24 +74,25 @@ Result<std::map<std::string, std::uint64_t>> KeptByAnybody(const std::string& st
   std::error_code error;
   if (!fs::exists(folder, error) && !error) return bytes;  // Nobody has kept anything yet.
   const auto gone = fs::file_time_type::clock::now() - std::chrono::seconds(kKeptGoneS);
-  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+  const auto take = [&](const fs::directory_entry& list) -> Status {
     std::error_code vanished;
-    const auto written = it->last_write_time(vanished);
-    if (vanished) continue;
+    const auto written = list.last_write_time(vanished);
+    if (vanished) return Status();
     if (written < gone) {
-      fs::remove(it->path(), vanished);
-      continue;
+      fs::remove(list.path(), vanished);
+      return Status();
     }
-    if (!IsFileOfAtMost(*it, kMaxKeptText)) continue;
-    const std::string path = it->path().string();
+    if (!IsFileOfAtMost(list, kMaxKeptText)) return Status();
+    const std::string path = list.path().string();
     const auto text = ReadWholeFile(path, kMaxKeptText);
-    if (text.status().code() == StatusCode::kNotFound) continue;  // Removed meanwhile.
+    if (text.status().code() == StatusCode::kNotFound) return Status();  // Removed meanwhile.
     ROUSE_RETURN_IF_ERROR(text.status());
     const auto kept = Decode(*text, path);
-    if (!kept.ok()) continue;
+    if (!kept.ok()) return Status();
     for (const KeptEntry& entry : *kept) bytes[entry.key.fingerprint] = entry.bytes;
-  }
-  if (error) return FromErrno(error.value(), "list " + folder);
+    return Status();
+  };
+  ROUSE_RETURN_IF_ERROR(VisitFolder(folder, take));
   return bytes;
 }
 

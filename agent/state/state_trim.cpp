@@ -32,35 +32,24 @@ struct Kept {
   std::map<std::string, std::uint64_t> files;  ///< Bytes by digest.
 };
 
-Result<std::vector<fs::directory_entry>> EntriesOf(const fs::path& folder) {
-  std::vector<fs::directory_entry> entries;
-  std::error_code error;
-  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
-    entries.push_back(*it);
-  }
-  if (error) return FromErrno(error.value(), "list " + folder.string());
-  return entries;
-}
-
 // All of them, or an error: what a bundle needs that was not read would be taken away. Removes what
 // is no bundle.
 Result<std::vector<Kept>> ReadBundles(const fs::path& folder) {
-  ROUSE_ASSIGN_OR_RETURN(const auto entries, EntriesOf(folder));
   std::vector<Kept> bundles;
-  for (const fs::directory_entry& entry : entries) {
+  const auto read = [&](const fs::directory_entry& entry) -> Status {
     std::error_code gone;
     if (!IsFileOfAtMost(entry, kMaxBundleText)) {
       fs::remove(entry.path(), gone);
-      continue;
+      return Status();
     }
     const auto text = ReadWholeFile(entry.path().string(), kMaxBundleText);
-    if (text.status().code() == StatusCode::kNotFound) continue;  // Removed meanwhile.
+    if (text.status().code() == StatusCode::kNotFound) return Status();  // Removed meanwhile.
     ROUSE_RETURN_IF_ERROR(text.status());
     const auto document = json::Parse(*text, "bundle", kMaxBundleText);
     const auto bundle = document.ok() ? BundleFromJson(*document) : document.status();
     if (!bundle.ok()) {
       fs::remove(entry.path(), gone);
-      continue;
+      return Status();
     }
     Kept kept{.path = entry.path(),
               .used = entry.last_write_time(gone),
@@ -70,7 +59,9 @@ Result<std::vector<Kept>> ReadBundles(const fs::path& folder) {
       if (!file.is_link()) kept.files[file.sha256] = file.bytes;
     }
     bundles.push_back(std::move(kept));
-  }
+    return Status();
+  };
+  ROUSE_RETURN_IF_ERROR(VisitFolder(folder.string(), read));
   return bundles;
 }
 
@@ -87,28 +78,26 @@ std::uint64_t Sum(const std::map<std::string, std::uint64_t>& files) {
 }
 
 Status RemoveOldParts(const fs::path& folder) {
-  ROUSE_ASSIGN_OR_RETURN(const auto parts, EntriesOf(folder));
   const auto before = fs::file_time_type::clock::now() - kPartsKept;
-  for (const fs::directory_entry& part : parts) {
+  return VisitFolder(folder.string(), [&](const fs::directory_entry& part) {
     std::error_code gone;
     const auto written = part.last_write_time(gone);
     if (!gone && written < before) fs::remove(part.path(), gone);
-  }
-  return Status();
+    return Status();
+  });
 }
 
 Status RemoveOthers(const fs::path& folder, const std::map<std::string, std::uint64_t>& needed) {
-  ROUSE_ASSIGN_OR_RETURN(const auto shelves, EntriesOf(folder));
-  for (const fs::directory_entry& shelf : shelves) {
+  const auto remove_unless_needed = [&](const fs::directory_entry& file) {
+    std::error_code gone;
+    if (!needed.contains(file.path().filename().string())) fs::remove(file.path(), gone);
+    return Status();
+  };
+  return VisitFolder(folder.string(), [&](const fs::directory_entry& shelf) {
     std::error_code unknown;
-    if (!shelf.is_directory(unknown)) continue;
-    ROUSE_ASSIGN_OR_RETURN(const auto files, EntriesOf(shelf.path()));
-    for (const fs::directory_entry& file : files) {
-      std::error_code gone;
-      if (!needed.contains(file.path().filename().string())) fs::remove(file.path(), gone);
-    }
-  }
-  return Status();
+    if (!shelf.is_directory(unknown)) return Status();
+    return VisitFolder(shelf.path().string(), remove_unless_needed);
+  });
 }
 
 Status TrimLocked(const fs::path& folder, std::uint64_t max_bytes, std::set<std::string> keep) {

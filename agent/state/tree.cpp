@@ -113,6 +113,16 @@ Result<std::string> ReadWholeFile(const std::string& path, std::uint64_t max_byt
   return content;
 }
 
+Status VisitFolder(const std::string& folder,
+                   const std::function<Status(const fs::directory_entry&)>& visit) {
+  std::error_code error;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    ROUSE_RETURN_IF_ERROR(visit(*it));
+  }
+  if (error) return FromErrno(error.value(), "list " + folder);
+  return Status();
+}
+
 bool IsFileOfAtMost(const fs::directory_entry& entry, std::uint64_t max_bytes) {
   std::error_code unknown;
   const bool file = fs::is_regular_file(entry.symlink_status(unknown));

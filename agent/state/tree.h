@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <ctime>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -34,6 +35,11 @@ Status CopyTree(const std::string& source, const std::string& target);
 
 /// Reads a regular file of at most `max_bytes`.
 Result<std::string> ReadWholeFile(const std::string& path, std::uint64_t max_bytes);
+
+/// Calls `visit` with all that is in a folder, which may remove it. Ends at the first error, of the
+/// listing or of a visit.
+Status VisitFolder(const std::string& folder,
+                   const std::function<Status(const std::filesystem::directory_entry&)>& visit);
 
 /// Whether it is one that ReadWholeFile() reads: then an error from there is the machine's (no
 /// descriptor is left, the disk fails), not the file's.
