@@ -8,9 +8,9 @@
 #include <cerrno>
 #include <cstring>
 #include <random>
-#include <thread>
 
 #include "agent/engine/document.h"
+#include "common/tests/eventually.h"
 #include "common/tests/unwatched.h"
 
 namespace rouse::agent {
@@ -81,13 +81,13 @@ WeightManifest TestManifest(const Identity& identity, std::uint32_t rank, std::u
 }
 
 Result<FakeEngine> FakeEngine::Connect(const std::string& path) {
-  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  while (true) {
-    auto socket = SeqpacketDial(path);
-    if (socket.ok()) return FakeEngine(*std::move(socket));
-    if (std::chrono::steady_clock::now() >= until) return socket.status();
-    std::this_thread::sleep_for(milliseconds(10));
-  }
+  auto socket = SeqpacketDial(path);
+  test::Eventually([&] {
+    if (!socket.ok()) socket = SeqpacketDial(path);
+    return socket.ok();
+  });
+  if (!socket.ok()) return socket.status();
+  return FakeEngine(*std::move(socket));
 }
 
 Status FakeEngine::Send(std::string_view text, const std::vector<int>& fds) {

@@ -10,6 +10,7 @@
 
 #include "agent/nvml/library.h"
 #include "agent/nvml/xid_watch.h"
+#include "common/tests/eventually.h"
 
 namespace rouse {
 extern const char kFakeNvml[];  ///< Where the build put it.
@@ -39,14 +40,10 @@ class World {
     heard_.push_back(event.gpu + " " + std::to_string(event.xid));
   }
   std::vector<std::string> Heard(std::size_t count) const {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-    while (std::chrono::steady_clock::now() < end) {
-      {
-        const std::scoped_lock lock(mutex_);
-        if (heard_.size() >= count) return heard_;
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
+    test::Eventually([&] {
+      const std::scoped_lock lock(mutex_);
+      return heard_.size() >= count;
+    });
     const std::scoped_lock lock(mutex_);
     return heard_;
   }

@@ -20,6 +20,7 @@
 #include "agent/tests/transfer_fixture.h"
 #include "agent/transfer/source.h"
 #include "common/http.h"
+#include "common/tests/eventually.h"
 
 namespace rouse::agent {
 namespace {
@@ -352,11 +353,7 @@ TEST_CASE("ranks on GPUs of their own are copied at the same time", "[weights]")
   std::atomic<int> met = 0;
   const auto meet = [&] {
     both.count_down();
-    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-    while (!both.try_wait() && std::chrono::steady_clock::now() < until) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    if (both.try_wait()) ++met;
+    if (test::Eventually([&] { return both.try_wait(); })) ++met;
   };
   pulling.gpus->memory->on_copy = meet;
   pulling.gpus->other->on_copy = meet;

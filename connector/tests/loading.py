@@ -115,9 +115,14 @@ def load(parallel_state: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load
     loader._open_links.clear()
 
 
+def equal(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    """Whether all that is expected is there, bit for bit."""
+    return all(torch.equal(got[n], expected[n]) for n in expected)
+
+
 def same(left: Loaded, right: Loaded) -> bool:
     assert left.values.keys() == right.values.keys()
-    return all(torch.equal(left.values[n], right.values[n]) for n in left.values)
+    return equal(left.values, right.values)
 
 
 def publish(load: Load, model: Path, folder: Path, **arguments: Any) -> tuple[Loaded, Weights]:

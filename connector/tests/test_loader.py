@@ -11,7 +11,7 @@ import pytest
 import torch
 from agents import LOADING_PHASES
 from fake_agent import Answer, FakeAgent
-from loading import Load, publish, published_as, same, values
+from loading import Load, equal, publish, published_as, same, values
 from tiny_models import without_weights
 from vllm.model_executor.model_loader import get_model_loader
 
@@ -135,7 +135,7 @@ def test_processed_weights_are_exchanged_after_post_processing(
     assert not same(before, source)  # post-processing saw dummy weights
     got = values(processed_form["model"])
     assert got.keys() == expected.keys()
-    assert all(torch.equal(got[n], expected[n]) for n in got)
+    assert equal(got, expected)
 
 
 def test_processed_weights_that_do_not_fit_are_replaced_by_a_load_from_storage(
@@ -151,7 +151,7 @@ def test_processed_weights_that_do_not_fit_are_replaced_by_a_load_from_storage(
         load(moe, agent.path)
     assert agent.errors == []
     got = values(processed_form["model"])
-    assert all(torch.equal(got[n], expected[n]) for n in expected)
+    assert equal(got, expected)
     assert agent.types().count("Publish") == 1
 
 
@@ -193,7 +193,7 @@ def test_numbers_made_of_weights_need_weights(
         load(moe, agent.path)
     assert agent.errors == [] and published_as(agent) == [False]
     got = values(processed_form["model"])
-    assert all(torch.equal(got[n], expected[n]) for n in expected)
+    assert equal(got, expected)
 
 
 # ---- Settings and registration --------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fake_agent import FakeAgent
-from loading import Load, mapping_of, publish, published_as, values
+from loading import Load, equal, mapping_of, publish, published_as, values
 from tiny_models import without_weights
 
 from rouse_vllm import guard, identity, library, stand_in, tensors
@@ -78,7 +78,7 @@ def test_on_a_gpu_what_began_without_weights_has_all_of_a_peers_when_it_wakes(
         held.map_new()
         held.await_new()
         got = values(model)
-        assert all(torch.equal(got[n], expected[n]) for n in expected)
+        assert equal(got, expected)
         assert places(model).keys() == where.keys()
     assert agent.errors == []
 
@@ -105,7 +105,7 @@ def test_on_a_gpu_both_sides_compute_with_the_arenas_parameters(
     assert agent.errors == []
     got = values(on_gpu["model"])
     assert got.keys() == expected.keys()
-    assert all(torch.equal(got[n], expected[n]) for n in got)
+    assert equal(got, expected)
     for side, memfd in ((source, "/memfd:slab"), (places(on_gpu["model"]), "/memfd:pulled")):
         for name, place in side.items():
             # Nobody can change what peers read; what an engine may write to is its own. (vLLM keeps
@@ -181,8 +181,7 @@ def test_a_model_on_a_gpu_is_built_without_memory_for_the_weights_that_come(
         assert target.errors == []
         named = tensors.collect(on_gpu["model"], "Processed")
         assert memory.entered > 0 and not [n.name for n in named if memory.holds(n.tensor)]
-        got = values(on_gpu["model"])
-        assert all(torch.equal(got[n], expected[n]) for n in expected), gpu
+        assert equal(values(on_gpu["model"]), expected), gpu
 
 
 def test_a_model_that_keeps_tensors_which_are_not_found_is_built_with_memory_of_its_own(
@@ -201,8 +200,7 @@ def test_a_model_that_keeps_tensors_which_are_not_found_is_built_with_memory_of_
         load(bare, agent.path)
     assert agent.errors == [] and memory.entered == 1
     assert agent.types().count("AwaitWeights") == 2
-    got = values(on_gpu["model"])
-    assert all(torch.equal(got[n], expected[n]) for n in expected)
+    assert equal(values(on_gpu["model"]), expected)
 
 
 def test_on_another_gpu_than_the_arenas_an_engine_keeps_its_own_memory(
@@ -215,6 +213,5 @@ def test_on_another_gpu_than_the_arenas_an_engine_keeps_its_own_memory(
     with FakeAgent(tmp_path / "s", weights=agent.published.pulled(), gpu="GPU-2") as agent:
         load(bare, agent.path)
     assert agent.errors == []
-    got = values(on_gpu["model"])
-    assert all(torch.equal(got[n], expected[n]) for n in expected)
+    assert equal(values(on_gpu["model"]), expected)
     assert not any(" r--s " in place for place in places(on_gpu["model"]).values())

@@ -12,14 +12,6 @@ using namespace rouse::plan;
 using namespace rouse::plan::testing;
 using std::chrono::seconds;
 
-namespace {
-
-const api::Condition& Progressing(const Plan& plan) {
-  return *api::FindCondition(plan.status.conditions, "Progressing");
-}
-
-}  // namespace
-
 TEST_CASE("guards are made once all replicas are there, from their weights") {
   State state(2, true);
   state.Guards(1).Serving("demo-0");
@@ -31,7 +23,7 @@ TEST_CASE("guards are made once all replicas are there, from their weights") {
   const Plan plan = MakePlan(state.Done(), kNow);
   CHECK(Printed(plan) == Lines{"create guard demo-2 by Peer (Wake: a guard is to be made)"});
   CHECK(std::get<CreateInstance>(plan.actions[0]).near == Lines{"node-a", "node-b"});
-  CHECK(Progressing(plan).message == "1 guard created");
+  CHECK(ConditionOf(plan, "Progressing").message == "1 guard created");
   CHECK(plan.status.replicas == 2);
   CHECK(plan.status.guards == 0);
 }
@@ -50,7 +42,7 @@ TEST_CASE("a missing replica is woken, nearest to weights first, and nothing is 
   CHECK(claim.decided_at == kNow);
   REQUIRE(claim.peers.size() == 1);
   CHECK(claim.peers[0].pod == "demo-0");
-  CHECK(Progressing(plan).message == "woken: demo-2");
+  CHECK(ConditionOf(plan, "Progressing").message == "woken: demo-2");
 }
 
 TEST_CASE("what guards cannot do is started, and says why they could not") {
@@ -155,7 +147,7 @@ TEST_CASE("a guard that falls asleep is waited for, one that has not yet is take
     state["demo-1"].agent_state = AgentState::kSleeping;
     const Plan plan = MakePlan(state.Done(), kNow);
     CHECK(plan.actions.empty());
-    CHECK(Progressing(plan).reason == "WaitingForGuard");
+    CHECK(ConditionOf(plan, "Progressing").reason == "WaitingForGuard");
   }
   SECTION("it serves, to be put to sleep") {
     state["demo-1"].agent_state = AgentState::kServing;
